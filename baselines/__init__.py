@@ -1,0 +1,7 @@
+"""Hand-written optimizers from the papers, each paired with its program."""
+
+from baselines.adamw import AdamW
+from baselines.lion import Lion
+from baselines.table import BASELINES, Baseline
+
+__all__ = ["BASELINES", "AdamW", "Baseline", "Lion"]

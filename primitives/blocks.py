@@ -1,0 +1,54 @@
+"""Named building blocks of update rules, as functions from expressions to expressions.
+
+Hand-written programs are assembled from them, and a search may splice them in whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from primitives.builder import Builder, Expr, SlotExpr
+
+
+def momentum(b: Builder, slot: SlotExpr, x: Expr, decay: Expr | float) -> Expr:
+    """Exponential moving average ``slot ← decay · slot + (1 - decay) · x``; returns its new value."""
+    slot.next = b.lerp(slot, x, 1.0 - decay)
+    return slot.next
+
+
+def heavy_ball(b: Builder, slot: SlotExpr, x: Expr, decay: Expr | float) -> Expr:
+    """Undamped accumulation ``slot ← decay · slot + x`` (Polyak 1964); returns its new value."""
+    slot.next = decay * slot + x
+    return slot.next
+
+
+def sign(b: Builder, x: Expr) -> Expr:
+    """Elementwise sign, 0 at 0 (Bernstein et al. 2018, signSGD)."""
+    return b.sign(x)
+
+
+def rms_normalise(b: Builder, x: Expr, second_moment: Expr, eps: Expr | float) -> Expr:
+    """``x / (√second_moment + eps)``: epsilon outside the root, as in Kingma & Ba 2015, algorithm 1."""
+    return x / (b.sqrt(second_moment) + eps)
+
+
+def debias(b: Builder, average: Expr, decay: Expr | float) -> Expr:
+    """Remove the bias of an average that started at zero: divide by ``1 - decay^step`` (Kingma & Ba 2015, §3)."""
+    return average / (1.0 - b.pow(decay, b.step))
+
+
+def trust_ratio(b: Builder, direction: Expr) -> Expr:
+    """``‖p‖ / ‖direction‖`` of the whole parameter, and 1 where either norm is 0 (You et al. 2020, LAMB, φ = id)."""
+    ratio = b.safe_div(b.norm(b.p), b.norm(direction))
+    return ratio + b.less(ratio, 1e-30)
+
+
+def decoupled_weight_decay(b: Builder, direction: Expr, weight_decay: Expr | float) -> Expr:
+    """``direction + weight_decay · p``: decay scaled by the learning rate alone (Loshchilov & Hutter 2019)."""
+    return direction + weight_decay * b.p
+
+
+BLOCKS: dict[str, Callable[..., Expr]] = {
+    f.__name__: f
+    for f in (momentum, heavy_ball, sign, rms_normalise, debias, trust_ratio, decoupled_weight_decay)
+}

@@ -1,0 +1,61 @@
+"""The interpreter: the slow, obvious meaning of a program. Everything faster is tested against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from primitives.kinds import Kind, Slot
+from primitives.ops import Op
+from primitives.program import Program, fold
+
+
+class Stepped(NamedTuple):
+    """Result of one step of a rule: what to subtract after scaling by the learning rate, and the new state."""
+
+    update: Tensor
+    state: tuple[Tensor, ...]
+
+
+def execute(program: Program, inputs: Mapping[str, Tensor], dims: Sequence[int] | None = None) -> Stepped:
+    """One step of `program` for one parameter, or for a stack of them.
+
+    Args:
+        program: the rule.
+        inputs: a tensor for every name that the program reads: signals, slots and hyperparameters. Scalars are
+            0-dimensional; float64 scalars do not raise the precision of float32 tensors they meet.
+        dims: the dimensions that belong to one parameter; all of them by default. Leading dimensions before these
+            stack independent parameters.
+
+    Returns:
+        The update, of the parameter's shape, and the next value of each slot in order (dead slots keep theirs).
+        Shapes of scalars may be broadcastable instead of exact.
+    """
+    at = tuple(range(inputs["g"].ndim)) if dims is None else tuple(dims)
+
+    def leaf(value: str | float) -> Tensor:
+        return inputs[value] if isinstance(value, str) else torch.tensor(value, dtype=torch.float64)
+
+    def apply(op: Op, args: list[Tensor], _: int) -> Tensor:
+        return op.function(*args, dims=at)
+
+    update, state, _ = fold(program, leaf, apply)
+    return Stepped(update, state)  # type: ignore[arg-type]
+
+
+def slot_shape(kind: Kind, shape: Sequence[int]) -> tuple[int, ...]:
+    """Shape of a value of `kind` for a parameter of `shape`: reduced dimensions keep size 1."""
+    rows = tuple(shape[:1]) if kind & Kind.ROW else (1,) * len(shape[:1])
+    cols = tuple(shape[1:]) if kind & Kind.COL else (1,) * len(shape[1:])
+    return rows + cols
+
+
+def initial_slot(slot: Slot, p: Tensor, g: Tensor, lead: int = 0) -> Tensor:
+    """Value of `slot` before the first step, for a parameter (or a stack with `lead` leading dimensions) `p`."""
+    if isinstance(slot.init, str):
+        return (p if slot.init == "p" else g).detach().clone()
+    shape = (*p.shape[:lead], *slot_shape(slot.kind, p.shape[lead:]))
+    return torch.full(shape, slot.init, dtype=p.dtype, device=p.device)

@@ -1,0 +1,79 @@
+"""Structural key: programs that are the same up to names, order, dead code and repetition share it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from functools import lru_cache
+
+import torch
+
+from primitives.ops import OPS
+from primitives.program import Arg, Program
+
+
+def structural_key(program: Program) -> str:
+    """Canonical hash of a program's meaning as far as its structure shows it, 32 hexadecimal digits.
+
+    Ignores dead code (through the state loop), names, statement order, the order of commutative arguments and
+    repeated sub-expressions; folds constants, taking each hyperparameter at its default; merges slots that provably
+    always hold the same value. Equal keys mean equal behaviour; programs that are equal for deeper, algebraic reasons
+    may still differ in key.
+
+    The state makes a program a graph with loops. Slots are told apart as states of an automaton are, by partition
+    refinement: start from kind and initial value, then split by the expression that updates a slot, until nothing
+    splits. What is hashed in the end is the graph over the classes, with classes named in an order that depends on
+    their content alone.
+    """
+    following = dict(zip((s.name for s in program.state), program.next_state, strict=True))
+    label = {s.name: f"{s.kind:d}:{s.init}" for s in program.live_state}
+    names = {h.name: repr(h.default) for h in program.hypers}  # in a key, a hyperparameter is its default
+    classes = len(set(label.values()))
+    while classes < len(label):
+        texts = _expressions(program, names | label)
+        label = {slot: _digest(f"{old}={_text(following[slot], texts, names | label)}") for slot, old in label.items()}
+        if len(set(label.values())) == classes:
+            break
+        classes = len(set(label.values()))
+    order = {text: f"s{i}" for i, text in enumerate(sorted(set(label.values())))}
+    names |= {slot: order[text] for slot, text in label.items()}
+    texts = _expressions(program, names)
+    graph = {
+        f"{names[s.name]}:{s.kind:d}:{s.init}={_text(following[s.name], texts, names)}" for s in program.live_state
+    }
+    fallback = program.fallback.key if program.fallback is not None else ""
+    whole = ";".join([_text(program.update, texts, names), *sorted(graph), fallback])
+    return hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
+
+
+def _expressions(program: Program, names: dict[str, str]) -> dict[int, str]:
+    """For each live instruction a text that equals another's exactly when the expressions are equal."""
+    texts: dict[int, str] = {}
+    body = program.body
+    for index in program.live.instructions:
+        op, args = body[index]
+        parts = [_text(a, texts, names) for a in args]
+        if all(part[0] in "-0123456789" for part in parts) and (number := _constant(op, *parts)):
+            texts[index] = number
+            continue
+        if OPS[op].commutative:
+            parts.sort()
+        texts[index] = "#" + _digest(f"{op}({','.join(parts)})")
+    return texts
+
+
+def _text(arg: Arg, texts: dict[int, str], names: dict[str, str]) -> str:
+    if type(arg) is int:
+        return texts[arg]
+    return names.get(arg, arg) if type(arg) is str else repr(arg.value)  # type: ignore[union-attr]
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+@lru_cache(maxsize=65536)
+def _constant(op: str, *numbers: str) -> str | None:
+    """The result of `op` on literal numbers, or None if it is not finite (the expression is then kept as it is)."""
+    value = float(OPS[op].function(*(torch.tensor(float(n), dtype=torch.float64) for n in numbers)))
+    return repr(value + 0.0) if math.isfinite(value) else None

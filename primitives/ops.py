@@ -1,0 +1,283 @@
+"""The op table: one row per operation, one column per meaning.
+
+The torch meaning is a template. The interpreter turns it into a function, the code generator pastes it into source, so
+the two cannot drift apart. `{0}`, `{1}`, … are the arguments and `{dims}` the parameter's dimensions, over which
+reductions run with ``keepdim=True``: the same template thus serves one parameter and a stack of them. Ops keep their
+raw IEEE meaning (a division by zero is infinite); protected variants are rows of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+from primitives.kinds import Kind, ProgramError, join
+
+S, R, C, T = Kind.SCALAR, Kind.ROW, Kind.COL, Kind.TENSOR
+
+KindRule = Callable[..., Kind | None]
+
+
+def elementwise(*kinds: Kind) -> Kind:
+    """Broadcast: the result varies wherever an argument does."""
+    return join(*kinds)
+
+
+def reduction(*kinds: Kind) -> Kind | None:
+    """All arguments are tensors; the result is one number per parameter."""
+    return S if all(k is T for k in kinds) else None
+
+
+def row_reduction(kind: Kind) -> Kind | None:
+    """A tensor to one number per row."""
+    return R if kind is T else None
+
+
+def col_reduction(kind: Kind) -> Kind | None:
+    """A tensor to one number per column."""
+    return C if kind is T else None
+
+
+def fold_row_or_col(kind: Kind) -> Kind | None:
+    """A row or column statistic to one number per parameter."""
+    return S if kind in (R, C) else None
+
+
+def outer_product(a: Kind, b: Kind) -> Kind | None:
+    """A row statistic times a column statistic: a tensor."""
+    return T if (a, b) == (R, C) else None
+
+
+def whole_tensor(kind: Kind) -> Kind | None:
+    """A tensor to a tensor, mixing its elements."""
+    return T if kind is T else None
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation.
+
+    Attributes:
+        name: how programs refer to it.
+        arity: number of arguments.
+        torch: template of the torch expression.
+        sympy: template of the sympy expression, or None where there is no closed form per element.
+        rule: kinds of the arguments to the kind of the result, or None when they do not fit.
+        flops: floating-point operations per element of the widest argument.
+        commutative: whether the two arguments may be swapped.
+        domain: for each argument the set on which the op is finite and real (a key of `DOMAINS`).
+        source: where the operation or this variant of it comes from.
+    """
+
+    name: str
+    arity: int
+    torch: str
+    sympy: str | None
+    rule: KindRule = elementwise
+    flops: float = 1.0
+    commutative: bool = False
+    domain: tuple[str, ...] = ()
+    source: str = ""
+    subsets: frozenset[str] = field(default_factory=frozenset)
+
+    @cached_property
+    def result(self) -> Mapping[tuple[Kind, ...], Kind]:
+        """Every admissible tuple of argument kinds, mapped to the kind of the result."""
+        table = ((kinds, self.rule(*kinds)) for kinds in product(Kind, repeat=self.arity))
+        return {kinds: kind for kinds, kind in table if kind is not None}
+
+    @cached_property
+    def function(self) -> Callable[..., Any]:
+        """The torch meaning as ``f(*arguments, dims=…)``."""
+        names = [f"a{i}" for i in range(self.arity)]
+        return eval(f"lambda {', '.join(names)}, dims=(): {self.torch.format(*names, dims='dims')}", namespace())
+
+    @property
+    def reduces(self) -> bool:
+        """Whether elements of the parameter are mixed, so that a shard of it does not suffice."""
+        return self.rule is not elementwise
+
+    @property
+    def needs_matrix(self) -> bool:
+        """Whether it is only meaningful for parameters with at least two dimensions."""
+        return self.rule in (row_reduction, col_reduction, fold_row_or_col, outer_product, whole_tensor)
+
+
+def namespace() -> dict[str, Any]:
+    """Names that torch templates may use. The only place where this package's tables meet `eval`."""
+    import math
+
+    import torch
+
+    from primitives import linalg
+
+    return {"torch": torch, "math": math, "linalg": linalg, "__builtins__": {}}
+
+
+_SUM = "torch.sum({}, dim={{dims}}, keepdim=True)"
+_LION = frozenset({"lion45"})
+_PROTECTED = frozenset({"protected"})
+_MATRIX = frozenset({"matrix"})
+_IEEE = "IEEE 754"
+_CHEN = "Chen et al. 2023, Symbolic Discovery of Optimization Algorithms, appendix H"
+
+
+def _unary(name: str, sympy: str, torch: str = "", flops: float = 1, domain: str = "real") -> Op:
+    return Op(name, 1, torch or f"torch.{name}({{0}})", sympy, elementwise, flops, False, (domain,), _CHEN, _LION)
+
+
+def _binary(name: str, torch: str, sympy: str, commutative: bool = False, domain: str = "real", flops: float = 1) -> Op:
+    return Op(name, 2, torch, sympy, elementwise, flops, commutative, ("real", domain), _CHEN, _LION)
+
+
+_ROWS: tuple[Op, ...] = (
+    # arithmetic
+    _binary("add", "{0} + {1}", "{0} + {1}", True),
+    _binary("sub", "{0} - {1}", "{0} - {1}"),
+    _binary("mul", "{0} * {1}", "{0} * {1}", True),
+    _binary("div", "{0} / {1}", "{0} / {1}", domain="nonzero"),
+    _binary("max", "torch.maximum({0}, {1})", "Max({0}, {1})", True),
+    _binary("min", "torch.minimum({0}, {1})", "Min({0}, {1})", True),
+    Op("pow", 2, "torch.pow({0}, {1})", "Pow({0}, {1})", flops=20, domain=("positive", "real"), source=_CHEN,
+       subsets=_LION),
+    Op("lerp", 3, "{0} + {2} * ({1} - {0})", "(1 - {2})*{0} + {2}*{1}", flops=3, domain=("real",) * 3,
+       source="linear interpolation (1 - c) x + c y; " + _CHEN, subsets=_LION),
+    # unary
+    _unary("neg", "-{0}", "-{0}"),
+    _unary("abs", "Abs({0})"),
+    _unary("sign", "sign({0})"),
+    _unary("square", "{0}**2"),
+    _unary("sqrt", "sqrt({0})", flops=4, domain="nonnegative"),
+    _unary("cube", "{0}**3", "{0} * {0} * {0}", flops=2),
+    # the released code returned the function itself instead of a root; this is the real cube root
+    _unary("cbrt", "sign({0})*Abs({0})**Rational(1, 3)", "torch.sign({0}) * torch.abs({0}).pow(1 / 3)", flops=22),
+    _unary("reciprocal", "1/{0}", flops=4, domain="nonzero"),
+    # the released code inverted bits; the paper's text means one minus
+    _unary("invert", "1 - {0}", "1 - {0}"),
+    _unary("exp", "exp({0})", flops=10),
+    _unary("exp2", "2**{0}", flops=10),
+    _unary("exp10", "10**{0}", "torch.pow(10.0, {0})", flops=20),
+    _unary("expm1", "exp({0}) - 1", flops=10),
+    _unary("log", "log({0})", flops=10, domain="positive"),
+    _unary("log2", "log({0})/log(2)", flops=10, domain="positive"),
+    _unary("log10", "log({0})/log(10)", flops=10, domain="positive"),
+    _unary("log1p", "log(1 + {0})", flops=10, domain="above_minus_one"),
+    _unary("sin", "sin({0})", flops=10),
+    _unary("cos", "cos({0})", flops=10),
+    _unary("tan", "tan({0})", flops=20),
+    _unary("arcsin", "asin({0})", flops=20, domain="unit_ball"),
+    _unary("arccos", "acos({0})", flops=20, domain="unit_ball"),
+    _unary("arctan", "atan({0})", flops=20),
+    _unary("sinh", "sinh({0})", flops=20),
+    _unary("cosh", "cosh({0})", flops=20),
+    _unary("tanh", "tanh({0})", flops=20),
+    _unary("arcsinh", "asinh({0})", flops=20),
+    _unary("arccosh", "acosh({0})", flops=20, domain="at_least_one"),
+    _unary("arctanh", "atanh({0})", flops=20, domain="unit_ball"),
+    # over the whole parameter
+    Op("norm", 1, "torch.sqrt(" + _SUM.format("torch.square({0})") + ")", None, reduction, 2, False, ("real",),
+       "Euclidean norm of the parameter-shaped argument; " + _CHEN, _LION),
+    Op("dot", 2, _SUM.format("{0} * {1}"), None, reduction, 2, True, ("real", "real"), _CHEN, _LION),
+    Op("cosine", 2, f"{_SUM.format('{0} * {1}')} / torch.sqrt({_SUM.format('torch.square({0})')}"
+       f" * {_SUM.format('torch.square({1})')})", None, reduction, 6, True, ("real", "real"),
+       "cosine similarity; " + _CHEN, _LION),
+    Op("mean", 1, "torch.mean({0}, dim={dims}, keepdim=True)", None, reduction, 1, False, ("real",), _IEEE,
+       frozenset({"statistics"})),
+    Op("rms", 1, "torch.sqrt(torch.mean(torch.square({0}), dim={dims}, keepdim=True))", None, reduction, 2, False,
+       ("real",), "root mean square, RMS(x) of Shazeer & Stern 2018", frozenset({"statistics"})),
+    # beyond Lion's space, elementwise
+    Op("clip", 2, "torch.maximum(torch.minimum({0}, {1}), -{1})", "Max(Min({0}, {1}), -{1})", flops=2,
+       domain=("real", "positive"), source="to [-c, c]; " + _CHEN, subsets=_LION),
+    Op("softsign", 1, "{0} / (1 + torch.abs({0}))", "{0}/(1 + Abs({0}))", flops=6, domain=("real",),
+       source="x / (1 + |x|)", subsets=frozenset({"smooth"})),
+    Op("agree", 2, "torch.gt({0} * {1}, 0).to(({0} * {1}).dtype)", "Heaviside({0}*{1}, 0)", flops=2, commutative=True,
+       domain=("real", "real"), source="mask of equal signs: Liang et al. 2024, Cautious Optimizers, algorithm 1",
+       subsets=frozenset({"masks"})),
+    Op("less", 2, "torch.lt({0}, {1}).to(({0} * {1}).dtype)", "Heaviside({1} - {0}, 0)", flops=1,
+       domain=("real", "real"), source="1 where x < y, else 0", subsets=frozenset({"masks"})),
+    # protected: total functions, finite for finite arguments of moderate size
+    Op("safe_div", 2, "torch.where({1} == 0, torch.zeros_like({0} * {1}), {0} / {1})",
+       "Piecewise((0, Eq({1}, 0)), ({0}/{1}, True))", flops=2, domain=("real", "real"),
+       source="0 where the divisor is 0", subsets=_PROTECTED),
+    Op("sqrt_abs", 1, "torch.sqrt(torch.abs({0}))", "sqrt(Abs({0}))", flops=5, domain=("real",),
+       source="square root of the magnitude", subsets=_PROTECTED),
+    Op("log_abs", 1, "torch.log(torch.abs({0}) + 1e-12)", "log(Abs({0}) + 1e-12)", flops=11, domain=("real",),
+       source="log(|x| + 1e-12)", subsets=_PROTECTED),
+    Op("exp_clip", 1, "torch.exp(torch.clamp({0}, -30.0, 30.0))", "exp(Max(-30, Min(30, {0})))", flops=11,
+       domain=("real",), source="exponential of an argument clipped to [-30, 30]", subsets=_PROTECTED),
+    Op("pow_abs", 2, "torch.pow(torch.abs({0}) + 1e-12, {1})", "(Abs({0}) + 1e-12)**{1}", flops=21,
+       domain=("real", "real"), source="(|x| + 1e-12)^y", subsets=_PROTECTED),
+    # rows, columns and whole matrices: the parameter seen as (n, everything else)
+    Op("row_mean", 1, "torch.mean({0}, dim={dims}[1:], keepdim=True)", None, row_reduction, 1, False, ("real",),
+       "Shazeer & Stern 2018, Adafactor, algorithm 4", _MATRIX),
+    Op("col_mean", 1, "torch.mean({0}, dim={dims}[:1], keepdim=True)", None, col_reduction, 1, False, ("real",),
+       "Shazeer & Stern 2018, Adafactor, algorithm 4", _MATRIX),
+    Op("row_norm", 1, "torch.sqrt(torch.sum(torch.square({0}), dim={dims}[1:], keepdim=True))", None, row_reduction,
+       2, False, ("real",), "Euclidean norm of each row", _MATRIX),
+    Op("col_norm", 1, "torch.sqrt(torch.sum(torch.square({0}), dim={dims}[:1], keepdim=True))", None, col_reduction,
+       2, False, ("real",), "Euclidean norm of each column", _MATRIX),
+    Op("mean_of", 1, "torch.mean({0}, dim={dims}, keepdim=True)", None, fold_row_or_col, 1, False, ("real",),
+       "mean over the entries of a row or column statistic", _MATRIX),
+    Op("outer", 2, "{0} * {1}", None, outer_product, 1, False, ("real", "real"),
+       "row statistic times column statistic; Shazeer & Stern 2018", _MATRIX),
+    Op("centralise", 1, "{0} - torch.mean({0}, dim={dims}[1:], keepdim=True)", None, whole_tensor, 2, False, ("real",),
+       "Yong et al. 2020, Gradient Centralization, equation 1", _MATRIX),
+    Op("orthogonalise", 1, "linalg.newton_schulz({0}, {dims})", None, whole_tensor, 200, False, ("real",),
+       "five quintic Newton-Schulz steps; Jordan et al. 2024, Muon", _MATRIX),
+)  # fmt: skip
+
+OPS: dict[str, Op] = {op.name: op for op in _ROWS}
+
+DOMAINS: dict[str, Callable[[Any], Any]] = {
+    # maps from any real tensor into the set, for tests and probes
+    "real": lambda x: x,
+    "nonzero": lambda x: x + (x >= 0) * 2e-2 - 1e-2,
+    "nonnegative": lambda x: x.abs(),
+    "positive": lambda x: x.abs() + 1e-2,
+    "unit_ball": lambda x: 0.99 * x.tanh(),
+    "at_least_one": lambda x: 1.01 + x.abs(),
+    "above_minus_one": lambda x: x.abs() - 0.99,
+}
+
+
+def get_op(name: object) -> Op:
+    """The row called `name`; raises `ProgramError` with the nearest names when there is none."""
+    op = OPS.get(name) if isinstance(name, str) else None
+    if op is None:
+        import difflib
+
+        shown = repr(name)[:60]
+        near = difflib.get_close_matches(str(name)[:60], OPS, n=3) if isinstance(name, str) else []
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ProgramError(f"unknown op {shown}{hint}")
+    return op
+
+
+def subset(*names: str) -> tuple[str, ...]:
+    """Names of the ops in the union of the named subsets, in table order.
+
+    Subsets are `lion45` (Chen et al. 2023), `elementwise`, `statistics`, `protected`, `masks`, `smooth`, `matrix`
+    and `all`; a single op's name is a subset of one.
+    """
+    known = set().union(*(op.subsets for op in OPS.values())) | {"elementwise", "all"} | set(OPS)
+    for name in names:
+        if name not in known:
+            raise ProgramError(f"unknown op subset {name!r}; choose from {', '.join(sorted(known - set(OPS)))}")
+
+    def member(op: Op) -> bool:
+        return any(
+            n == "all" or n == op.name or n in op.subsets or (n == "elementwise" and not op.reduces) for n in names
+        )
+
+    return tuple(op.name for op in OPS.values() if member(op))
+
+
+def register(ops: Iterable[Op]) -> None:
+    """Add rows to the table. Names must be new; templates are code, so register only rows you trust."""
+    for op in ops:
+        if op.name in OPS:
+            raise ProgramError(f"op {op.name!r} is already in the table")
+        OPS[op.name] = op

@@ -1,0 +1,94 @@
+"""What a training problem is: data, a model, a loss. Instances live in `experiments.tasks`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Split(Protocol):
+    """One part of a data set, addressed by example."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the examples `indices`; both keep the leading shape of `indices`."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorSplit:
+    """Examples held as two tensors with the same first dimension."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the examples `indices`."""
+        return self.inputs[indices], self.targets[indices]
+
+
+class Splits(NamedTuple):
+    """Training data, validation data (selects), and test data (touched only by final reports)."""
+
+    train: Split
+    valid: Split
+    test: Split
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training problem.
+
+    Attributes:
+        name: how the command line refers to it.
+        summary: one line on data and model.
+        model: makes a freshly initialised model from torch's global random state. Its forward pass takes one batch of
+            inputs; it must be a pure function of parameters and inputs (no dropout, no batch statistics), so that
+            many members can be trained as one.
+        data: loads the splits; called once, then cached by the callable itself.
+        loss: mean loss of a batch from outputs and targets, in nats where it is a cross-entropy.
+        metric: name and unit of the loss.
+        steps: length of one training run.
+        batch_size: examples per step.
+        licence: of the data.
+        accuracy: whether targets are class indices, so that accuracy is meaningful.
+    """
+
+    name: str
+    summary: str
+    model: Callable[[], nn.Module]
+    data: Callable[[], Splits]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    metric: str
+    steps: int
+    batch_size: int
+    licence: str
+    accuracy: bool = False
+
+
+def initial_model(task: Task, seed: int) -> nn.Module:
+    """The task's model with the weights that `seed` gives; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return task.model()
+
+
+def batch_indices(examples: int, batch_size: int, steps: int, seed: int) -> Tensor:
+    """Which examples each step sees, ``[steps, batch_size]``: shuffled epochs laid end to end.
+
+    Depends on nothing but its arguments, so that every optimizer sees the same batches in the same order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    epochs = -(-steps * batch_size // examples)
+    order = torch.cat([torch.randperm(examples, generator=generator) for _ in range(epochs)])
+    return order[: steps * batch_size].view(steps, batch_size)
