@@ -25,8 +25,8 @@ def execute(program: Program, inputs: Mapping[str, Tensor], dims: Sequence[int] 
 
     Args:
         program: the rule.
-        inputs: a tensor for every name that the program reads: signals, slots and hyperparameters. Scalars are
-            0-dimensional; float64 scalars do not raise the precision of float32 tensors they meet.
+        inputs: a tensor for every name that the program reads: signals, slots and hyperparameters. Signals of kind
+            SCALAR and hyperparameters are 0-dimensional float64; they are rounded where they meet a tensor.
         dims: the dimensions that belong to one parameter; all of them by default. Leading dimensions before these
             stack independent parameters.
 
@@ -39,7 +39,9 @@ def execute(program: Program, inputs: Mapping[str, Tensor], dims: Sequence[int] 
     def leaf(value: str | float) -> Tensor:
         return inputs[value] if isinstance(value, str) else torch.tensor(value, dtype=torch.float64)
 
-    def apply(op: Op, args: list[Tensor], _: int) -> Tensor:
+    def apply(op: Op, args: list[Tensor], index: int) -> Tensor:
+        if index not in program.shared:
+            args = [a.to(inputs["g"].dtype) for a in args]
         return op.function(*args, dims=at)
 
     update, state, _ = fold(program, leaf, apply)

@@ -26,7 +26,7 @@ def structural_key(program: Program) -> str:
     their content alone.
     """
     following = dict(zip((s.name for s in program.state), program.next_state, strict=True))
-    label = {s.name: f"{s.kind:d}:{s.init}" for s in program.live_state}
+    label = {s.name: f"slot {s.kind:d}:{s.init}" for s in program.live_state}
     names = {h.name: repr(h.default) for h in program.hypers}  # in a key, a hyperparameter is its default
     classes = len(set(label.values()))
     while classes < len(label):
@@ -58,7 +58,7 @@ def _expressions(program: Program, names: dict[str, str]) -> dict[int, str]:
             continue
         if OPS[op].commutative:
             parts.sort()
-        texts[index] = "#" + _digest(f"{op}({','.join(parts)})")
+        texts[index] = _digest(f"{op}({','.join(parts)})")
     return texts
 
 
@@ -69,7 +69,7 @@ def _text(arg: Arg, texts: dict[int, str], names: dict[str, str]) -> str:
 
 
 def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+    return "#" + hashlib.blake2b(text.encode(), digest_size=12).hexdigest()  # never mistaken for a number
 
 
 @lru_cache(maxsize=65536)

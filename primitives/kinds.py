@@ -84,6 +84,7 @@ SIGNALS: dict[str, Kind] = {
     "progress": Kind.SCALAR,  # share of training done, in [0, 1]
     "global_norm": Kind.SCALAR,  # Euclidean norm of the gradients of all parameters together
 }
+SHARED_SIGNALS = frozenset(name for name, kind in SIGNALS.items() if kind is Kind.SCALAR)
 
 MAX_NAME = 40
 _NAME = re.compile(rf"[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}", re.ASCII)

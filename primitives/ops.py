@@ -4,6 +4,9 @@ The torch meaning is a template. The interpreter turns it into a function, the c
 the two cannot drift apart. `{0}`, `{1}`, … are the arguments and `{dims}` the parameter's dimensions, over which
 reductions run with ``keepdim=True``: the same template thus serves one parameter and a stack of them. Ops keep their
 raw IEEE meaning (a division by zero is infinite); protected variants are rows of their own.
+
+Precision: what is one number for all parameters (hyperparameters, bias corrections) is computed in float64 and rounded
+to the parameter's dtype where it meets a tensor, so all arguments of one call share a dtype.
 """
 
 from __future__ import annotations
@@ -143,7 +146,7 @@ _ROWS: tuple[Op, ...] = (
     _binary("min", "torch.minimum({0}, {1})", "Min({0}, {1})", True),
     Op("pow", 2, "torch.pow({0}, {1})", "Pow({0}, {1})", flops=20, domain=("positive", "real"), source=_CHEN,
        subsets=_LION),
-    Op("lerp", 3, "{0} + {2} * ({1} - {0})", "(1 - {2})*{0} + {2}*{1}", flops=3, domain=("real",) * 3,
+    Op("lerp", 3, "torch.lerp({0}, {1}, {2})", "(1 - {2})*{0} + {2}*{1}", flops=3, domain=("real",) * 3,
        source="linear interpolation (1 - c) x + c y; " + _CHEN, subsets=_LION),
     # unary
     _unary("neg", "-{0}", "-{0}"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from primitives.interpret import initial_slot
+from primitives.interpret import Stepped, initial_slot
 from primitives.kinds import Kind, ProgramError
 from primitives.program import Program, check_hypers
 from primitives.source import compile_step
@@ -88,15 +88,28 @@ class ProgramOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._before_step()
         signals = {}
         if "global_norm" in self._reads():
-            signals["global_norm"] = global_norm(p.grad for group in self.param_groups for p in group["params"])
+            signals["global_norm"] = global_norm(p.grad for group in self.param_groups for p in group["params"]).double()
         for group in self.param_groups:
-            scalars = {name: _scalar(group[name]) for name in ("lr", *self._hyper_names())} | signals
+            scalars = {name: _scalar(group[name]) for name in self._hyper_names()} | signals
+            scalars["lr"] = self._rate(group)
             for p in group["params"]:
                 if p.grad is not None:
                     self._step_parameter(p, -p.grad if group["maximize"] else p.grad, scalars)
         return loss
+
+    def _before_step(self) -> None:
+        """For subclasses: called once a step, when all gradients are there and no parameter has moved."""
+
+    def _rate(self, group: dict[str, Any]) -> Tensor:
+        """Learning rate of this step for a group, 0-dimensional."""
+        return _scalar(group["lr"])
+
+    def _execute(self, p: Tensor, program: Program, inputs: dict[str, Tensor]) -> Stepped:
+        """What `program` makes of `inputs` for parameter `p`."""
+        return compile_step(program)(inputs, range(p.ndim))
 
     def _hyper_names(self) -> list[str]:
         return [name for program in self._programs() for name in program.defaults()]
@@ -117,7 +130,7 @@ class ProgramOptimizer(Optimizer):
             inputs["progress"] = inputs["step"] / self.total_steps
         for slot in program.state:
             inputs[slot.name] = state[slot.name]
-        update, following = compile_step(program)(inputs, range(p.ndim))
+        update, following = self._execute(p, program, inputs)
         for slot, arg, value in zip(program.state, program.next_state, following, strict=True):
             own = type(arg) is int and slot.kind is Kind.TENSOR  # a fresh tensor; anything else may alias
             state[slot.name] = value if own else value.to(p.dtype).expand(state[slot.name].shape).clone()
@@ -145,4 +158,4 @@ def global_norm(gradients: Iterable[Tensor | None]) -> Tensor:
 
 
 def _scalar(value: float | Tensor) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    return value.double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
-from primitives.kinds import SIGNALS, Hyper, Kind, ProgramError, Slot
+from primitives.kinds import SHARED_SIGNALS, SIGNALS, Hyper, Kind, ProgramError, Slot
 from primitives.ops import OPS, Op, get_op
 
 MAX_INSTRUCTIONS = 1000
@@ -146,6 +146,21 @@ class Program:
     def live_state(self) -> tuple[Slot, ...]:
         """Slots that matter, in order."""
         return tuple(s for s in self.state if s.name in self.live.names)
+
+    @cached_property
+    def shared(self) -> frozenset[int]:
+        """Live statements whose value is one number for all parameters: no tensor and no slot enters them."""
+        names = frozenset(h.name for h in self.hypers) | SHARED_SIGNALS
+        return self.depends_only_on(names)
+
+    def depends_only_on(self, names: frozenset[str]) -> frozenset[int]:
+        """Live statements that read nothing but literals and `names`, directly or through other statements."""
+        found: set[int] = set()
+        for index in self.live.instructions:
+            args = self.body[index].args
+            if all(a in found if type(a) is int else type(a) is Const or a in names for a in args):
+                found.add(index)
+        return frozenset(found)
 
     @property
     def needs_matrix(self) -> bool:

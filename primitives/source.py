@@ -15,48 +15,100 @@ from torch import Tensor
 
 from primitives.interpret import Stepped
 from primitives.kinds import Kind
-from primitives.ops import OPS, Op, namespace
+from primitives.ops import Op, namespace
 from primitives.program import Program, fold
 
-CompiledStep = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 
+class Emitter:
+    """Writes the live statements of a program as Python lines.
 
-def statements(program: Program, names: Mapping[str, str], constants: list[float]) -> tuple[list[str], str, list[str]]:
-    """Source lines of the live statements, and the expressions of the update and of each slot's next value.
-
-    `names` maps what the program reads to source expressions; literals are appended to `constants` and read as
-    ``k[i]``.
+    The generated code reads its inputs as ``a0, a1, …`` (in the order of `reads`), literals as ``k[i]`` (see
+    `constants`), and the parameter's dimensions as ``dims``. Values that are one number for all parameters (the
+    statements `shared`, hyperparameters, literals) are float64; the first time one meets a tensor, `cast` says how it
+    is rounded.
     """
-    lines: list[str] = []
 
-    def leaf(value: str | float) -> str:
+    def __init__(self, program: Program, shared: frozenset[int], shared_names: frozenset[str]) -> None:
+        self.program, self.shared = program, shared
+        slots = [s.name for s in program.state]  # dead slots, too: they pass through
+        self.reads = [*slots, *sorted(program.live.names - set(slots))]
+        self.constants: list[float] = []
+        self.lines: list[str] = []
+        self.casts: dict[str, str] = {}
+        self.shared_values = {f"a{i}" for i, name in enumerate(self.reads) if name in shared_names}
+        self.shared_lines: list[str] = []
+        update, state, _ = fold(program, self.leaf, self.apply)
+        self.update = self.cast(str(update))
+        self.state = [self.cast(str(s)) for s in state]
+
+    def leaf(self, value: str | float) -> str:
+        """Expression of a name or literal."""
         if isinstance(value, str):
-            return names[value]
-        if value not in constants:
-            constants.append(value)
-        return f"k[{constants.index(value)}]"
+            return f"a{self.reads.index(value)}"
+        if value not in self.constants:
+            self.constants.append(value)
+        name = f"k[{self.constants.index(value)}]"
+        self.shared_values.add(name)
+        return name
 
-    def apply(op: Op, args: list[str], index: int) -> str:
-        lines.append(f"x{index} = {op.torch.format(*args, dims='dims')}")
-        return f"x{index}"
+    def apply(self, op: Op, args: list[str], index: int) -> str:
+        """Emit one statement; returns the name of its result."""
+        name = f"x{index}"
+        if index in self.shared:
+            self.shared_values.add(name)
+            self.shared_lines.append(f"{name} = {op.torch.format(*args, dims='dims')}")
+        else:
+            self.lines.append(f"{name} = {self.call(op, [self.cast(a) for a in args], index)}")
+        return name
 
-    update, state, _ = fold(program, leaf, apply)
-    return lines, update, list(state)  # type: ignore[return-value, arg-type]
+    def cast(self, value: str) -> str:
+        """Expression of `value` in the parameter's dtype."""
+        if value not in self.shared_values:
+            return value
+        if value not in self.casts:
+            self.casts[value] = f"c{len(self.casts)}"
+        return self.casts[value]
+
+    def call(self, op: Op, args: list[str], index: int) -> str:
+        """Expression of one operation on values of the parameter's dtype."""
+        return op.torch.format(*args, dims="dims")
+
+    def literals(self) -> tuple[Tensor, ...]:
+        """The literals, as the generated code wants them."""
+        return tuple(torch.tensor(c, dtype=torch.float64) for c in self.constants)
 
 
 @lru_cache(maxsize=1024)
 def compile_step(program: Program) -> Callable[[Mapping[str, Tensor], Sequence[int]], Stepped]:
     """A function equal to `execute` for this program, without its walking overhead (about 1 µs per statement)."""
-    reads = _reads(program)
-    constants: list[float] = []
-    lines, update, state = statements(program, {n: f"a{i}" for i, n in enumerate(reads)}, constants)
-    step = _define(reads, lines, update, state, "dims", {})
-    k = _literals(constants)
+    names = frozenset(program.names) - {s.name for s in program.state} - {"g", "p"}
+    source = Emitter(program, program.shared, names)
+    casts = [f"{new} = {old}.to(dtype)" for old, new in source.casts.items()]
+    lines = [*source.shared_lines, *casts, *source.lines]
+    function = define("a, k, dims, dtype", len(source.reads), lines, source.update, source.state)
+    reads, k = source.reads, source.literals()
 
     def run(inputs: Mapping[str, Tensor], dims: Sequence[int]) -> Stepped:
-        return Stepped(*step([inputs[n] for n in reads], k, tuple(dims)))
+        return Stepped(*function([inputs[n] for n in reads], k, tuple(dims), inputs["g"].dtype))
 
     return run
+
+
+def define(
+    signature: str,
+    inputs: int,
+    lines: Sequence[str],
+    update: str,
+    state: Sequence[str],
+    extra: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """A Python function with the given body that unpacks ``a`` and returns ``update, (state…)``."""
+    unpack = [f"{''.join(f'a{i}, ' for i in range(inputs))} = a"] if inputs else []
+    body = [*unpack, *lines, f"return {update}, ({''.join(f'{s}, ' for s in state)})"]
+    code = f"def step({signature}):\n" + "\n".join(f"    {line}" for line in body)
+    scope = namespace() | dict(extra or {})
+    exec(compile(code, "<optforge program>", "exec"), scope)
+    return scope["step"]  # type: ignore[no-any-return]
 
 
 class Segments:
@@ -66,6 +118,7 @@ class Segments:
 
     Args:
         sizes: number of elements of each parameter, in order.
+        device: where the arena lives.
     """
 
     def __init__(self, sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
@@ -84,77 +137,73 @@ class Segments:
         return x.index_select(-1, self.index)
 
 
-@lru_cache(maxsize=4096)
-def compile_segmented(program: Program) -> Callable[[Mapping[str, Tensor], Segments], Stepped]:
-    """Like `compile_step`, for all parameters of a model (or of a stack of models) in one arena.
+class SegmentedStep:
+    """A program over a whole arena: all parameters of a model, or of a stack of models, in one call per statement.
 
-    Inputs of kind TENSOR are ``[…, elements]``, slots of kind SCALAR ``[…, parameters]``, other scalars broadcast.
+    Inputs of kind TENSOR are ``[…, elements]``, slots of kind SCALAR ``[…, parameters]``; `lr` and `global_norm`
+    broadcast against both. Whatever depends on nothing but hyperparameters, step number and progress is known in
+    advance and computed once for all steps by `schedule`.
 
     Raises:
         ValueError: if the program needs rows and columns, which an arena does not have.
     """
-    if program.needs_matrix:
-        raise ValueError("programs over rows, columns or matrices need each parameter's own shape")
-    reads = _reads(program)
-    constants: list[float] = []
-    scalar_slots = {s.name for s in program.state if s.kind is Kind.SCALAR}
-    per_parameter: set[str] = set()  # source names of numbers that differ between the parameters of one model
-    lines: list[str] = []
-    functions: dict[str, Any] = {}
 
-    def leaf(value: str | float) -> str:
-        if isinstance(value, str):
-            name = f"a{reads.index(value)}"
-            if value in scalar_slots:
-                per_parameter.add(name)
-            return name
-        if value not in constants:
-            constants.append(value)
-        return f"k[{constants.index(value)}]"
+    def __init__(self, program: Program) -> None:
+        if program.needs_matrix:
+            raise ValueError("programs over rows, columns or matrices need each parameter's own shape")
+        self.program = program
+        known = frozenset(h.name for h in program.hypers) | {"step", "progress"}
+        source = _ArenaEmitter(program, program.depends_only_on(known), known)
+        self.reads = [None if name in known else name for name in source.reads]
+        count = len(source.reads)
+        unpack = [f"{''.join(f'{new}, ' for new in source.casts.values())} = c"] if source.casts else []
+        self._step = define(
+            "a, c, dims", count, [*unpack, *source.lines], source.update, source.state, source.functions
+        )
+        self._schedule = define("a, k, dims", count, source.shared_lines, "0", list(source.casts))
+        self._names, self._literals = source.reads, source.literals()
 
-    def apply(op: Op, args: list[str], index: int) -> str:
-        name = f"x{index}"
-        if op.reduces:
-            functions[f"f_{op.name}"] = op.function
-            lines.append(f"{name} = dims.reduce(f_{op.name}, {', '.join(args)})")
-            per_parameter.add(name)
-            return name
-        if program.kinds[index] is Kind.TENSOR:
-            args = [f"dims.spread({a})" if a in per_parameter else a for a in args]
-        elif per_parameter.intersection(args):
-            per_parameter.add(name)
-        lines.append(f"{name} = {op.torch.format(*args)}")
+    def schedule(self, steps: int, dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
+        """For each of `steps` steps the numbers, in `dtype`, that do not depend on training."""
+        step = torch.arange(1, steps + 1, dtype=torch.float64)
+        known = {n: torch.tensor(v, dtype=torch.float64) for n, v in self.program.defaults().items()}
+        known |= {"step": step, "progress": step / steps}
+        _, columns = self._schedule([known.get(n) for n in self._names], self._literals, ())
+        if not columns:
+            return [()] * steps
+        return list(zip(*(c.to(dtype).expand(steps).unbind() for c in columns), strict=True))
+
+    def __call__(self, inputs: Mapping[str, Tensor], known: tuple[Tensor, ...], segments: Segments) -> Stepped:
+        """One step; `known` is this step's row of the schedule."""
+        return Stepped(*self._step([None if n is None else inputs[n] for n in self.reads], known, segments))
+
+
+class _ArenaEmitter(Emitter):
+    """Reductions run per stretch; numbers that differ between the parameters of a model are spread over elements."""
+
+    def __init__(self, program: Program, shared: frozenset[int], shared_names: frozenset[str]) -> None:
+        self.functions: dict[str, Any] = {}
+        self.per_parameter: set[str] = set()
+        self.scalar_slots = {s.name for s in program.state if s.kind is Kind.SCALAR}
+        super().__init__(program, shared, shared_names)
+
+    def leaf(self, value: str | float) -> str:
+        name = super().leaf(value)
+        if value in self.scalar_slots:
+            self.per_parameter.add(name)
         return name
 
-    update, state, _ = fold(program, leaf, apply)
-    step = _define(reads, lines, update, state, "dims", functions)  # type: ignore[arg-type]
-    k = _literals(constants)
-
-    def run(inputs: Mapping[str, Tensor], segments: Segments) -> Stepped:
-        return Stepped(*step([inputs[n] for n in reads], k, segments))
-
-    return run
-
-
-def _reads(program: Program) -> list[str]:
-    """Names the generated function takes: what live code reads, and dead slots, which pass through."""
-    slots = [s.name for s in program.state]
-    return [*slots, *sorted(program.live.names - set(slots))]
+    def call(self, op: Op, args: list[str], index: int) -> str:
+        name = f"x{index}"
+        if op.reduces:
+            self.functions[f"f_{op.name}"] = op.function
+            self.per_parameter.add(name)
+            return f"dims.reduce(f_{op.name}, {', '.join(args)})"
+        if self.program.kinds[index] is Kind.TENSOR:
+            args = [f"dims.spread({a})" if a in self.per_parameter else a for a in args]
+        elif self.per_parameter.intersection(args):
+            self.per_parameter.add(name)
+        return op.torch.format(*args)
 
 
-def _define(
-    reads: Sequence[str], lines: Sequence[str], update: object, state: Sequence[object], dims: str, extra: dict[str, Any]
-) -> CompiledStep:
-    unpack = [f"{''.join(f'a{i}, ' for i in range(len(reads)))} = a"] if reads else []
-    body = [*unpack, *lines, f"return {update}, ({''.join(f'{s}, ' for s in state)})"]
-    code = f"def step(a, k, {dims}):\n" + "\n".join(f"    {line}" for line in body)
-    scope = namespace() | extra
-    exec(compile(code, "<optforge program>", "exec"), scope)
-    return scope["step"]  # type: ignore[no-any-return]
-
-
-def _literals(constants: Sequence[float]) -> tuple[Tensor, ...]:
-    return tuple(torch.tensor(c, dtype=torch.float64) for c in constants)
-
-
-__all__ = ["OPS", "CompiledStep", "Segments", "compile_segmented", "compile_step", "statements"]
+compile_segmented = lru_cache(maxsize=4096)(SegmentedStep)

@@ -1,0 +1,79 @@
+# Every target runs from a bare checkout: it needs make and Python 3.11 or newer.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+# What `make search`, `make compare`, `make bench` and `make test` are run with.
+RUN_DIR      ?= runs/search-$(shell date +%Y%m%d-%H%M%S)
+SEARCH_ARGS  ?= --task digits --preset minutes --seed 0 --run-dir $(RUN_DIR)
+COMPARE_ARGS ?=
+BENCH_ARGS   ?=
+TEST_ARGS    ?= -n 2 -q
+
+.DEFAULT_GOAL := help
+.PHONY: help setup search compare bench test lint types imports lock clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP)  ## Create .venv and install the locked packages (does nothing if up to date)
+	@:
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
+		echo "optforge needs Python 3.11 or newer, and '$(PYTHON)' was not found. Name yours with: make PYTHON=/path/to/python3 setup" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "optforge needs Python 3.11 or newer, and '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1). Name a newer one with: make PYTHON=/path/to/python3 setup" >&2; exit 1; }
+	@if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+		echo "setup: creating $(VENV) with $$("$(PYTHON)" --version)"; \
+		"$(PYTHON)" -m venv --clear $(VENV); \
+	fi
+	@echo "setup: installing the packages locked in constraints.txt (a minute or two)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev,peers]' -c constraints.txt
+	@touch $@
+	@echo "setup: done, $$($(BIN)/python --version) with torch $$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))')"
+
+search: setup  ## Search for an optimizer on a small task, in a fresh folder under runs/
+	@$(BIN)/optforge search $(SEARCH_ARGS)
+
+compare: setup  ## Compare optimizers under equal tuning budgets
+	@$(BIN)/optforge compare $(COMPARE_ARGS)
+
+bench: setup  ## Measure how long the optimizers' steps take
+	@$(BIN)/python -m experiments.bench $(BENCH_ARGS)
+
+# One thread in each test process: they share the cores already.
+test: setup  ## Run the tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: setup  ## Check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup  ## Check the type annotations
+	@$(BIN)/mypy
+
+imports: setup  ## Check which package imports which
+	@$(BIN)/lint-imports --no-logo
+
+# Resolves all extras afresh, in a venv that is thrown away, and writes down what came.
+lock:  ## Lock the newest allowed versions of everything in constraints.txt
+	@set -eu; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	"$(PYTHON)" -m venv "$$tmp/venv"; \
+	echo "lock: resolving all extras (a few minutes)"; \
+	"$$tmp/venv/bin/python" -m pip install -qq --disable-pip-version-check -e '.[cluster,peers,text,docs,dev]'; \
+	"$$tmp/venv/bin/python" -m pip check; \
+	"$$tmp/venv/bin/python" -m pip freeze --all --exclude-editable --exclude pip --exclude wheel > "$$tmp/frozen"; \
+	for name in $$(sed -n 's/ @ .*//p' "$$tmp/frozen"); do \
+		"$$tmp/venv/bin/python" -c 'import sys; from importlib.metadata import version; print(sys.argv[1] + "==" + version(sys.argv[1]))' "$$name"; \
+	done > "$$tmp/from-files"; \
+	{ echo "# Locked versions of every dependency and extra; regenerate with: make lock"; \
+	  { grep -v ' @ ' "$$tmp/frozen"; cat "$$tmp/from-files"; } | sed 's/+.*//' | LC_ALL=C sort -f; } > "$$tmp/constraints.txt"; \
+	cp "$$tmp/constraints.txt" constraints.txt; \
+	echo "lock: constraints.txt names $$(grep -c == constraints.txt) packages"
+
+clean:  ## Remove .venv and the tools' caches, but not runs/
+	@rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

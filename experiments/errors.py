@@ -1,0 +1,29 @@
+"""Mistakes of the person at the command line, each told in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something that was asked for does not exist or does not fit; the message is one sentence that helps.
+
+    The command line prints it to standard error and exits with code 2, without a traceback.
+    """
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The part of a sentence that suggests the names among `valid` nearest to `name`; empty if none is
+    near."""
+    near = difflib.get_close_matches(name, list(valid), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:
+    """The error for a `name` that is not among `valid`: it suggests the nearest valid ones, then names all.
+
+    `what` says what was looked for, in the singular (``"task"``).
+    """
+    names = sorted(valid)
+    return UserError(f"unknown {what} {name[:80]!r}{nearest(name, names)} ({what}s: {', '.join(names)})")

@@ -1,0 +1,120 @@
+"""Programs by name: how the command line finds the program that an argument means, and what it tells of
+one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from baselines import BASELINES
+from experiments.errors import UserError, nearest
+from experiments.rundirs import existing_run_dir
+from primitives import Kind, Program, ProgramError, parse_program
+from primitives.program import show_arg
+from primitives.text import MAX_CHARACTERS
+
+HALL_OF_FAME = "hall_of_fame.json"
+"""In a search's run directory: a list of objects with `rank` (from 1) and `program` (its text), in rank
+order."""
+
+
+def resolve_program(text: str) -> tuple[str, Program]:
+    """The program that an argument means, and a short name for it.
+
+    Args:
+        text: a baseline's name (``adamw``), a program file (``mine.txt``), or ``RUN_DIR#RANK``
+            (``runs/first#1``), the program of that rank in a search's hall of fame.
+
+    Raises:
+        UserError: if there is no such thing, with the nearest valid names.
+        ProgramError: if a file or hall of fame holds text that is no program; it names the file and the line.
+    """
+    if text in BASELINES:
+        return text, BASELINES[text].program
+    path = Path(text)
+    if path.is_file():
+        return path.stem, _parse(_read(path), text)
+    folder, mark, rank = text.rpartition("#")
+    if mark:
+        return _from_hall_of_fame(Path(folder), rank)
+    if path.is_dir():
+        raise UserError(f"{text} is a directory; name one of its programs, as in {text.rstrip('/')}#1")
+    if path.suffix or "/" in text:
+        raise UserError(f"there is no program file {text}")
+    raise UserError(
+        f"unknown optimizer {text[:80]!r}{nearest(text, BASELINES)} (optimizers: {', '.join(BASELINES)}; or a
+        program " "file, or RUN_DIR#RANK)" )
+
+
+def describe(name: str, program: Program) -> dict[str, Any]:
+    """What `optforge show --json` prints: statements, state, memory, hyperparameters and key of a program.
+
+    ``state_bytes_per_parameter`` counts what grows with the model: 4 bytes for each live slot of kind TENSOR, in float32.
+    Slots of the other kinds hold one number per row, column or parameter tensor and count as 0.
+    """
+    live, live_slots = set(program.live.instructions), set(program.live_state)
+    return {
+        "name": name,
+        "key": program.key,
+        "statements": {
+            "live": len(live),
+            "all": len(program.body),
+            "body": [
+                {"name": f"x{i}", "text": str(instr), "live": i in live} for i, instr in enumerate(program.body)
+            ],
+        },
+        "update": show_arg(program.update),
+        "state": [
+            {
+                "name": slot.name,
+                "kind": slot.kind.name,
+                "init": slot.init,
+                "live": slot in live_slots,
+                "next": show_arg(arg),
+            }
+            for slot, arg in zip(program.state, program.next_state, strict=True)
+        ],
+        "state_bytes_per_parameter": state_bytes(program),
+        "hyperparameters": [{"name": h.name, "default": h.default, "scale": h.scale} for h in program.hypers],
+        "fallback": None if program.fallback is None else describe(f"{name} fallback", program.fallback),
+    }
+
+
+def state_bytes(program: Program) -> int:
+    """Bytes of optimizer state per model parameter, in float32."""
+    return 4 * sum(slot.kind is Kind.TENSOR for slot in program.live_state)
+
+
+def _from_hall_of_fame(folder: Path, rank: str) -> tuple[str, Program]:
+    file = existing_run_dir(folder) / HALL_OF_FAME
+    if not file.is_file():
+        raise UserError(f"{folder} has no hall of fame yet ({HALL_OF_FAME}); is it the run directory of a search?")
+    try:
+        entries = {int(entry["rank"]): entry["program"] for entry in json.loads(_read(file, 100 * MAX_CHARACTERS))}
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{file} is not a list of ranked programs; was it edited or cut off?") from None
+    if not entries:
+        raise UserError(f"the hall of fame of {folder} is empty")
+    if not (rank.isascii() and rank.isdigit() and int(rank) in entries):
+        raise UserError(f"{folder} has programs #{min(entries)} to #{max(entries)}, not #{rank[:20]}")
+    return f"{folder.name}#{int(rank)}", _parse(entries[int(rank)], f"{file}, rank {int(rank)}")
+
+
+def _read(path: Path, limit: int = 4 * MAX_CHARACTERS) -> str:
+    """Text of a file of at most `limit` bytes, so that naming the wrong file cannot fill the memory."""
+    try:
+        if path.stat().st_size > limit:
+            raise UserError(f"{path} is too large for a program ({path.stat().st_size} bytes)")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _parse(text: str, source: str) -> Program:
+    try:
+        return parse_program(text)
+    except ProgramError as error:
+        raise ProgramError(f"{source}: {error}") from None

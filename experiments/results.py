@@ -1,0 +1,83 @@
+"""What one training run came to, and how a trained model is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from primitives.task import Split, Task
+
+EVALUATED = 1280
+"""At most so many examples of a split, evenly spaced, are looked at when its loss is reported."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one training run came to.
+
+    Attributes:
+        task, lr, seed: as asked for.
+        status: ``"ok"``, or ``"diverged"`` with a sentence in `reason`; losses that are not finite are then
+            nan.
+        steps: how many were made.
+        train_loss, valid_loss, test_loss: of the final weights, in the task's metric (see `evaluate`).
+        valid_accuracy, test_accuracy: shares of right classes in [0, 1], or None where the task has no
+            classes.
+        learned: final value of each learned quantity.
+        seconds: wall-clock time of the training loop, without loading data.
+        curve: loss of each step's batch before that step.
+        valid_curve: pairs of a number of steps and the validation loss after them.
+    """
+
+    task: str
+    lr: float
+    seed: int
+    status: str
+    reason: str
+    steps: int
+    train_loss: float
+    valid_loss: float
+    test_loss: float
+    valid_accuracy: float | None
+    test_accuracy: float | None
+    learned: dict[str, float]
+    seconds: float
+    curve: tuple[float, ...]
+    valid_curve: tuple[tuple[int, float], ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as a dictionary for `json.dumps`; numbers that are not finite become null."""
+        return {name: _finite(value) for name, value in dataclasses.asdict(self).items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, task: Task, split: Split, limit: int = EVALUATED
+) -> tuple[float, float | None]:
+    """Mean loss of a model over a split, and the share of right classes, or None where there are no classes.
+
+    Splits of more than `limit` examples are represented by as many evenly spaced ones.
+    """
+    device = next(model.parameters()).device
+    count = min(len(split), limit)
+    at = torch.linspace(0, len(split) - 1, count, dtype=torch.float64).round().long()
+    loss, right, classes = 0.0, 0, 0
+    for part in at.split(256):
+        inputs, targets = (x.to(device) for x in split.batch(part))
+        outputs = model(inputs)
+        loss += float(task.loss(outputs, targets)) * len(part)
+        if task.accuracy:
+            right += int((outputs.argmax(-1) == targets).sum())
+            classes += targets.numel()
+    return loss / count, right / classes if task.accuracy else None

@@ -1,0 +1,104 @@
+"""Recognise programs that need no training: duplicates, and programs that cannot work."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from primitives import Program
+from primitives.fingerprint import behave
+from search.fitness import Evaluator, Fitness, Status
+
+
+class Verdict(enum.StrEnum):
+    """What can be said of a program before training it, in the order in which it is found out."""
+
+    SAME_KEY = "same_key"  # structurally a program seen before
+    IGNORES_GRADIENT = "ignores_gradient"
+    NOT_FINITE = "not_finite"  # overflows, divides by zero or leaves its domain on the probes
+    SAME_BEHAVIOUR = "same_behaviour"  # does on the probes what a program seen before did
+    NEW = "new"
+
+
+class Identity(NamedTuple):
+    """A program's structural key and behavioural fingerprint (empty if it was not needed), and what they say."""
+
+    key: str
+    fingerprint: str
+    verdict: Verdict
+
+
+REASONS = {
+    Verdict.IGNORES_GRADIENT: "the update does not depend on the gradient",
+    Verdict.NOT_FINITE: "not finite on the probes: it overflows, divides by zero or leaves a domain",
+}
+
+
+@dataclass
+class DuplicateCache:
+    """Programs seen so far, by structural key and by fingerprint, each mapped to the number it was added under."""
+
+    keys: dict[str, int] = field(default_factory=dict)
+    fingerprints: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, Verdict] = field(default_factory=dict)
+
+    def identify(self, program: Program) -> Identity:
+        """Judge a program, cheapest check first. Programs that cannot work are remembered by key."""
+        key = program.key
+        if key in self.keys:
+            return Identity(key, "", Verdict.SAME_KEY)
+        if key in self.rejected:
+            return Identity(key, "", self.rejected[key])
+        if not depends_on_gradient(program):
+            self.rejected[key] = Verdict.IGNORES_GRADIENT
+            return Identity(key, "", Verdict.IGNORES_GRADIENT)
+        behaviour = behave(program)
+        if not behaviour.finite:
+            self.rejected[key] = Verdict.NOT_FINITE
+            return Identity(key, behaviour.fingerprint, Verdict.NOT_FINITE)
+        if behaviour.fingerprint in self.fingerprints:
+            self.keys[key] = self.fingerprints[behaviour.fingerprint]
+            return Identity(key, behaviour.fingerprint, Verdict.SAME_BEHAVIOUR)
+        return Identity(key, behaviour.fingerprint, Verdict.NEW)
+
+    def add(self, identity: Identity, number: int) -> None:
+        """Remember a program under `number`, so that later ones like it are recognised."""
+        self.keys[identity.key] = number
+        if identity.fingerprint:
+            self.fingerprints[identity.fingerprint] = number
+
+
+def depends_on_gradient(program: Program) -> bool:
+    """Whether the gradient reaches the update, structurally."""
+    return "g" in program.live.names or any(s.init == "g" for s in program.live_state)
+
+
+class Cached:
+    """Wraps an evaluator so that no program is trained twice and none is trained that cannot work."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+        self.cache = DuplicateCache()
+        self.known: list[Fitness] = []
+
+    def __call__(self, programs: Sequence[Program]) -> list[Fitness]:
+        """Fitness of each program, in order; equal programs get equal fitness."""
+        numbers: list[int] = []
+        new: list[Program] = []
+        rejected: dict[int, Fitness] = {}
+        for position, program in enumerate(programs):
+            identity = self.cache.identify(program)
+            if identity.verdict in REASONS:
+                rejected[position] = Fitness(math.inf, Status.DIVERGED, REASONS[identity.verdict])
+                numbers.append(-1)
+            elif identity.verdict is Verdict.NEW:
+                numbers.append(len(self.known) + len(new))
+                self.cache.add(identity, numbers[-1])
+                new.append(program)
+            else:
+                numbers.append(self.cache.keys[identity.key])
+        self.known += self.evaluator(new) if new else []
+        return [rejected.get(i) or self.known[number] for i, number in enumerate(numbers)]

@@ -1,0 +1,106 @@
+"""The search loop: ask evolution for batches, have them evaluated, write them to the ledger, in order."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from search.cache import DuplicateCache, Identity, Verdict
+from search.evolution import Candidate, Evolution, Individual, SpaceExhausted, Statistics
+from search.fitness import Fitness, Status
+from search.ledger import Ledger, Record
+from search.workers import Job, Workers
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a search ends: after so many trained programs in all, or so many seconds now; whichever comes first."""
+
+    programs: int | None = None
+    seconds: float | None = None
+
+
+class Finished(NamedTuple):
+    """A batch that is safely in the ledger."""
+
+    batch: int
+    candidates: list[Candidate]
+    fitnesses: list[Fitness]
+
+
+class _Pending(NamedTuple):
+    batch: int
+    candidates: list[Candidate]
+    counts: Counter[Verdict]
+    job: Job
+    begin: float
+
+
+class Search:
+    """A search over a ledger, new or half done.
+
+    Iterate over `run` to make it go; everything yielded is already in the ledger, and stopping the iteration at any
+    point loses only batches in flight.
+    """
+
+    def __init__(self, evolution: Evolution, ledger: Ledger, workers: Workers) -> None:
+        self.evolution, self.ledger, self.workers = evolution, ledger, workers
+        self.cache = DuplicateCache()
+        self.history: list[Individual] = []
+        self.best: list[Record] = []  # ascending by score
+        self.statistics = Statistics(verdicts=ledger.counts())
+        self.exhausted = ""
+        for record in ledger:
+            self.cache.add(Identity(record.key, record.fingerprint, Verdict.NEW), record.number)
+            self._tell(record)
+
+    def run(self, budget: Budget, clock: Callable[[], float] = time.monotonic) -> Iterator[Finished]:
+        """Search until the budget is spent, yielding each batch once it is in the ledger."""
+        deadline = None if budget.seconds is None else clock() + budget.seconds
+        pending: deque[_Pending] = deque()
+        batch = self.history[-1].batch + 1 if self.history else 0
+        while True:
+            while len(pending) < self.evolution.lag and not self.exhausted:
+                size = self._size(batch, budget)
+                if size <= 0 or (deadline is not None and clock() >= deadline):
+                    break
+                try:
+                    candidates, counts = self.evolution.ask(self.history, self.cache, batch, size)
+                except SpaceExhausted as error:
+                    self.exhausted = str(error)
+                    break
+                job = self.workers.submit([c.program for c in candidates])
+                pending.append(_Pending(batch, candidates, counts, job, time.monotonic()))
+                batch += 1
+            if not pending:
+                return
+            yield self._finish(pending.popleft())
+
+    def _size(self, batch: int, budget: Budget) -> int:
+        left = self.evolution.batch if budget.programs is None else budget.programs - batch * self.evolution.batch
+        return min(self.evolution.batch, left)
+
+    def _finish(self, pending: _Pending) -> Finished:
+        fitnesses = self.workers.result(pending.job)
+        seconds = time.monotonic() - pending.begin
+        self.ledger.append(pending.batch, pending.candidates, fitnesses, pending.counts, seconds, time.time())
+        self.statistics.verdicts += pending.counts
+        for candidate, fitness in zip(pending.candidates, fitnesses, strict=True):
+            number, parent, mutations, program, identity = candidate
+            self._tell(
+                Record(number, pending.batch, parent, mutations, program, identity.key, identity.fingerprint, fitness)
+            )
+        return Finished(pending.batch, pending.candidates, fitnesses)
+
+    def _tell(self, record: Record) -> None:
+        fitness = record.fitness
+        self.history.append(Individual(record.number, record.batch, record.program, fitness.score))
+        self.statistics.trained += 1
+        self.statistics.diverged += fitness.status is not Status.OK
+        if fitness.status is Status.OK:
+            self.best.append(record)
+            self.best.sort(key=lambda r: (r.fitness.score, r.number))
+            del self.best[50:]

@@ -1,0 +1,92 @@
+"""What an evaluated program is worth, and the contract of everything that evaluates programs."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from primitives import Program, Task
+
+
+class Status(enum.StrEnum):
+    """How an evaluation ended."""
+
+    OK = "ok"
+    DIVERGED = "diverged"  # no learning rate of the ladder gave a finite loss on every seed
+    FAILED = "failed"  # the evaluation itself broke; says nothing about the program
+
+
+@dataclass(frozen=True)
+class Fitness:
+    """Outcome of evaluating one program; lower scores are better.
+
+    Attributes:
+        score: validation loss of the best learning rate, averaged over seeds; infinite unless `status` is OK.
+        status: how the evaluation ended.
+        reason: a sentence on why, for anything but OK.
+        lr: the best learning rate, or NaN.
+        rungs: mean validation loss for each learning rate of the ladder, infinite where training diverged.
+        edge: whether the best rate is the first or last of the ladder, so that a wider one might do better.
+    """
+
+    score: float
+    status: Status
+    reason: str = ""
+    lr: float = math.nan
+    rungs: tuple[float, ...] = ()
+    edge: bool = False
+
+
+Evaluator = Callable[[Sequence[Program]], list[Fitness]]
+"""Programs to fitnesses: same order, deterministic, never raising because of a candidate."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a candidate is trained: the same for every candidate of a search, so that scores can be compared.
+
+    Attributes:
+        task: what is trained.
+        ladder: learning rates, ascending; each candidate trains once at each.
+        seeds: each gives initial weights and the order of the batches, the same for all candidates.
+        steps: length of a run, the task's own by default.
+        double: compute in float64, for tests.
+    """
+
+    task: Task
+    ladder: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
+    seeds: tuple[int, ...] = (0, 1)
+    steps: int = 0
+
+    double: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.ladder or any(not (math.isfinite(lr) and lr > 0) for lr in self.ladder):
+            raise ValueError(f"the ladder needs at least one learning rate, all positive; got {self.ladder}")
+        if list(self.ladder) != sorted(set(self.ladder)):
+            raise ValueError(f"the ladder must ascend without repeats; got {self.ladder}")
+        if not self.seeds or self.steps < 0:
+            raise ValueError(f"at least one seed and a positive number of steps are needed; got {self.seeds}")
+        object.__setattr__(self, "steps", self.steps or self.task.steps)
+
+
+def summarise(protocol: Protocol, losses: Tensor, diverged_at: Tensor) -> Fitness:
+    """Fitness of one program from its final validation losses ``[rungs, seeds]``.
+
+    `diverged_at` has the same shape and holds the first step with a non-finite training loss, or -1.
+    """
+    finite = losses.isfinite() & (diverged_at < 0)
+    means = losses.double().mean(dim=1)
+    rungs = tuple(float(m) if bool(ok) else math.inf for m, ok in zip(means, finite.all(dim=1), strict=True))
+    best = min(range(len(rungs)), key=rungs.__getitem__)
+    if rungs[best] == math.inf:
+        steps = diverged_at[diverged_at >= 0]
+        when = f", first at step {int(steps.min()) + 1}" if len(steps) else ""
+        reason = f"the loss became non-finite at every one of {len(rungs)} learning rates{when}"
+        return Fitness(math.inf, Status.DIVERGED, reason, rungs=rungs)
+    edge = len(rungs) > 1 and best in (0, len(rungs) - 1)
+    return Fitness(rungs[best], Status.OK, "", protocol.ladder[best], rungs, edge)

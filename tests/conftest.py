@@ -1,0 +1,16 @@
+"""What all tests share: one torch thread per process, and property tests that draw the same examples every time."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+
+# No deadlines: the machine's load is not a property of the code. HYPOTHESIS_PROFILE=explore draws new examples.
+_COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+settings.register_profile("fixed", _COMMON, derandomize=True, database=None, max_examples=60)
+settings.register_profile("explore", _COMMON, max_examples=1000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
