@@ -15,5 +15,6 @@ def check_not_negative(**values: float) -> None:
 def check_beta(**values: tuple[float, ...]) -> None:
     """Raise `ValueError` naming the first value that is not a pair of numbers in [0, 1)."""
     for name, pair in values.items():
-        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(0 <= beta < 1 for beta in pair)):
+        two = isinstance(pair, tuple | list) and len(pair) == 2
+        if not (two and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in pair)):
             raise ValueError(f"{name} must be two numbers in [0, 1), got {pair!r}")

@@ -49,15 +49,11 @@ def digits() -> Splits:
 
     x, y = load_digits(return_X_y=True)
     train_x, rest_x, train_y, rest_y = train_test_split(x / 16, y, test_size=0.4, stratify=y, random_state=0)
-    valid_x, test_x, valid_y, test_y = train_test_split(
-        rest_x, rest_y, test_size=0.5, stratify=rest_y, random_state=0
-    )
+    valid_x, test_x, valid_y, test_y = train_test_split(rest_x, rest_y, test_size=0.5, stratify=rest_y, random_state=0)
     mean, std = train_x.mean(axis=0), train_x.std(axis=0) + 0.01
 
     def split(inputs: np.ndarray, targets: np.ndarray) -> TensorSplit:
-        return TensorSplit(
-            torch.tensor((inputs - mean) / std, dtype=torch.float32), torch.tensor(targets).long()
-        )
+        return TensorSplit(torch.tensor((inputs - mean) / std, dtype=torch.float32), torch.tensor(targets).long())
 
     return Splits(split(train_x, train_y), split(valid_x, valid_y), split(test_x, test_y))
 

@@ -10,7 +10,8 @@ from pathlib import Path
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write `content` (text as UTF-8) to `path`: readers see the old file or the whole new one, never a part.
 
-    The content goes to a temporary file in the same folder, reaches the disk, and then takes the place of `path`.
+    The content goes to a temporary file in the same folder, reaches the disk, and then takes the place of
+    `path`.
 
     Raises:
         OSError: if the folder does not exist or cannot be written to; `path` is then as it was.

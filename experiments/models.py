@@ -1,5 +1,4 @@
-"""Models of the built-in tasks: pure functions of parameters and inputs, so that many can be trained as
-one."""
+"""Models of the built-in tasks: pure functions of parameters and inputs, so that many train as one."""
 
 from __future__ import annotations
 
@@ -10,15 +9,24 @@ import torch
 from torch import Tensor, nn
 
 
-def mlp(*widths: int) -> nn.Module:
+class MLP(nn.Module):
     """A ReLU network with linear layers between the given widths, initialised as `torch.nn.Linear` does.
 
-    Maps ``[batch, widths[0]]`` to ``[batch, widths[-1]]``.
+    Maps ``[batch, widths[0]]`` to ``[batch, widths[-1]]``. Activations are held features first: a stack of networks
+    that see the same batch then multiplies it by all their first layers in one large matrix product.
     """
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(widths))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits of each example."""
+        x = inputs.mT
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.Linear)
+            x = layer.weight @ (x.relu() if number else x) + layer.bias[:, None]
+        return x.mT
 
 
 class Attention(nn.Module):
@@ -41,16 +49,13 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix each position with those before it."""
         time, width = x.shape[-2:]
-        q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for part in self.qkv(x).chunk(3, dim=-1)
-        )
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for part in self.qkv(x).chunk(3, dim=-1))
         scores = q @ k.mT / math.sqrt(width // self.heads) + self.mask[:time, :time]
         return self.out((scores.softmax(-1) @ v).transpose(-2, -3).flatten(-2))
 
 
 class Block(nn.Module):
-    """Pre-normalised transformer block (Xiong et al. 2020, figure 1b) with a GELU layer four times as
-    wide."""
+    """Pre-normalised transformer block (Xiong et al. 2020, figure 1b), its GELU layer four times as wide."""
 
     def __init__(self, width: int, heads: int, context: int) -> None:
         super().__init__()
@@ -80,9 +85,7 @@ class GPT(nn.Module):
         depth: number of blocks.
     """
 
-    def __init__(
-        self, vocabulary: int, context: int, width: int = 64, heads: int = 4, depth: int = 2
-    ) -> None:
+    def __init__(self, vocabulary: int, context: int, width: int = 64, heads: int = 4, depth: int = 2) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
         self.position = nn.Parameter(torch.empty(context, width))

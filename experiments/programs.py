@@ -43,15 +43,16 @@ def resolve_program(text: str) -> tuple[str, Program]:
     if path.suffix or "/" in text:
         raise UserError(f"there is no program file {text}")
     raise UserError(
-        f"unknown optimizer {text[:80]!r}{nearest(text, BASELINES)} (optimizers: {', '.join(BASELINES)}; or a
-        program " "file, or RUN_DIR#RANK)" )
+        f"unknown optimizer {text[:80]!r}{nearest(text, BASELINES)} "
+        f"(optimizers: {', '.join(BASELINES)}; or name a program file, or RUN_DIR#RANK)"
+    )
 
 
 def describe(name: str, program: Program) -> dict[str, Any]:
     """What `optforge show --json` prints: statements, state, memory, hyperparameters and key of a program.
 
-    ``state_bytes_per_parameter`` counts what grows with the model: 4 bytes for each live slot of kind TENSOR, in float32.
-    Slots of the other kinds hold one number per row, column or parameter tensor and count as 0.
+    ``state_bytes_per_parameter`` counts what grows with the model: 4 bytes for each live slot of kind TENSOR, in
+    float32. Other slots hold one number per row, column or tensor and count as 0.
     """
     live, live_slots = set(program.live.instructions), set(program.live_state)
     return {
@@ -60,9 +61,7 @@ def describe(name: str, program: Program) -> dict[str, Any]:
         "statements": {
             "live": len(live),
             "all": len(program.body),
-            "body": [
-                {"name": f"x{i}", "text": str(instr), "live": i in live} for i, instr in enumerate(program.body)
-            ],
+            "body": [{"name": f"x{i}", "text": str(instr), "live": i in live} for i, instr in enumerate(program.body)],
         },
         "update": show_arg(program.update),
         "state": [

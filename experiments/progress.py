@@ -11,8 +11,7 @@ Report = Callable[[int, str], None]
 
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Report]:
-    """Show a bar while the block runs; the block calls what it is given. Silent where nobody watches a
-    terminal."""
+    """Show a bar while the block runs, if standard error is a terminal; the block calls what it is given."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -24,8 +23,6 @@ def progress_bar(title: str, total: int) -> Iterator[Report]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[words]}"),
     )
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, refresh_per_second=5
-    ) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal, refresh_per_second=5) as progress:
         bar = progress.add_task(title, total=total, words="")
         yield lambda done, words: progress.update(bar, completed=done, words=words)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from primitives.task import Splits
 
 _PACKAGES = ("optforge", "torch", "lightning", "numpy", "scipy", "scikit-learn")
+_SOURCES = ("primitives", "baselines", "learned", "search", "experiments")
 _HASHED_AT_ONCE = 4096
 _MAX_HASHED = 65536
 
@@ -22,7 +23,8 @@ _MAX_HASHED = 65536
 def provenance() -> dict[str, Any]:
     """Time (UTC), source commit, versions of Python and of the packages that numbers depend on, and the hardware.
 
-    The commit is None where the source is not a git checkout, and ends in ``+changes`` where it was edited since.
+    The commit is None where the source is not a git checkout, and ends in ``+changes`` where it was edited
+    since.
     """
     import torch
 
@@ -47,15 +49,19 @@ def provenance() -> dict[str, Any]:
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit that `folder` is checked out at, or None. Sources that were edited since end in ``+changes``."""
+    """The commit that the package in `folder` is checked out at, or None; ``+changes`` if its source was edited."""
     if not (folder.parent / ".git").exists():  # installed, possibly inside some other project's checkout
         return None
-    commands = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    commands = (["rev-parse", "HEAD"], ["status", "--porcelain", "--", *_SOURCES])
     found = []
     for arguments in commands:
         try:
             done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+                ["git", "-C", str(folder.parent), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
             )
         except (OSError, subprocess.SubprocessError):
             return None
@@ -89,6 +95,6 @@ def data_hash(splits: Splits) -> dict[str, str]:
         for indices in torch.arange(0, len(split), stride).split(_HASHED_AT_ONCE):
             for tensor in split.batch(indices):
                 digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.contiguous().numpy().tobytes())
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
         hashes[name] = digest.hexdigest()
     return hashes

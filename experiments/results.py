@@ -62,9 +62,7 @@ def _finite(value: Any) -> Any:
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, task: Task, split: Split, limit: int = EVALUATED
-) -> tuple[float, float | None]:
+def evaluate(model: nn.Module, task: Task, split: Split, limit: int = EVALUATED) -> tuple[float, float | None]:
     """Mean loss of a model over a split, and the share of right classes, or None where there are no classes.
 
     Splits of more than `limit` examples are represented by as many evenly spaced ones.

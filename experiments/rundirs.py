@@ -52,5 +52,5 @@ def existing_run_dir(path: Path) -> Path:
 
 def remove_if_empty(path: Path) -> None:
     """Remove a run directory in which nothing was written, so that its name is free again."""
-    if not any(path.iterdir()):
+    if path.is_dir() and not any(path.iterdir()):
         path.rmdir()

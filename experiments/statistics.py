@@ -1,22 +1,25 @@
 """Paired comparison of optimizers over seeds: intervals, tests, and one word per pair.
 
-What is compared is the mean over seeds of the final loss. The seeds (initial weights and order of the batches) are
-what varies; data, model and learning rate are given. Optimizers that share a seed share its weights and batches, so
-that only differences within a seed are looked at.
+What is compared is the mean over seeds of the final loss. The seeds (initial weights and order of the
+batches) are what varies; data, model and learning rate are given. Optimizers that share a seed share its
+weights and batches, so that only differences within a seed are looked at.
 
 Choices, with their reasons:
 
-- **Interval.** Student's t below `BOOTSTRAP_FROM` seeds, the BCa bootstrap (Efron 1987, doi:10.2307/2289144) from there
-  on. At 10 seeds a nominal 95 % BCa interval covers 91 % for normal and 86 % for log-normal (σ = 0.7) losses, Student's
-  95 % and 89 %; at 30 the two are within one point, and BCa follows the skew of the data.
-- **Test.** Paired t, two-sided: it asks about the mean, as the interval does, so that the two agree. Wilcoxon's test asks
-  about another quantity (whether differences are symmetric about zero) and cannot reach 5 % with fewer than six seeds.
-- **Many pairs.** Holm 1979 (Scand. J. Statist. 6:65–70) over all pairs, once for the tests of a difference and once for
-  those of equivalence: the chance of any false 'better' or 'worse' is at most 5 %, that of any false 'equivalent' too.
-- **Equivalence.** Two one-sided paired t tests (Schuirmann 1987, doi:10.1007/BF01068419) against a smallest effect that
-  is declared beforehand. A difference that is certain but smaller than that is 'equivalent'.
-- **Divergence.** A run that diverged, or ended above its start, counts as the loss before training. It is never dropped:
-  leaving it out would reward the optimizer that fails on the hard seeds.
+- **Interval.** Student's t below `BOOTSTRAP_FROM` seeds, the BCa bootstrap (Efron 1987, doi:10.2307/2289144)
+  from there on. At 10 seeds a nominal 95 % BCa interval covers 91 % for normal and 86 % for log-normal (σ =
+  0.7) losses, Student's 95 % and 89 %; at 30 the two are within one point, and BCa follows the skew of the
+  data.
+- **Test.** Paired t, two-sided: it asks about the mean, as the interval does, so that the two agree.
+  Wilcoxon's test asks about another quantity (whether differences are symmetric about zero) and cannot reach
+  5 % with fewer than six seeds.
+- **Many pairs.** Holm 1979 (Scand. J. Statist. 6:65–70) over all pairs, once for the tests of a difference
+  and once for those of equivalence: the chance of any false 'better' or 'worse' is at most 5 %, that of any
+  false 'equivalent' too.
+- **Equivalence.** Two one-sided paired t tests (Schuirmann 1987, doi:10.1007/BF01068419) against a smallest
+  effect that is declared beforehand. A difference that is certain but smaller than that is 'equivalent'.
+- **Divergence.** A run that diverged, or ended above its start, counts as the loss before training. It is
+  never dropped: leaving it out would reward the optimizer that fails on the hard seeds.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import enum
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -67,7 +70,8 @@ class Pair:
     Attributes:
         first: name of one.
         second: name of the other.
-        difference: mean loss of `first` minus that of `second`; negative where `first` is better. Unit of the loss.
+        difference: mean loss of `first` minus that of `second`; negative where `first` is better. Unit of the
+            loss.
         interval: of that difference, for this pair alone (not widened for the number of pairs).
         p: two-sided p value of the paired t test of no difference; NaN for a single run.
         p_holm: the same after Holm's correction over all pairs.
@@ -88,6 +92,22 @@ class Pair:
     p_equivalence_holm: float
     verdict: Verdict
 
+    def seen_from(self, name: str) -> Pair:
+        """The same with the optimizer `name`, one of the two, as the first: differences and verdict turned round."""
+        if name == self.first:
+            return self
+        if name != self.second:
+            raise ValueError(f"{name} is neither {self.first} nor {self.second}")
+        opposite = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
+        return replace(
+            self,
+            first=self.second,
+            second=self.first,
+            difference=-self.difference,
+            interval=replace(self.interval, low=-self.interval.high, high=-self.interval.low),
+            verdict=opposite.get(self.verdict, self.verdict),
+        )
+
 
 def censor(losses: np.ndarray, diverged: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Replace failed runs by the loss before training.
@@ -98,7 +118,8 @@ def censor(losses: np.ndarray, diverged: np.ndarray, start: np.ndarray) -> tuple
         start: loss before training, ``[seeds]``.
 
     Returns:
-        The losses, and which of them were replaced: those that diverged, are not finite, or lie above the start.
+        The losses, and which of them were replaced: those that diverged, are not finite, or lie above the
+        start.
     """
     with np.errstate(invalid="ignore"):
         failed = diverged | ~np.isfinite(losses) | (losses > start)
@@ -119,7 +140,12 @@ def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95, see
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)
             bounds = stats.bootstrap(
-                (x,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=np.random.default_rng(seed)
+                (x,),
+                np.mean,
+                n_resamples=RESAMPLES,
+                confidence_level=level,
+                method="BCa",
+                rng=np.random.default_rng(seed),
             ).confidence_interval
         if math.isfinite(bounds.low) and math.isfinite(bounds.high):
             return Interval(float(bounds.low), float(bounds.high), level, "BCa")
@@ -159,8 +185,8 @@ def equivalence_p(differences: Sequence[float] | np.ndarray, margin: float) -> f
 def holm(p_values: Sequence[float]) -> list[float]:
     """p values corrected for their number: reject those at most α, and the chance of any false one is at most α.
 
-    The k-th smallest (from 0) of n is multiplied by n − k, then made no smaller than those before it, and at most 1.
-    NaN stays NaN and is not counted.
+    The k-th smallest (from 0) of n is multiplied by n − k, then made no smaller than those before it, and at
+    most 1. NaN stays NaN and is not counted.
     """
     order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
     corrected = [math.nan] * len(p_values)
@@ -181,14 +207,15 @@ def compare_pairs(
     """Compare every optimizer with every other.
 
     Args:
-        losses: final loss for each seed in the same order, by optimizer; failed runs already replaced (`censor`).
+        losses: final loss for each seed in the same order, by optimizer; failed runs already replaced
+            (`censor`).
         censored: which losses were replaced.
         smallest_effect: differences below this share of the smaller of the two mean losses do not matter.
         alpha: bound on the chance of any false claim, for each of the two families of tests.
 
     Returns:
-        One `Pair` for each combination, in the order of `losses`. Equivalence is not concluded where both runs of a
-        seed failed: that their difference is zero says nothing.
+        One `Pair` for each combination, in the order of `losses`. Equivalence is not concluded where both
+        runs of a seed failed: that their difference is zero says nothing.
 
     Raises:
         ValueError: if the optimizers were not run on equally many seeds, or a loss is not finite.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional
 
 from experiments import data, models
 from experiments.errors import unknown
@@ -11,8 +10,13 @@ from primitives.task import Task
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of logits ``[…, classes]`` against classes ``[…]``, 0-dimensional."""
-    return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+    """Mean cross-entropy in nats of logits ``[…, classes]`` against classes ``[…]``, 0-dimensional.
+
+    Equal to `torch.nn.functional.cross_entropy`, but normalised along the first of the last two dimensions, which
+    torch's kernels do an order of magnitude faster for few classes.
+    """
+    log_probabilities = outputs.mT.log_softmax(-2)
+    return -log_probabilities.gather(-2, targets.long().unsqueeze(-2)).mean()
 
 
 TASKS: dict[str, Task] = {
@@ -21,7 +25,7 @@ TASKS: dict[str, Task] = {
         Task(
             name="digits",
             summary="handwritten digits, 8×8 pixels; MLP 64-32-10 with ReLU, 2,410 parameters",
-            model=lambda: models.mlp(64, 32, 10),
+            model=lambda: models.MLP(64, 32, 10),
             data=data.digits,
             loss=cross_entropy,
             metric="cross-entropy [nats]",

@@ -92,8 +92,7 @@ class TrainingRun(LightningModule):
 
 
 class _Batches(Iterable[tuple[Tensor, Tensor]]):
-    """The batches of a run in their order; a plain iterable, because in-memory data needs no loading
-    machinery."""
+    """The batches of a run in their order; a plain iterable, as data in memory needs no loading machinery."""
 
     def __init__(self, split: Split, indices: Tensor) -> None:
         self.split, self.indices = split, indices
@@ -150,6 +149,7 @@ def train(
             devices=1,
             max_steps=total,
             logger=TensorBoardLogger(log_dir, name=None, version="") if log_dir is not None else False,
+            log_every_n_steps=1,  # the run decides itself; Lightning warns where a run is shorter than this number
             enable_progress_bar=False,  # a bar that counts epochs says little about a run of so many steps
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -170,9 +170,7 @@ def learned_values(optimizer: object) -> dict[str, float]:
 def _factory(optimizer: Program | Factory, steps: int, learn: Sequence[str] | None) -> Factory:
     if not isinstance(optimizer, Program):
         if learn:
-            raise UserError(
-                f"only programs can learn {', '.join(learn)}; give a Program in place of a function"
-            )
+            raise UserError(f"only programs can learn {', '.join(learn)}; give a Program in place of a function")
         return optimizer
     program = optimizer
     if learn:
@@ -200,9 +198,7 @@ def _result(run: TrainingRun, lr: float, seed: int, total: int, seconds: float) 
     losses = [loss if math.isfinite(loss) else math.nan for loss, _ in measured]
     reason = ""
     if run.diverged_at is not None:
-        reason = (
-            f"the training loss was {run.curve[-1]} at step {run.diverged_at} of {total}; try a smaller lr"
-        )
+        reason = f"the training loss was {run.curve[-1]} at step {run.diverged_at} of {total}; try a smaller lr"
     elif not all(map(math.isfinite, losses)):
         reason = f"the weights after step {len(run.curve)} give a loss that is not finite; try a smaller lr"
     return RunResult(
@@ -226,8 +222,7 @@ def _result(run: TrainingRun, lr: float, seed: int, total: int, seconds: float) 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what Lightning tells about hardware and the last step, and its use of a deprecated torch
-    class."""
+    """Silence what Lightning tells about hardware and the last step, and its use of a deprecated class."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)

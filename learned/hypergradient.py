@@ -21,7 +21,9 @@ is far too large falls by at most e^κ a step, and a network that the first such
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,7 +136,7 @@ class LearnedOptimizer(ProgramOptimizer):
             else:
                 change = self.hyper_lr * dot / (gradient_square.sqrt() * update_square.sqrt())
             usable = torch.isfinite(dot) & torch.isfinite(change)
-            new = torch.where(usable, old + change, old).clamp(-_LIMIT, _LIMIT)
+            new = torch.where(usable, old + change, old)
             for group in self.param_groups:
                 group["log_factor"] = new  # not in place: a state_dict may hold the old one
         for group in self.param_groups:
@@ -176,6 +178,7 @@ class LearnedOptimizer(ProgramOptimizer):
             stepped = compile_step(program)(inputs | {"lr": lr}, range(p.ndim))
             return lr * stepped.update, stepped
 
+        _load_forward_mode()
         rate = inputs["lr"]
         _, derivative, stepped = torch.func.jvp(moved, (rate,), (torch.ones_like(rate),), has_aux=True)  # type: ignore[misc]
         self.state[p][_DERIVATIVE] = derivative.detach().to(p.dtype)
@@ -202,6 +205,14 @@ def learn(
     The arguments are those of `LearnedOptimizer`.
     """
     return LearnedOptimizer(params, program, lr, what=what, per=per, rule=rule, hyper_lr=hyper_lr, **options)
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    """Let torch set up forward-mode differentiation, which makes use of what it has itself deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script` is (deprecated|not supported)", DeprecationWarning)
+        torch.func.jvp(torch.square, (torch.ones(()),), (torch.ones(()),))
 
 
 def _choose(verb: str, name: object, known: Sequence[str] | dict[str, float]) -> None:

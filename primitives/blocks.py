@@ -49,6 +49,5 @@ def decoupled_weight_decay(b: Builder, direction: Expr, weight_decay: Expr | flo
 
 
 BLOCKS: dict[str, Callable[..., Expr]] = {
-    f.__name__: f
-    for f in (momentum, heavy_ball, sign, rms_normalise, debias, trust_ratio, decoupled_weight_decay)
+    f.__name__: f for f in (momentum, heavy_ball, sign, rms_normalise, debias, trust_ratio, decoupled_weight_decay)
 }

@@ -74,7 +74,7 @@ def behave(program: Program) -> Behaviour:
     inputs: dict[str, Tensor] = {}
 
     def leaf(value: str | float) -> Tensor:
-        return inputs[value] if type(value) is str else _literal(value)  # type: ignore[arg-type]
+        return inputs[value] if type(value) is str else _literal(value)
 
     def apply(op: Op, args: list[Tensor], _: int) -> Tensor:
         return op.function(*args, dims=(0, 1))  # all in float64, so nothing needs rounding

@@ -28,24 +28,35 @@ def execute(program: Program, inputs: Mapping[str, Tensor], dims: Sequence[int] 
         inputs: a tensor for every name that the program reads: signals, slots and hyperparameters. Signals of kind
             SCALAR and hyperparameters are 0-dimensional float64; they are rounded where they meet a tensor.
         dims: the dimensions that belong to one parameter; all of them by default. Leading dimensions before these
-            stack independent parameters.
+            stack independent parameters. In a stack, parameters that are single numbers need one of size 1.
 
     Returns:
         The update, of the parameter's shape, and the next value of each slot in order (dead slots keep theirs).
         Shapes of scalars may be broadcastable instead of exact.
     """
-    at = tuple(range(inputs["g"].ndim)) if dims is None else tuple(dims)
+    g = inputs["g"]
+    at = own_dims(g, range(g.ndim) if dims is None else dims)
 
     def leaf(value: str | float) -> Tensor:
         return inputs[value] if isinstance(value, str) else torch.tensor(value, dtype=torch.float64)
 
     def apply(op: Op, args: list[Tensor], index: int) -> Tensor:
         if index not in program.shared:
-            args = [a.to(inputs["g"].dtype) for a in args]
+            args = [a.to(g.dtype) for a in args]
         return op.function(*args, dims=at)
 
     update, state, _ = fold(program, leaf, apply)
-    return Stepped(update, state)  # type: ignore[arg-type]
+    return Stepped(update, tuple(s.to(g.dtype) for s in state))  # type: ignore[arg-type, attr-defined]
+
+
+def own_dims(g: Tensor, dims: Sequence[int]) -> tuple[int, ...]:
+    """`dims` as a tuple; `ValueError` for a stack of parameters without dimensions, which no reduction could tell apart.
+
+    Torch reduces over everything when it is given no dimensions.
+    """
+    if not dims and g.ndim:
+        raise ValueError(f"a stack {tuple(g.shape)} of single numbers needs one dimension of size 1 for each of them")
+    return tuple(dims)
 
 
 def slot_shape(kind: Kind, shape: Sequence[int]) -> tuple[int, ...]:

@@ -31,17 +31,17 @@ def structural_key(program: Program) -> str:
     classes = len(set(label.values()))
     while classes < len(label):
         texts = _expressions(program, names | label)
-        label = {slot: _digest(f"{old}={_text(following[slot], texts, names | label)}") for slot, old in label.items()}
-        if len(set(label.values())) == classes:
-            break
-        classes = len(set(label.values()))
+        finer = {slot: _digest(f"{old}={_text(following[slot], texts, names | label)}") for slot, old in label.items()}
+        if len(set(finer.values())) == classes:
+            break  # and keep the labels that split last: their depth must not depend on how often a slot is repeated
+        label, classes = finer, len(set(finer.values()))
     order = {text: f"s{i}" for i, text in enumerate(sorted(set(label.values())))}
     names |= {slot: order[text] for slot, text in label.items()}
     texts = _expressions(program, names)
     graph = {
         f"{names[s.name]}:{s.kind:d}:{s.init}={_text(following[s.name], texts, names)}" for s in program.live_state
     }
-    fallback = program.fallback.key if program.fallback is not None else ""
+    fallback = program.fallback.key if program.fallback is not None and program.needs_matrix else ""
     whole = ";".join([_text(program.update, texts, names), *sorted(graph), fallback])
     return hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
 
@@ -74,6 +74,9 @@ def _digest(text: str) -> str:
 
 @lru_cache(maxsize=65536)
 def _constant(op: str, *numbers: str) -> str | None:
-    """The result of `op` on literal numbers, or None if it is not finite (the expression is then kept as it is)."""
+    """The result of `op` on literal numbers, or None if it is not finite (the expression is then kept as it is).
+
+    A negative zero keeps its sign: what divides by it differs from what divides by zero.
+    """
     value = float(OPS[op].function(*(torch.tensor(float(n), dtype=torch.float64) for n in numbers)))
-    return repr(value + 0.0) if math.isfinite(value) else None
+    return repr(value) if math.isfinite(value) else None

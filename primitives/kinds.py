@@ -62,13 +62,19 @@ def _log(x: float) -> float:
     return math.log(x) if x > 0 else -math.inf
 
 
+def _exp(x: float) -> float:
+    return math.exp(min(x, 709.0))  # beyond it lies infinity, which is out of range
+
+
 def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+    if x >= 0:
+        return min(1 / (1 + math.exp(-x)), 1 - 2**-53)  # the largest float below 1
+    return math.exp(x) / (1 + math.exp(x))
 
 
 SCALES: dict[str, Scale] = {
     # multiplicative quantities: epsilon, weight decay, learning rate
-    "log": Scale("log", _log, math.exp, 0.0, math.inf),
+    "log": Scale("log", _log, _exp, 0.0, math.inf),
     # decays of exponential moving averages: 0.9, 0.99, 0.999 are equal steps apart
     "unit": Scale("unit", lambda x: _log(x) - math.log1p(-x), _sigmoid, 0.0, 1.0),
     # anything that may be negative
@@ -89,7 +95,21 @@ SHARED_SIGNALS = frozenset(name for name, kind in SIGNALS.items() if kind is Kin
 MAX_NAME = 40
 _NAME = re.compile(rf"[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}", re.ASCII)
 _REGISTER = re.compile(r"x[0-9]+", re.ASCII)
-RESERVED = frozenset({"update", "next", "hyper", "slot", "optforge", "fallback"})
+RESERVED = frozenset(
+    (
+        "update",
+        "next",
+        "hyper",
+        "slot",
+        "optforge",
+        "fallback",
+        "nan",
+        "inf",
+    )  # words and numbers of the text form
+    # options of torch optimizers and of their parameter groups, beside which hyperparameters stand
+    + ("self", "params", "param_names", "program", "total_steps", "maximize", "initial_lr")
+    + ("capturable", "differentiable", "foreach", "fused")
+)
 
 
 def check_name(name: object, what: str) -> str:

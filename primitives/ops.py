@@ -117,7 +117,7 @@ def namespace() -> dict[str, Any]:
 
     from primitives import linalg
 
-    return {"torch": torch, "math": math, "linalg": linalg, "__builtins__": {}}
+    return {"torch": torch, "math": math, "linalg": linalg}
 
 
 _SUM = "torch.sum({}, dim={{dims}}, keepdim=True)"
@@ -185,7 +185,7 @@ _ROWS: tuple[Op, ...] = (
        "Euclidean norm of the parameter-shaped argument; " + _CHEN, _LION),
     Op("dot", 2, _SUM.format("{0} * {1}"), None, reduction, 2, True, ("real", "real"), _CHEN, _LION),
     Op("cosine", 2, f"{_SUM.format('{0} * {1}')} / torch.sqrt({_SUM.format('torch.square({0})')}"
-       f" * {_SUM.format('torch.square({1})')})", None, reduction, 6, True, ("real", "real"),
+       f" * {_SUM.format('torch.square({1})')})", None, reduction, 6, True, ("nonzero", "nonzero"),
        "cosine similarity; " + _CHEN, _LION),
     Op("mean", 1, "torch.mean({0}, dim={dims}, keepdim=True)", None, reduction, 1, False, ("real",), _IEEE,
        frozenset({"statistics"})),

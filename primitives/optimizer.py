@@ -43,7 +43,7 @@ class ProgramOptimizer(Optimizer):
         **hypers: float,
     ) -> None:
         if not isinstance(program, Program):
-            raise ProgramError(f"expected a Program, got {type(program).__name__}; baselines.get(name).program is one")
+            raise ProgramError(f"expected a Program, got {type(program).__name__}; BASELINES[name].program is one")
         self.program = program
         self.total_steps = total_steps
         if "progress" in self._reads() and not (isinstance(total_steps, int) and total_steps > 0):
@@ -80,18 +80,33 @@ class ProgramOptimizer(Optimizer):
         own = {k: v for k, v in options.items() if k != "initial_lr"}  # schedulers leave initial_lr in groups
         self._check_hypers(own)
         super().add_param_group(param_group)
+        try:
+            for p in self.param_groups[-1]["params"]:
+                self.route(p)  # refuses what the program cannot train, before training starts
+        except ProgramError:
+            self.param_groups.pop()
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold; torch alone would keep its own attributes and lose these."""
+        return super().__getstate__() | {"program": self.program, "total_steps": self.total_steps}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient; returns the closure's loss, if one is given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                _check_gradient(p)  # of all, before any parameter moves
         self._before_step()
         signals = {}
         if "global_norm" in self._reads():
-            signals["global_norm"] = global_norm(p.grad for group in self.param_groups for p in group["params"]).double()
+            signals["global_norm"] = global_norm(
+                p.grad for group in self.param_groups for p in group["params"]
+            ).double()
         for group in self.param_groups:
             scalars = {name: _scalar(group[name]) for name in self._hyper_names()} | signals
             scalars["lr"] = self._rate(group)
@@ -115,16 +130,13 @@ class ProgramOptimizer(Optimizer):
         return [name for program in self._programs() for name in program.defaults()]
 
     def _step_parameter(self, p: Tensor, g: Tensor, scalars: dict[str, Tensor]) -> None:
-        if g.is_sparse or torch.is_complex(p):
-            kind = "sparse gradients" if g.is_sparse else "complex parameters"
-            raise ProgramError(f"programs do not define a meaning for {kind} (parameter of shape {tuple(p.shape)})")
         program = self.route(p)
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             for slot in program.state:
                 state[slot.name] = initial_slot(slot, p, g)
-        state["step"] += 1
+        state["step"] = state["step"] + 1  # not in place: another optimizer may have loaded this state
         inputs = scalars | {"g": g, "p": p, "step": state["step"].double()}
         if self.total_steps is not None:
             inputs["progress"] = inputs["step"] / self.total_steps
@@ -149,6 +161,13 @@ class ProgramOptimizer(Optimizer):
                 "give the program a fallback for such parameters"
             )
         return self.program.fallback
+
+
+def _check_gradient(p: Tensor) -> None:
+    sparse = p.grad is not None and p.grad.layout is not torch.strided
+    if sparse or (p.grad is not None and torch.is_complex(p)):
+        kind = "sparse gradients" if sparse else "complex parameters"
+        raise ProgramError(f"programs do not define a meaning for {kind} (parameter of shape {tuple(p.shape)})")
 
 
 def global_norm(gradients: Iterable[Tensor | None]) -> Tensor:

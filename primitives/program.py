@@ -78,10 +78,11 @@ class Program:
         if len(self.next_state) != len(self.state):
             raise ProgramError(f"{len(self.state)} slots but {len(self.next_state)} next values; each slot needs one")
         names = dict(SIGNALS)
-        for item, kind in [*((s, s.kind) for s in self.state), *((h, Kind.SCALAR) for h in self.hypers)]:
+        items: tuple[Slot | Hyper, ...] = (*self.state, *self.hypers)
+        for item in items:
             if item.name in names:
                 raise ProgramError(f"{type(item).__name__.lower()} {item.name!r} is named twice")
-            names[item.name] = kind
+            names[item.name] = item.kind if isinstance(item, Slot) else Kind.SCALAR
         kinds: list[Kind] = []
         for index, (op, args) in enumerate(self.body):
             row = OPS.get(op) if type(op) is str else None
@@ -91,18 +92,20 @@ class Program:
                 if len(args) != row.arity:
                     raise ProgramError(f"{row.name} takes {row.arity} argument(s), got {len(args)}")
                 found = tuple([_kind(a, index, kinds, names) for a in args])
-                kind = row.result.get(found)
-                if kind is None:
+                result = row.result.get(found)
+                if result is None:
                     got = ", ".join(k.name for k in found)
                     raise ProgramError(f"{row.name} does not accept arguments of kind ({got})")
             except ProgramError as error:
                 raise ProgramError(f"instruction x{index} = {_short(op, args)}: {error}") from None
-            kinds.append(kind)
+            kinds.append(result)
         self._check_result("update", self.update, Kind.TENSOR, kinds, names)
         for slot, arg in zip(self.state, self.next_state, strict=True):
             self._check_result(f"next {slot.name}", arg, slot.kind, kinds, names)
         if self.fallback is not None and self.fallback.needs_matrix:
             raise ProgramError("the fallback program itself needs rows and columns")
+        if self.fallback is not None and self.fallback.fallback is not None:
+            raise ProgramError("the fallback program itself has a fallback; there is at most one")
         object.__setattr__(self, "kinds", tuple(kinds))
         object.__setattr__(self, "names", names)
 
@@ -192,6 +195,24 @@ class Program:
         hypers = tuple(Hyper(h.name, values.get(h.name, h.default), h.scale) for h in self.hypers)
         return Program(self.state, hypers, self.body, self.update, self.next_state, self.fallback)
 
+    def pruned(self) -> Program:
+        """The same rule without dead statements, dead slots and hyperparameters that nothing reads."""
+        position = {old: new for new, old in enumerate(self.live.instructions)}
+
+        def moved(arg: Arg) -> Arg:
+            return position[arg] if type(arg) is int else arg
+
+        names = self.live.names
+        kept = [(s, moved(a)) for s, a in zip(self.state, self.next_state, strict=True) if s.name in names]
+        return Program(
+            tuple(slot for slot, _ in kept),
+            tuple(h for h in self.hypers if h.name in names),
+            tuple(Instr(self.body[i].op, tuple(map(moved, self.body[i].args))) for i in self.live.instructions),
+            moved(self.update),
+            tuple(arg for _, arg in kept),
+            self.fallback,
+        )
+
     def __str__(self) -> str:
         from primitives.text import print_program
 
@@ -277,14 +298,16 @@ def _kind(arg: Arg, before: int, kinds: Sequence[Kind], names: dict[str, Kind]) 
         raise ProgramError(f"unknown name {_short_arg(arg)}; it is no signal, slot or hyperparameter of this program")
     if kind_of_arg is Const:
         value = arg.value  # type: ignore[union-attr]
-        if type(value) is float and math.isfinite(value):
-            return Kind.SCALAR
-        raise ProgramError(f"constant {_short_arg(value)} is not a finite float")
+        if type(value) is not float or not math.isfinite(value):
+            raise ProgramError(f"constant {_short_arg(arg)} is not a finite float")
+        if value == 0 and math.copysign(1, value) < 0:  # equal to 0.0, but dividing by it is not: no program may tell
+            raise ProgramError("constant -0.0 is not allowed; write 0.0")
+        return Kind.SCALAR
     raise ProgramError(f"argument {_short_arg(arg)} is neither a register, a name nor a Const")
 
 
 def _short_arg(arg: object) -> str:
-    text = show_arg(arg) if type(arg) in (int, str) else repr(arg)  # type: ignore[arg-type]
+    text = show_arg(arg) if type(arg) in (int, str, Const) else repr(arg)  # type: ignore[arg-type]
     return text if len(text) <= 60 else text[:57] + "…"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from primitives.interpret import Stepped
+from primitives.interpret import Stepped, own_dims
 from primitives.kinds import Kind
 from primitives.ops import Op, namespace
 from primitives.program import Program, fold
@@ -89,7 +89,8 @@ def compile_step(program: Program) -> Callable[[Mapping[str, Tensor], Sequence[i
     reads, k = source.reads, source.literals()
 
     def run(inputs: Mapping[str, Tensor], dims: Sequence[int]) -> Stepped:
-        return Stepped(*function([inputs[n] for n in reads], k, tuple(dims), inputs["g"].dtype))
+        g = inputs["g"]
+        return Stepped(*function([inputs[n] for n in reads], k, own_dims(g, dims), g.dtype))
 
     return run
 
@@ -108,7 +109,7 @@ def define(
     code = f"def step({signature}):\n" + "\n".join(f"    {line}" for line in body)
     scope = namespace() | dict(extra or {})
     exec(compile(code, "<optforge program>", "exec"), scope)
-    return scope["step"]  # type: ignore[no-any-return]
+    return scope["step"]
 
 
 class Segments:
@@ -163,15 +164,15 @@ class SegmentedStep:
         self._schedule = define("a, k, dims", count, source.shared_lines, "0", list(source.casts))
         self._names, self._literals = source.reads, source.literals()
 
-    def schedule(self, steps: int, dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
-        """For each of `steps` steps the numbers, in `dtype`, that do not depend on training."""
+    def schedule(self, steps: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> list[tuple[Tensor, ...]]:
+        """For each of `steps` steps the numbers that do not depend on training, rounded to `dtype`, on `device`."""
         step = torch.arange(1, steps + 1, dtype=torch.float64)
         known = {n: torch.tensor(v, dtype=torch.float64) for n, v in self.program.defaults().items()}
         known |= {"step": step, "progress": step / steps}
         _, columns = self._schedule([known.get(n) for n in self._names], self._literals, ())
         if not columns:
             return [()] * steps
-        return list(zip(*(c.to(dtype).expand(steps).unbind() for c in columns), strict=True))
+        return list(zip(*(c.to(device, dtype).expand(steps).unbind() for c in columns), strict=True))
 
     def __call__(self, inputs: Mapping[str, Tensor], known: tuple[Tensor, ...], segments: Segments) -> Stepped:
         """One step; `known` is this step's row of the schedule."""

@@ -129,7 +129,7 @@ def _parse_lines(lines: list[tuple[int, str]], fallback: Program | None) -> Prog
 
 
 def _parse_kind(text: str) -> Kind:
-    if text.isupper() or text.upper() not in Kind.__members__:
+    if text not in (kind.name.lower() for kind in Kind):
         raise ProgramError(f"unknown kind {text[:40]!r}; choose one of tensor, row, col, scalar")
     return Kind[text.upper()]
 

@@ -43,26 +43,30 @@ class DuplicateCache:
 
     keys: dict[str, int] = field(default_factory=dict)
     fingerprints: dict[str, int] = field(default_factory=dict)
-    rejected: dict[str, Verdict] = field(default_factory=dict)
+    aliases: dict[str, int] = field(default_factory=dict)  # keys of programs that behave like one added before
+    judged: dict[str, Verdict] = field(default_factory=dict)  # keys that need no second look
 
     def identify(self, program: Program) -> Identity:
-        """Judge a program, cheapest check first. Programs that cannot work are remembered by key."""
+        """Judge a program, cheapest check first. The verdict on a key is the same however often it is asked for."""
         key = program.key
         if key in self.keys:
             return Identity(key, "", Verdict.SAME_KEY)
-        if key in self.rejected:
-            return Identity(key, "", self.rejected[key])
+        if key in self.judged:
+            return Identity(key, "", self.judged[key])
         if not depends_on_gradient(program):
-            self.rejected[key] = Verdict.IGNORES_GRADIENT
+            self.judged[key] = Verdict.IGNORES_GRADIENT
             return Identity(key, "", Verdict.IGNORES_GRADIENT)
         behaviour = behave(program)
         if not behaviour.finite:
-            self.rejected[key] = Verdict.NOT_FINITE
-            return Identity(key, behaviour.fingerprint, Verdict.NOT_FINITE)
-        if behaviour.fingerprint in self.fingerprints:
-            self.keys[key] = self.fingerprints[behaviour.fingerprint]
-            return Identity(key, behaviour.fingerprint, Verdict.SAME_BEHAVIOUR)
-        return Identity(key, behaviour.fingerprint, Verdict.NEW)
+            self.judged[key] = Verdict.NOT_FINITE
+        elif behaviour.fingerprint in self.fingerprints:
+            self.judged[key] = Verdict.SAME_BEHAVIOUR
+            self.aliases[key] = self.fingerprints[behaviour.fingerprint]
+        return Identity(key, behaviour.fingerprint, self.judged.get(key, Verdict.NEW))
+
+    def number(self, key: str) -> int:
+        """The number under which a program with this key, or one that behaves like it, was added."""
+        return self.keys[key] if key in self.keys else self.aliases[key]
 
     def add(self, identity: Identity, number: int) -> None:
         """Remember a program under `number`, so that later ones like it are recognised."""
@@ -99,6 +103,6 @@ class Cached:
                 self.cache.add(identity, numbers[-1])
                 new.append(program)
             else:
-                numbers.append(self.cache.keys[identity.key])
+                numbers.append(self.cache.number(identity.key))
         self.known += self.evaluator(new) if new else []
         return [rejected.get(i) or self.known[number] for i, number in enumerate(numbers)]

@@ -91,7 +91,16 @@ class Search:
         for candidate, fitness in zip(pending.candidates, fitnesses, strict=True):
             number, parent, mutations, program, identity = candidate
             self._tell(
-                Record(number, pending.batch, parent, mutations, program, identity.key, identity.fingerprint, fitness)
+                Record(
+                    number,
+                    pending.batch,
+                    parent,
+                    mutations,
+                    program,
+                    identity.key,
+                    identity.fingerprint,
+                    fitness,
+                )
             )
         return Finished(pending.batch, pending.candidates, fitnesses)
 

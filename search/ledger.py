@@ -13,7 +13,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from primitives import Program, parse_program, print_program
 from search.cache import Verdict
@@ -62,8 +62,8 @@ class Ledger:
 
     FILE = "ledger.sqlite"
 
-    def __init__(self, connection: sqlite3.Connection, config: dict[str, Any]) -> None:
-        self._db, self.config = connection, config
+    def __init__(self, connection: sqlite3.Connection, config: dict[str, Any], lock: IO[bytes] | None) -> None:
+        self._db, self.config, self._lock = connection, config, lock
 
     @classmethod
     def create(cls, run_dir: Path, config: Mapping[str, Any]) -> Ledger:
@@ -71,12 +71,19 @@ class Ledger:
         path = run_dir / cls.FILE
         if path.exists():
             raise LedgerError(f"{path} already exists; resume that run or choose another run directory")
-        db = _connect(path)
+        lock = _lock(run_dir)
+        # made under another name, so that a ledger which exists is complete
+        draft = path.with_suffix(".new")
+        draft.unlink(missing_ok=True)
+        db = _connect(draft)
+        db.execute("pragma journal_mode = wal")  # a commit is one append, and readers do not disturb the run
+        db.executescript(_SCHEMA)
         with db:
-            db.executescript(_SCHEMA)
             db.execute("insert into meta values ('version', ?)", (str(VERSION),))
             db.execute("insert into meta values ('config', ?)", (json.dumps(config, sort_keys=True),))
-        return cls(db, dict(config))
+        db.close()
+        draft.rename(path)
+        return cls(_connect(path), dict(config), lock)
 
     @classmethod
     def open(cls, run_dir: Path, *, read_only: bool = False) -> Ledger:
@@ -84,18 +91,25 @@ class Ledger:
         path = run_dir / cls.FILE
         if not path.exists():
             raise LedgerError(f"{run_dir} holds no search run (there is no {cls.FILE} in it)")
+        ledger = cls(_connect(path, read_only), {}, None if read_only else _lock(run_dir))
         try:
-            db = _connect(path, read_only)
-            meta = dict(db.execute("select name, value from meta"))
+            meta = dict(ledger._db.execute("select name, value from meta"))
             if meta.get("version") != str(VERSION):
                 raise LedgerError(f"{path} has version {meta.get('version')}; this program reads version {VERSION}")
-            return cls(db, json.loads(meta["config"]))
+            ledger.config = json.loads(meta["config"])
+            return ledger
         except (sqlite3.DatabaseError, KeyError, ValueError) as error:
+            ledger.close()
             raise LedgerError(f"{path} is not a readable ledger: {error}") from None
+        except LedgerError:
+            ledger.close()
+            raise
 
     def close(self) -> None:
-        """Release the file."""
+        """Release the file and the run directory."""
         self._db.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def append(
         self,
@@ -152,11 +166,24 @@ class Ledger:
 def _connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
     if read_only:
         return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-    db = sqlite3.connect(path, isolation_level="IMMEDIATE")
-    # an exclusive lock for as long as the run lives refuses a second process; WAL makes a commit one append
-    db.execute("pragma journal_mode = wal")
-    db.execute("pragma synchronous = normal")
-    return db
+    return sqlite3.connect(path, isolation_level="IMMEDIATE")
+
+
+def _lock(run_dir: Path) -> IO[bytes]:
+    """Hold the run directory until the returned file is closed or the process ends, however it ends."""
+    file = (run_dir / "lock").open("ab")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # no such locks on this system: two processes then meet in SQLite's own lock
+        pass
+    except OSError:
+        file.close()
+        raise LedgerError(
+            f"{run_dir} is in use by another process; wait for it or choose another run directory"
+        ) from None
+    return file
 
 
 def _row(batch: int, candidate: Candidate, fitness: Fitness) -> tuple[Any, ...]:

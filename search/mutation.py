@@ -131,9 +131,7 @@ class _Draft:
     def build(self) -> Program:
         body = tuple([Instr(op, tuple(args)) for op, args in self.body])
         update, *following = self.outputs
-        return Program(
-            tuple(self.state), tuple(self.hypers), body, update, tuple(following), self.program.fallback
-        )
+        return Program(tuple(self.state), tuple(self.hypers), body, update, tuple(following), self.program.fallback)
 
 
 def _draw(draft: _Draft, before: int, space: Space, rng: random.Random, kind: Kind | None = None) -> Arg | None:
@@ -153,7 +151,13 @@ def _literal(rng: random.Random) -> float:
 
 
 def _arguments(
-    draft: _Draft, op: str, kind: Kind, before: int, space: Space, rng: random.Random, keep: Sequence[Arg] = ()
+    draft: _Draft,
+    op: str,
+    kind: Kind,
+    before: int,
+    space: Space,
+    rng: random.Random,
+    keep: Sequence[Arg] = (),
 ) -> list[Arg] | None:
     """Arguments with which `op` at position `before` gives `kind`; `keep` are used first, if that is possible."""
     row = OPS[op]
@@ -284,7 +288,11 @@ def _perturb(hyper: Hyper, redraw: bool, rng: random.Random) -> float:
     scale = SCALES[hyper.scale]
     start = scale.forward(hyper.default)
     if redraw or not math.isfinite(start):
-        fresh = {"unit": 1 - 10 ** rng.uniform(-4, 0), "log": 10 ** rng.uniform(-9, 0), "linear": rng.gauss(0, 1)}
+        fresh = {
+            "unit": 1 - 10 ** rng.uniform(-4, 0),
+            "log": 10 ** rng.uniform(-9, 0),
+            "linear": rng.gauss(0, 1),
+        }
         value = fresh[hyper.scale]
     else:
         value = scale.inverse(start + rng.gauss(0, 0.7))

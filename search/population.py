@@ -99,7 +99,7 @@ def train_members(
     data = task.data()
     batches = DataLoader(_Batches(data.train, task.batch_size, steps, seeds, dtype), batch_size=None)
     start = training.measure(data.valid, members=1)[0][0]
-    _fit(training, batches)
+    fit(training, batches)
     measured = {name: training.measure(getattr(data, name)) for name in splits}
     return Outcome(
         losses={name: loss for name, (loss, _) in measured.items()},
@@ -135,7 +135,9 @@ class PopulationTraining(lightning.LightningModule):
         flat = torch.stack([nn.utils.parameters_to_vector(m.parameters()).detach() for m in models])
         self.register_buffer("arena", flat[:, None].repeat(1, len(self.members), 1), persistent=False)
         self.register_buffer(
-            "diverged_at", torch.full((len(seeds), len(self.members)), -1, dtype=torch.int64), persistent=False
+            "diverged_at",
+            torch.full((len(seeds), len(self.members)), -1, dtype=torch.int64),
+            persistent=False,
         )
         self.curve: list[Tensor] = []
         self.arena: Tensor
@@ -221,7 +223,7 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
         return (self[i] for i in range(len(self)))
 
 
-def _fit(module: lightning.LightningModule, batches: Any) -> None:
+def fit(module: lightning.LightningModule, batches: Any) -> None:
     """Run one epoch of `batches` under a bare Trainer: no checkpoints, no logger, no bars."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
@@ -229,6 +231,7 @@ def _fit(module: lightning.LightningModule, batches: Any) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers", module="lightning")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", module="lightning")
             warnings.filterwarnings("ignore", message=".*configure_optimizers.*returned `None`", module="lightning")
             trainer = lightning.Trainer(barebones=True, max_epochs=1, accelerator="auto", devices=1)
             trainer.fit(module, batches)

@@ -80,9 +80,7 @@ class _ArenaGroup(_Group):
         self.run = compile_segmented(program)
         self.rate = lr[:, None]
         self.inputs: dict[str, Tensor] = {"lr": self.rate, "p": stretch}
-        self.known = [
-            tuple(x.to(stretch.device) for x in row) for row in self.run.schedule(steps, stretch.dtype)
-        ]
+        self.known = self.run.schedule(steps, stretch.dtype, stretch.device)
         self.started = False
 
     def step(self, gradient: Tensor, step: int, signals: dict[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 
 from primitives import Program, parse_program, print_program
 from search.fitness import Evaluator, Fitness, Status
@@ -105,8 +106,13 @@ def _initialise(factory: Callable[[], Evaluator]) -> None:
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     if parent is not None:  # a killed driver must not leave workers behind
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     _evaluator = factory()
+
+
+def _follow(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _evaluate(texts: list[str]) -> list[Fitness]:

@@ -28,7 +28,24 @@ MATRIX_SHAPES = ((3, 4), (4, 3), (1, 5), (5, 1), (2, 3, 2))
 SHAPES = ((), (1,), (5,), *MATRIX_SHAPES)
 
 # Names that a careless reader of the text form could take for something else, beside plain ones.
-_TRICKY = ("x", "x_1", "e5", "e", "n", "na", "infinity", "true", "tensor", "row", "unit", "log", "add", "lerp", "gg", "k")
+_TRICKY = (
+    "x",
+    "x_1",
+    "e5",
+    "e",
+    "n",
+    "na",
+    "infinity",
+    "true",
+    "tensor",
+    "row",
+    "unit",
+    "log",
+    "add",
+    "lerp",
+    "gg",
+    "k",
+)
 _PLAIN = st.text("abcdefghijklmnopqrstuvwxyz0123456789_", min_size=1, max_size=40).filter(
     lambda s: s[0].isalpha() and s not in SIGNALS and s not in RESERVED and not (s[0] == "x" and s[1:].isdigit())
 )

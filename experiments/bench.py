@@ -1,0 +1,194 @@
+"""`make bench`: how fast the search is, as ratios measured in one run; writes ``bench.json``.
+
+Each figure is a median of several repeats in which both sides of a ratio take turns, because a shared machine drifts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from baselines import BASELINES
+from experiments.files import write_atomic
+from experiments.provenance import provenance
+from experiments.tasks import get_task
+from primitives import Program, subset
+
+LADDER = (1e-4, 1e-3, 1e-2, 1e-1)
+STEPS = 200
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number: `met` says whether it reached its target, None if it has none."""
+
+    name: str
+    value: float
+    unit: str
+    target: float | None = None
+    met: bool | None = None
+
+    @classmethod
+    def at_least(cls, name: str, value: float, unit: str, target: float) -> Figure:
+        """A figure that should be at least `target`."""
+        return cls(name, value, unit, target, value >= target)
+
+
+def cpu_seconds(function: Callable[[], object]) -> float:
+    """Processor time of one call, in seconds."""
+    begin = time.process_time()
+    function()
+    return time.process_time() - begin
+
+
+def throughput(repeats: int) -> list[Figure]:
+    """Candidate-steps per CPU-second of the population evaluator, against two ways of training one at a time."""
+    from search.population import train_members
+
+    programs = different_programs(32)
+    members = [(p, lr) for p in programs for lr in LADDER]
+    task = get_task("digits")
+    inputs, targets = task.data().train.batch(torch.arange(64))
+    loop = functools.partial(adamw_loop, inputs, targets, 1000)
+    population = functools.partial(train_members, task, members, (0,), steps=STEPS)
+    fit = functools.partial(lightning_fit, inputs, targets, STEPS)
+    loop(), fit(), population()  # warm up
+    rates, over_loop, over_fit = [], [], []
+    for _ in range(repeats):
+        sequential = 1000 / cpu_seconds(loop)
+        rates.append(len(members) * STEPS / cpu_seconds(population))
+        single = STEPS / cpu_seconds(fit)
+        over_loop.append(rates[-1] / sequential)
+        over_fit.append(rates[-1] / single)
+    return [
+        Figure("population evaluator, 32 programs x 4 rates", median(rates), "candidate-steps/CPU-s"),
+        Figure.at_least("population / plain torch.optim.AdamW loop", median(over_loop), "x", 8),
+        Figure.at_least("population / one Lightning fit per candidate", median(over_fit), "x", 40),
+    ]
+
+
+def different_programs(count: int) -> list[Program]:
+    """Programs of a young search: AdamW and mutations of it that train, all of different behaviour."""
+    from search.cache import DuplicateCache
+    from search.evolution import Evolution
+    from search.mutation import Space
+
+    evolution = Evolution((BASELINES["adamw"].program,), Space(subset("lion45", "protected")), batch=count)
+    candidates, _ = evolution.ask([], DuplicateCache(), 0)
+    return [c.program for c in candidates]
+
+
+def adamw_loop(inputs: Tensor, targets: Tensor, steps: int) -> None:
+    """The plain way to train one candidate: MLP 64-32-10 with `torch.optim.AdamW`."""
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+
+
+def lightning_fit(inputs: Tensor, targets: Tensor, steps: int) -> None:
+    """The same under a Lightning Trainer of its own, with automatic optimization."""
+    import lightning
+    from torch.utils.data import DataLoader
+
+    from search.population import fit
+
+    class Single(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    fit(Single(), DataLoader([(inputs, targets)] * steps, batch_size=None))  # type: ignore[arg-type]
+
+
+def children(repeats: int) -> list[Figure]:
+    """Children per second, from mutation to the decision whether to train, in a population that evolves."""
+    from search.cache import DuplicateCache, Verdict
+    from search.evolution import Evolution, Individual
+    from search.mutation import Space
+
+    rates, fingerprinted = [], []
+    for repeat in range(repeats):
+        space = Space(subset("lion45", "protected", "statistics", "masks", "smooth"))
+        evolution = Evolution((BASELINES["adamw"].program,), space, seed=repeat, batch=32)
+        cache, history = DuplicateCache(), list[Individual]()
+        rng = random.Random(repeat)
+        made = judged = 0
+        begin = time.process_time()
+        for batch in range(30):
+            candidates, counts = evolution.ask(history, cache, batch)
+            history += [Individual(c.number, batch, c.program, rng.random()) for c in candidates]
+            made += counts.total()
+            judged += counts.total() - counts[Verdict.SAME_KEY] - counts[Verdict.IGNORES_GRADIENT]
+        seconds = time.process_time() - begin
+        rates.append(made / seconds)
+        fingerprinted.append(judged / made)
+    return [
+        Figure.at_least("children, mutation to cache decision", median(rates), "1/CPU-s", 2000),
+        Figure("of which needed a fingerprint", median(fingerprinted), "share"),
+    ]
+
+
+def language(repeats: int) -> list[Figure]:
+    """Construction with all checks, and structural keys, on AdamW."""
+    from primitives.key import structural_key
+
+    p = BASELINES["adamw"].program
+
+    def build() -> str:
+        return structural_key(Program(p.state, p.hypers, p.body, p.update, p.next_state))
+
+    def many() -> None:
+        for _ in range(1000):
+            build()
+
+    many()
+    rate = median(1000 / cpu_seconds(many) for _ in range(repeats))
+    return [Figure("construct, check and key AdamW", rate, "1/CPU-s")]
+
+
+SUITES: dict[str, Callable[[int], list[Figure]]] = {f.__name__: f for f in (throughput, children, language)}
+
+
+def main() -> None:
+    """Run the chosen suites, print a table and write the figures with versions and hardware."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("suites", nargs="*", help=f"any of {', '.join(SUITES)}; all by default")
+    parser.add_argument("--repeats", type=int, default=7, help="repeats of each measurement (default: 7)")
+    parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where to write (default: bench.json)")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.suites) - set(SUITES):
+        parser.error(f"unknown suite {sorted(unknown)[0]!r}; choose from {', '.join(SUITES)}")
+    torch.set_num_threads(1)
+    figures: list[Figure] = []
+    for name in arguments.suites or SUITES:
+        for figure in SUITES[name](arguments.repeats):
+            figures.append(figure)
+            target = "" if figure.target is None else f"   target {figure.target:g}: {'met' if figure.met else 'MISSED'}"
+            print(f"{figure.name:48} {figure.value:12,.2f} {figure.unit:22}{target}", flush=True)
+    source = provenance()
+    rows = [asdict(figure) | source for figure in figures]
+    write_atomic(arguments.json, json.dumps(rows, indent=1) + "\n")
+    print(f"written to {arguments.json}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""The command line: `optforge`. Commands import what they need when they run, so that help comes at once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from experiments.errors import UserError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+INTERRUPTED = 130
+MISUSE = 2
+
+app = typer.Typer(
+    name="optforge",
+    help="Search, learn and compare deep-learning optimizers.\n\n"
+    "PROGRAM is an optimizer's name (adamw), a program file (mine.txt), or a rank in the hall of fame "
+    "of a search (runs/first#1).",
+    epilog="Begin with: optforge search --minutes 2",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def command(function: F) -> F:
+    """Make `function` a command whose foreseeable failures are a sentence and an exit code, not a traceback.
+
+    Exit codes: 2 for what the person asking can mend, 130 for Ctrl-C.
+    """
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; what was finished is kept", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            from primitives import ProgramError  # slow to import, so only once something has failed
+
+            if not isinstance(error, UserError | ProgramError):
+                raise
+            typer.echo(f"optforge: {error}", err=True)
+            raise typer.Exit(MISUSE) from None
+
+    app.command()(guarded)
+    return function
+
+
+TaskName = Annotated[str, typer.Option("--task", metavar="NAME", help="What to train on; see: optforge tasks")]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Of initial weights, batches and chance in general.")]
+Steps = Annotated[int | None, typer.Option(min=1, metavar="N", help="Length of a run.", show_default="the task's own")]
+RunDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="For all that is written.", show_default="a new one in runs/"),
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there as JSON.")]
+
+
+@command
+def train(
+    optimizer: Annotated[str, typer.Option(metavar="PROGRAM", help="How to train.")] = "adamw",
+    task: TaskName = "digits",
+    lr: Annotated[float, typer.Option(metavar="RATE", help="Learning rate; the initial one, if it is learned.")] = 1e-3,
+    steps: Steps = None,
+    seed: Seed = 0,
+    learn: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Hyperparameters to learn on the way, as in: lr")
+    ] = None,
+    run_dir: RunDir = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Train a task's model once, with TensorBoard logs.
+
+    \b
+    Examples:
+      optforge train --optimizer lion --lr 3e-4
+      optforge train --optimizer adamw --lr 1e-5 --learn lr --task charlm
+      optforge train --optimizer runs/first#1 --json result.json
+    """
+    from experiments.train_command import train_command
+
+    names = [name.strip() for name in learn.split(",")] if learn is not None else None
+    train_command(optimizer, task, lr=lr, steps=steps, seed=seed, learn=names, run_dir=run_dir, json_file=json_file)
+
+
+@command
+def search(
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="What to search on.", show_default="digits")] = None,
+    programs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Stop after so many evaluated programs.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, metavar="M", help="Stop after so much time.")] = None,
+    population: Annotated[int | None, typer.Option(min=2, metavar="N", help="Programs alive at once.")] = None,
+    tournament: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Programs drawn for each parent; the best of them has the child."),
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(metavar="PROGRAM", help="What evolution starts from.", show_default="adamw")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of all randomness.", show_default="0")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Processes that evaluate.")] = None,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Named settings, as in: minutes")] = None,
+    run_dir: RunDir = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --run-dir.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Evolve update rules on a task; ends with the best beside tuned AdamW and Lion.
+
+    Whichever of --programs and --minutes is reached first ends the search. Ctrl-C does too; --resume goes on.
+
+    \b
+    Examples:
+      optforge search --minutes 5 --run-dir runs/first
+      optforge search --programs 2000 --start lion --task charlm
+      optforge search --run-dir runs/first --resume --minutes 5
+    """
+    from experiments.run_search import DEFAULTS, SearchOptions, run_search
+    from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
+    from experiments.tasks import get_task
+
+    if resume and run_dir is None:
+        raise UserError("--resume needs the --run-dir of the search to go on with")
+    if resume and run_dir is not None:
+        folder = existing_run_dir(run_dir)
+    else:
+        folder = new_run_dir(run_dir, "search", get_task(task or DEFAULTS["task"]).name)
+    options = SearchOptions(
+        run_dir=folder,
+        task=task,
+        start=start,
+        seed=seed,
+        programs=programs,
+        minutes=minutes,
+        population=population,
+        tournament=tournament,
+        workers=workers,
+        resume=resume,
+        json=json_file,
+        preset=preset,
+    )
+    try:
+        finished = run_search(options)
+    finally:
+        remove_if_empty(folder)
+    if not finished:
+        typer.echo(f"interrupted; go on with: optforge search --resume --run-dir {folder}", err=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+@command
+def compare(
+    programs: Annotated[list[str] | None, typer.Argument(metavar="PROGRAM...", show_default="adamw lion")] = None,
+    task: TaskName = "digits",
+    seeds: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Fresh seeds that the reported numbers come from.")
+    ] = 5,
+    tune_seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Seeds that choose each learning rate.")] = 2,
+    steps: Steps = None,
+    run_dir: RunDir = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Compare programs with AdamW and Lion: one ladder of learning rates for all, fresh seeds, paired intervals.
+
+    \b
+    Examples:
+      optforge compare adamw lion
+      optforge compare runs/first#1 adamw lion --task charlm --seeds 10
+    """
+    from experiments.compare import compare_command
+
+    code = compare_command(
+        programs or ["adamw", "lion"],
+        task=task,
+        seeds=seeds,
+        tune_seeds=tune_seeds,
+        steps=steps,
+        json=json_file,
+        run_dir=run_dir,
+    )
+    if code:
+        raise typer.Exit(code)
+
+
+@command
+def show(
+    program: Annotated[str, typer.Argument(metavar="PROGRAM")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: statements, state, memory and key.")] = False,
+) -> None:
+    """Print a program: its text, or what there is to know about it as JSON.
+
+    \b
+    Examples:
+      optforge show lion
+      optforge show runs/first#1 --json
+    """
+    from experiments.listings import print_about
+    from experiments.programs import resolve_program
+
+    print_about(*resolve_program(program), as_json=as_json)
+
+
+@command
+def tasks() -> None:
+    """List the tasks."""
+    from experiments.listings import print_tasks
+
+    print_tasks()
+
+
+@command
+def optimizers() -> None:
+    """List the optimizers that have a name."""
+    from experiments.listings import print_optimizers
+
+    print_optimizers()
+
+
+@command
+def digest(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
+    """Print one SHA-256 over what a search found; equal for equal searches, also resumed ones.
+
+    \b
+    Example:
+      optforge digest runs/first
+    """
+    from experiments.rundirs import existing_run_dir
+
+    existing_run_dir(run_dir)
+    from experiments import run_search
+
+    typer.echo(run_search.digest(run_dir))
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    app()

@@ -1,0 +1,98 @@
+"""What a comparison shows in the terminal: progress while it runs, then verdict and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from experiments.batches import Progress
+from experiments.comparison import Comparison
+from experiments.comparison_tables import Table, entry_table, notes, pair_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+
+@contextmanager
+def comparison_progress() -> Iterator[Progress]:
+    """A bar for each stage on standard error, if that is a terminal; otherwise one line when a stage begins."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("runs"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    stages: dict[str, TaskID] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in stages:
+            stages[what] = bars.add_task(what, total=total)
+            if not console.is_terminal:
+                console.print(f"{what}: {total} training runs", highlight=False)
+        bars.update(stages[what], completed=done, total=total)
+
+    with bars:
+        yield report
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print the verdict, the table of optimizers, that of their pairs, and the notes to standard output.
+
+    In a narrow terminal the tables leave out what can be spared; in a file they are as wide as they need to
+    be.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(console.width, 120))
+    console.print()
+    console.print(comparison.verdict, style="bold", markup=False)
+    for table in (entry_table(comparison), pair_table(comparison)):
+        if table.rows:
+            while table.spare and _width(table, console) > console.width:
+                table = table.without(table.spare[0])
+            console.print()
+            console.print(_rich(table))
+    console.print()
+    for note in notes(comparison):
+        console.print(f"· {note}", style="dim", markup=False)
+
+
+def _width(table: Table, console: Console) -> int:
+    """Columns of the terminal that the table takes without folding a cell."""
+    from rich.measure import Measurement
+
+    return Measurement.get(console, console.options.update(max_width=10_000), _rich(table)).maximum
+
+
+def _rich(table: Table) -> RichTable:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    title = Text(table.title, style="italic")
+    shown = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for index, name in enumerate(table.header):
+        shown.add_column(Text(name), justify="right" if index >= table.numeric else "left")
+    for row in table.rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    return shown

@@ -1,0 +1,111 @@
+"""What one sees of a running search: a live view in the terminal and TensorBoard logs."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+from torch.utils.tensorboard import SummaryWriter
+
+from primitives import Program
+from search.engine import Budget, Finished, Search
+
+LINE_EVERY = 15.0  # seconds between lines where there is no terminal to draw in
+
+
+class SearchView:
+    """Shows a search while it runs; enter it as a context and call `update` after each batch."""
+
+    def __init__(self, search: Search, budget: Budget, run_dir: Path) -> None:
+        self.search, self.budget = search, budget
+        self.console = Console()
+        self.begin = self.last_line = time.monotonic()
+        self.before = search.statistics.trained
+        self.progress = Progress(
+            TextColumn("search"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
+            TextColumn("ETA"), TimeRemainingColumn(), console=self.console,
+        )  # fmt: skip
+        self.bar = self.progress.add_task("search", total=1.0)
+        self.live = Live(self._draw(), console=self.console, refresh_per_second=4, transient=True)
+        self.writer = SummaryWriter(str(run_dir / "tensorboard"))
+
+    def __enter__(self) -> SearchView:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+        self.writer.close()
+
+    def update(self, finished: Finished) -> None:
+        """Take note of a batch that is in the ledger."""
+        self.progress.update(self.bar, completed=self._share())
+        self._log(finished)
+        if self.console.is_terminal:
+            self.live.update(self._draw())
+        elif time.monotonic() - self.last_line > LINE_EVERY:
+            self.last_line = time.monotonic()
+            self.console.print(self._line())
+
+    def summary(self, search: Search, interrupted: bool) -> None:
+        """One closing line."""
+        if search.exhausted:
+            self.console.print(f"the search ended early: {search.exhausted}")
+        self.console.print(("interrupted; everything evaluated is kept. " if interrupted else "") + self._line())
+
+    def _share(self) -> float:
+        """Share of the budget that is spent, by whichever of its limits is nearer."""
+        shares = [0.0]
+        if self.budget.programs:
+            shares.append(self.search.statistics.trained / self.budget.programs)
+        if self.budget.seconds:
+            shares.append((time.monotonic() - self.begin) / self.budget.seconds)
+        return min(1.0, max(shares))
+
+    def _line(self) -> str:
+        statistics, best = self.search.statistics, self.search.best
+        seconds = max(1e-9, time.monotonic() - self.begin)
+        score = f"best {best[0].fitness.score:.4f} (program {best[0].number})" if best else "none trainable yet"
+        rate = (statistics.trained - self.before) / seconds
+        return (
+            f"{statistics.trained} programs trained ({rate:.1f}/s), {statistics.generated} generated, "
+            f"{statistics.duplicates} duplicates, {statistics.diverged} diverged, {score}"
+        )
+
+    def _draw(self) -> Group:
+        parts: list[Progress | Text | Panel] = [self.progress, Text(self._line())]
+        if self.search.best:
+            parts.append(Panel(pseudo_code(self.search.best[0].program), title="best so far", expand=False))
+        return Group(*parts)
+
+    def _log(self, finished: Finished) -> None:
+        statistics, best = self.search.statistics, self.search.best
+        scores = [f.score for f in finished.fitnesses if math.isfinite(f.score)]
+        at = statistics.trained
+        if best:
+            self.writer.add_scalar("fitness/best", best[0].fitness.score, at)
+            if best[0].batch == finished.batch:
+                self.writer.add_text("best program", f"```\n{pseudo_code(best[0].program)}\n```", at)
+        if scores:
+            self.writer.add_scalar("fitness/median of batch", median(scores), at)
+        generated = max(1, statistics.generated)
+        self.writer.add_scalar("search/share of duplicates", statistics.duplicates / generated, at)
+        self.writer.add_scalar("search/share diverged", statistics.diverged / max(1, at), at)
+        self.writer.add_scalar("search/programs per second", (at - self.before) / (time.monotonic() - self.begin), at)
+
+
+def pseudo_code(program: Program) -> str:
+    """The live part of a program, one statement a line."""
+    return "\n".join(str(program.pruned()).splitlines()[1:])

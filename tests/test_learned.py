@@ -1,0 +1,405 @@
+"""Learned learning rates: the derivative against finite differences, the rules by hand, resume, and robustness."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from baselines import BASELINES
+from learned import LearnedOptimizer, learn
+from primitives import Builder, ProgramError, ProgramOptimizer
+from primitives.blocks import heavy_ball, trust_ratio
+
+
+def sgd():
+    b = Builder()
+    return b.build(b.g)
+
+
+def accumulated():
+    """Its update is a slot's own next value."""
+    b = Builder()
+    return b.build(heavy_ball(b, b.slot("m"), b.g, 0.5))
+
+
+def normed():
+    """Reads a signal of the whole model, and reduces over each tensor."""
+    b = Builder()
+    return b.build(b.g * trust_ratio(b, b.g) / (b.global_norm + 1.0))
+
+
+def reads_lr():
+    """Its update depends on the learning rate: in the statement and through the state."""
+    b = Builder()
+    m = b.slot("m")
+    m.next = b.lerp(m, b.g, 0.3 + b.lr)
+    return b.build(m.next * (1.0 + 5.0 * b.lr) + b.tanh(b.g))
+
+
+PROGRAMS = {
+    "sgd": sgd(),
+    "accumulated": accumulated(),
+    "normed": normed(),
+    "reads_lr": reads_lr(),
+    **{name: row.program for name, row in BASELINES.items()},
+}
+
+
+@pytest.fixture(params=sorted(PROGRAMS))
+def program(request):
+    return PROGRAMS[request.param]
+
+
+class Problem:
+    """A smooth network in float64 with a batch for every step."""
+
+    def __init__(self, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        self.model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+        self.x = torch.randn(40, 16, 5, dtype=torch.float64, generator=generator)
+        self.y = torch.randn(40, 16, 3, dtype=torch.float64, generator=generator)
+
+    def loss(self, step):
+        return nn.functional.mse_loss(self.model(self.x[step]), self.y[step])
+
+    def groups(self, lr, ratio):
+        return [
+            {"params": self.model[0].parameters(), "lr": lr},
+            {"params": self.model[2].parameters(), "lr": ratio * lr},
+        ]
+
+    def step(self, optimizer, step):
+        optimizer.zero_grad()
+        loss = self.loss(step)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    def flat(self):
+        return torch.cat([p.detach().reshape(-1).clone() for p in self.model.parameters()])
+
+
+@pytest.mark.parametrize("ratio", [1.0, 3.0])
+def test_hypergradient_is_the_derivative_of_the_next_loss(program, ratio):
+    """Against a central difference in float64; with two groups, both rates follow the learned one in proportion."""
+    lr, last = 0.02, 4
+
+    def next_loss(rate):
+        problem = Problem()
+        optimizer = ProgramOptimizer(problem.groups(lr, ratio), program)
+        for step in range(last):
+            problem.step(optimizer, step)
+        for group, share in zip(optimizer.param_groups, (1.0, ratio), strict=True):
+            group["lr"] = share * rate
+        problem.step(optimizer, last)
+        return problem.loss(last + 1).item()
+
+    problem = Problem()
+    optimizer = learn(problem.groups(lr, ratio), program, hyper_lr=0)
+    assert optimizer.hypergradient is None
+    for step in range(last + 2):
+        problem.step(optimizer, step)
+    change = 1e-6
+    expected = (next_loss(lr + change) - next_loss(lr - change)) / (2 * change)
+    assert abs(expected) > 1e-4
+    assert optimizer.hypergradient.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_scheduler_enters_the_derivative_by_the_chain_rule():
+    """With the scheduler at half, the learned rate has half the effect."""
+    found = []
+    for lr, factor in ((0.02, 0.5), (0.01, 1.0)):
+        problem = Problem()
+        optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], lr, hyper_lr=0)
+        optimizer.param_groups[0]["lr"] *= factor
+        for step in range(3):
+            problem.step(optimizer, step)
+        found.append(optimizer.hypergradient.item() / factor)
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["additive", "multiplicative"])
+def test_rules_by_hand(rule):
+    """Gradient descent on ½‖A p‖², against the recursions of the papers, written out."""
+    a = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    p = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    optimizer = learn([p], sgd(), 0.01, rule=rule, hyper_lr=1e-4)
+    q, alpha, last = torch.ones(3, dtype=torch.float64), 0.01, None
+    for _ in range(20):
+        optimizer.zero_grad()
+        (0.5 * (a @ p).square().sum()).backward()
+        optimizer.step()
+        g = a @ a @ q
+        if last is not None and rule == "additive":
+            alpha = alpha + 1e-4 * float(g @ last)
+        elif last is not None:
+            alpha = alpha * math.exp(1e-4 * float(g @ last / (g.norm() * last.norm())))
+        q, last = q - alpha * g, g
+        assert optimizer.learned_values()["lr"] == pytest.approx(alpha, rel=1e-13)
+        torch.testing.assert_close(p.detach(), q, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("rule", ["additive", "multiplicative"])
+@pytest.mark.parametrize(("lr", "rises"), [(1e-4, True), (0.9, False)])
+def test_small_rates_rise_and_large_ones_fall(rule, lr, rises):
+    """On p², every rate below ½ is smaller than the best for the next loss, and every rate above it larger."""
+    p = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    optimizer = learn([p], sgd(), lr, rule=rule, hyper_lr=1e-3)
+    for _ in range(10):
+        optimizer.zero_grad()
+        (p.square().sum()).backward()
+        optimizer.step()
+    assert (optimizer.learned_values()["lr"] > lr) is rises
+
+
+def test_without_learning_it_is_the_plain_program_bit_for_bit(program):
+    problems = Problem(), Problem()
+    plain = ProgramOptimizer(problems[0].model.parameters(), program, 0.01)
+    learned = learn(problems[1].model.parameters(), program, 0.01, hyper_lr=0)
+    for step in range(10):
+        assert problems[0].step(plain, step) == problems[1].step(learned, step)
+    assert torch.equal(problems[0].flat(), problems[1].flat())
+
+
+def test_all_tensors_of_a_step_use_the_same_rate():
+    problem = Problem()
+    optimizer = learn(problem.model.parameters(), sgd(), 0.05, hyper_lr=0.5)
+    for step in range(5):
+        before = [p.detach().clone() for p in problem.model.parameters()]
+        problem.step(optimizer, step)
+        rate = optimizer.learned_values()["lr"]
+        for old, p in zip(before, problem.model.parameters(), strict=True):
+            torch.testing.assert_close(p.detach(), old - rate * p.grad, rtol=1e-12, atol=1e-15)
+    assert rate != 0.05
+
+
+@pytest.mark.parametrize("rule", ["additive", "multiplicative"])
+@pytest.mark.parametrize("name", ["adamw", "accumulated", "reads_lr"])
+def test_resume_is_bit_for_bit(rule, name):
+    def start():
+        problem = Problem()
+        optimizer = learn(problem.groups(0.01, 2.0), PROGRAMS[name], rule=rule, hyper_lr=1e-3)
+        return problem, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
+
+    def go(problem, optimizer, scheduler, steps):
+        for step in steps:
+            problem.step(optimizer, step)
+            scheduler.step()
+
+    whole = start()
+    go(*whole, range(20))
+    half = start()
+    go(*half, range(10))
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in (half[0].model, *half[1:])], file)
+    file.seek(0)
+    resumed = start()
+    for part, state in zip((resumed[0].model, *resumed[1:]), torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(state)
+    go(*resumed, range(10, 20))
+    assert torch.equal(resumed[0].flat(), whole[0].flat())
+    assert resumed[1].learned_values() == whole[1].learned_values()
+    assert resumed[1].learned_values()["lr"] != 0.01
+
+
+def test_a_state_dict_is_not_changed_by_later_steps():
+    problem = Problem()
+    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 0.01)
+    for step in range(3):
+        problem.step(optimizer, step)
+    state = optimizer.state_dict()
+    before = state["param_groups"][0]["log_factor"].item()
+    problem.step(optimizer, 3)
+    assert state["param_groups"][0]["log_factor"].item() == before != optimizer.param_groups[0]["log_factor"].item()
+
+
+def test_learning_can_start_from_a_plain_checkpoint():
+    problem = Problem()
+    plain = ProgramOptimizer(problem.model.parameters(), PROGRAMS["adamw"], 0.01)
+    for step in range(5):
+        problem.step(plain, step)
+    learned = learn(problem.model.parameters(), PROGRAMS["adamw"], 0.5)
+    learned.load_state_dict(plain.state_dict())
+    assert learned.learned_values() == {"lr": 0.01}
+    for step in range(5, 8):
+        problem.step(learned, step)
+    assert learned.learned_values()["lr"] != 0.01
+
+
+def test_schedulers_multiply():
+    problem = Problem()
+    optimizer = learn(problem.model.parameters(), sgd(), 0.05, hyper_lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    for step in range(6):
+        before = problem.flat()
+        problem.step(optimizer, step)
+        g = torch.cat([p.grad.reshape(-1) for p in problem.model.parameters()])
+        rate = optimizer.learned_values()["lr"] / (1 + step)
+        torch.testing.assert_close(problem.flat(), before - rate * g, rtol=1e-12, atol=1e-15)
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05 / 7)  # the scheduler's value is its own
+
+
+def test_a_rate_scheduled_to_zero_leaves_the_learned_one_alone():
+    problem = Problem()
+    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 0.05)
+    optimizer.param_groups[0]["lr"] = 0.0
+    for step in range(3):
+        problem.step(optimizer, step)
+    assert optimizer.learned_values() == {"lr": 0.05}
+
+
+@pytest.mark.parametrize("rule", ["additive", "multiplicative"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_gradients_that_are_not_finite_leave_the_rate_unchanged(rule, bad):
+    p = torch.ones(3, requires_grad=True)
+    optimizer = learn([p], PROGRAMS["lion"], 0.01, rule=rule, hyper_lr=0.1)
+    for _ in range(3):
+        p.grad = torch.ones(3)
+        optimizer.step()
+    rate = optimizer.learned_values()["lr"]
+    assert rate > 0.01
+    for _ in range(3):
+        p.grad = torch.tensor([1.0, bad, 1.0])
+        optimizer.step()
+        assert optimizer.learned_values()["lr"] == rate
+
+
+@pytest.mark.parametrize("hyper_lr", [1e-3, 1e3, 1e30])
+@pytest.mark.parametrize("rule", ["additive", "multiplicative"])
+def test_the_rate_stays_positive_and_finite(rule, hyper_lr):
+    generator = torch.Generator().manual_seed(0)
+    p = torch.ones(3, requires_grad=True)
+    optimizer = learn([p], PROGRAMS["lion"], 1.0, rule=rule, hyper_lr=hyper_lr)
+    for step in range(300):
+        p.grad = torch.randn(3, generator=generator) * 10.0 ** (step % 60 - 30)
+        optimizer.step()
+        assert 0 < optimizer.learned_values()["lr"] < math.inf
+
+
+def test_one_spike_moves_the_multiplicative_rate_by_a_bounded_factor():
+    p = torch.ones(3, requires_grad=True)
+    optimizer = learn([p], PROGRAMS["adamw"], 0.01)
+    for scale in (1.0, 1.0, -1e4, 1.0):
+        before = optimizer.learned_values()["lr"]
+        p.grad = scale * torch.ones(3)
+        optimizer.step()
+        assert math.exp(-0.0201) < optimizer.learned_values()["lr"] / before < math.exp(0.0201)
+
+
+def test_closures():
+    problem = Problem()
+    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 0.01)
+    other = Problem()
+    reference = learn(other.model.parameters(), PROGRAMS["adamw"], 0.01)
+    for step in range(5):
+
+        def closure(step=step):
+            optimizer.zero_grad()
+            loss = problem.loss(step)
+            loss.backward()
+            return loss
+
+        assert float(optimizer.step(closure).detach()) == other.step(reference, step)
+    assert optimizer.learned_values() == reference.learned_values() != {"lr": 0.01}
+
+
+def test_a_later_group_takes_over_the_learned_factor():
+    first, second = (torch.ones(2, requires_grad=True) for _ in range(2))
+    optimizer = learn([first], sgd(), 0.1, hyper_lr=0.5)
+    for _ in range(3):
+        first.grad = torch.ones(2)
+        optimizer.step()
+    optimizer.add_param_group({"params": [second], "lr": 0.2})
+    factor = optimizer.learned_values()["lr"] / 0.1
+    assert factor > 1
+    second.grad, first.grad = torch.ones(2), None
+    before = second.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(second.detach(), before - 0.2 * factor)
+
+
+def test_parameters_that_did_not_move_do_not_count():
+    moved, frozen = (torch.ones(2, requires_grad=True) for _ in range(2))
+    optimizer = learn([moved, frozen], sgd(), 0.1, rule="additive", hyper_lr=0.0)
+    moved.grad, frozen.grad = torch.ones(2), torch.ones(2)
+    optimizer.step()
+    moved.grad, frozen.grad = torch.ones(2), None
+    optimizer.step()
+    assert optimizer.hypergradient.item() == -2.0
+    moved.grad, frozen.grad = torch.ones(2), torch.ones(2)
+    optimizer.step()  # frozen did not move in the step before
+    assert optimizer.hypergradient.item() == -2.0
+
+
+def test_an_update_that_is_the_gradient_survives_zero_grad_in_place():
+    p = torch.ones(2, requires_grad=True)
+    optimizer = learn([p], sgd(), 0.1, hyper_lr=0.0)
+    p.grad = torch.ones(2)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    p.grad += 3
+    optimizer.step()
+    assert optimizer.hypergradient.item() == -6.0
+
+
+def test_ascent_learns_as_descent_does():
+    rates = []
+    for sign in (1, -1):
+        p = torch.ones(4, dtype=torch.float64, requires_grad=True)
+        optimizer = learn([p], sgd(), 0.01, maximize=sign < 0)
+        for _ in range(5):
+            optimizer.zero_grad()
+            (sign * p.square().sum()).backward()
+            optimizer.step()
+        rates.append(optimizer.learned_values()["lr"])
+    assert rates[0] == rates[1] > 0.01
+
+
+def test_half_precision_parameters():
+    p = torch.ones(300, dtype=torch.bfloat16, requires_grad=True)
+    optimizer = learn([p], PROGRAMS["adamw"], 0.01)
+    for _ in range(3):
+        p.grad = torch.full_like(p, 300.0)
+        optimizer.step()
+    assert optimizer.hypergradient.dtype is torch.float64 and torch.isfinite(optimizer.hypergradient)
+    assert optimizer.learned_values()["lr"] > 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"what": ("beta1",)}, "cannot learn 'beta1'; choose from: lr"),
+        ({"what": "beta1"}, "cannot learn 'beta1'; choose from: lr"),
+        ({"what": ()}, "nothing to learn was named; choose from: lr"),
+        ({"per": "tensor"}, "cannot learn per 'tensor'; choose from: global"),
+        ({"rule": "magic"}, "cannot use rule 'magic'; choose from: multiplicative, additive"),
+        ({"hyper_lr": -1.0}, "hyper_lr must be a finite number of at least 0, got -1.0"),
+        ({"hyper_lr": math.nan}, "hyper_lr must be a finite number of at least 0, got nan"),
+        ({"lr": 0.0}, "lr must be positive to be learned, got 0.0"),
+        ({"lr": -0.1}, "lr must be positive to be learned, got -0.1"),
+        ({"lr": math.nan}, "lr must be positive to be learned, got nan"),
+        ({"lr": math.inf}, "lr must be a finite number of at least 0, got inf"),
+        ({"lr": "fast"}, "lr must be a finite number of at least 0, got 'fast'"),
+        ({"momentum": 0.9}, "unknown hyperparameter 'momentum'"),
+    ],
+)
+def test_misuse_is_a_sentence(options, message):
+    with pytest.raises(ProgramError) as caught:
+        learn([torch.ones(2, requires_grad=True)], PROGRAMS["adamw"], **options)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_group_without_a_rate_cannot_be_learned():
+    optimizer = learn([torch.ones(2, requires_grad=True)], PROGRAMS["adamw"])
+    with pytest.raises(ProgramError, match="lr must be positive to be learned, got 0"):
+        optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)], "lr": 0})
+
+
+def test_a_single_name_is_one_thing_to_learn():
+    assert isinstance(learn([torch.ones(2, requires_grad=True)], sgd(), what="lr"), LearnedOptimizer)
