@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from search.fitness import Evaluator
     from search.ledger import Record
 
-LADDER = (1e-4, 5.62e-4, 3.16e-3, 1.78e-2, 1e-1)
+LADDER = (3.16e-4, 1.78e-3, 1e-2, 5.62e-2, 3.16e-1)
 OPS = ("lion45", "protected", "statistics", "masks", "smooth")
 FINALISTS = 5
 DEFAULTS: dict[str, Any] = {
@@ -192,7 +194,7 @@ def _conclude(options: SearchOptions, config: dict[str, Any], search: Search, fa
     from experiments.console import print_comparison
     from experiments.report import write_report
 
-    finalists = search.best[:FINALISTS]
+    finalists = _distinct(search.best)[:FINALISTS]
     if fast:
         _write_hall_of_fame(options.run_dir, [(record, None) for record in finalists])
         print(f"hall of fame, by search score: {options.run_dir / HALL_OF_FAME}")
@@ -210,6 +212,20 @@ def _conclude(options: SearchOptions, config: dict[str, Any], search: Search, fa
     print(f"programs:    {options.run_dir / HALL_OF_FAME} (use them as {options.run_dir}#1 … #{len(order)})")
     print(f"report:      {report.html}")
     print(f"TensorBoard: tensorboard --logdir {options.run_dir / 'tensorboard'}")
+
+
+def _distinct(best: list[Record]) -> list[Record]:
+    """Without programs that trained like a better one: a change in the ninth digit is no second find."""
+    kept: list[Record] = []
+    for record in best:
+        twins = (k for k in kept if all(math.isclose(a, b, rel_tol=1e-4) for a, b in _rungs(k, record)))
+        if next(twins, None) is None:
+            kept.append(record)
+    return kept
+
+
+def _rungs(a: Record, b: Record) -> Iterator[tuple[float, float]]:
+    return zip(a.fitness.rungs, b.fitness.rungs, strict=True)
 
 
 def _final_comparison(config: dict[str, Any], finalists: list[Record]) -> tuple[Comparison, list[int]]:

@@ -136,7 +136,7 @@ class LearnedOptimizer(ProgramOptimizer):
             else:
                 change = self.hyper_lr * dot / (gradient_square.sqrt() * update_square.sqrt())
             usable = torch.isfinite(dot) & torch.isfinite(change)
-            new = torch.where(usable, old + change, old)
+            new = torch.where(usable, old + change, old).clamp(-_LIMIT, _LIMIT)
             for group in self.param_groups:
                 group["log_factor"] = new  # not in place: a state_dict may hold the old one
         for group in self.param_groups:

@@ -50,9 +50,9 @@ def execute(program: Program, inputs: Mapping[str, Tensor], dims: Sequence[int] 
 
 
 def own_dims(g: Tensor, dims: Sequence[int]) -> tuple[int, ...]:
-    """`dims` as a tuple; `ValueError` for a stack of parameters without dimensions, which no reduction could tell apart.
+    """`dims` as a tuple; `ValueError` for a stack of parameters without dimensions.
 
-    Torch reduces over everything when it is given no dimensions.
+    No reduction could tell them apart: torch reduces over everything when it is given no dimensions.
     """
     if not dims and g.ndim:
         raise ValueError(f"a stack {tuple(g.shape)} of single numbers needs one dimension of size 1 for each of them")

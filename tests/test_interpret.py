@@ -253,7 +253,8 @@ def test_arena_refuses_programs_over_rows() -> None:
 def test_generated_code_contains_no_text_of_the_program() -> None:
     """Names in a program are data; they must not reach the source, whatever they are."""
     program = parse_program("optforge 1\nhyper torch = 0.5 linear\nslot math = 0 tensor\nslot dims = 0 tensor\n"
-                            "x0 = mul(math, torch)\nx1 = add(x0, dims)\nupdate x1\nnext math = g\nnext dims = p")  # fmt: skip
+                            "x0 = mul(math, torch)\nx1 = add(x0, dims)\nupdate x1\n"
+                            "next math = g\nnext dims = p")  # fmt: skip
     inputs = random_inputs(program, (3,), 0)
     assert_same(compile_step(program)(inputs, (0,)), execute(program, inputs))
     compare_arena(program, seed=0, steps=3, rtol=0)

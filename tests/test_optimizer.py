@@ -84,7 +84,8 @@ def test_hyperparameters_can_be_changed_between_steps() -> None:
 def test_fallback_shares_hyperparameters_by_name() -> None:
     shared = "hyper decay = 0.5 log"
     program = text(shared, "x0 = centralise(g)", "x1 = mul(p, decay)", "x2 = add(x0, x1)", "update x2",
-                   "fallback", shared, "hyper other = 1 log", "x0 = mul(p, decay)", "x1 = mul(x0, other)", "update x1")  # fmt: skip
+                   "fallback", shared, "hyper other = 1 log",
+                   "x0 = mul(p, decay)", "x1 = mul(x0, other)", "update x1")  # fmt: skip
     p, q = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
     step(ProgramOptimizer([p, q], program, lr=1.0, decay=0.25, other=2.0), torch.ones(2, 2), torch.ones(2))
     assert p.tolist() == [[0.75, 0.75], [0.75, 0.75]]
