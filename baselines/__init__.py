@@ -2,6 +2,6 @@
 
 from baselines.adamw import AdamW
 from baselines.lion import Lion
-from baselines.table import BASELINES, Baseline
+from baselines.table import BASELINES, NAMED, Baseline
 
-__all__ = ["BASELINES", "AdamW", "Baseline", "Lion"]
+__all__ = ["BASELINES", "NAMED", "AdamW", "Baseline", "Lion"]

@@ -9,6 +9,7 @@ from functools import cached_property
 from torch.optim.optimizer import Optimizer
 
 from baselines import adamw, lion
+from baselines.raw import lion_raw
 from primitives import Program
 
 
@@ -38,3 +39,9 @@ BASELINES: dict[str, Baseline] = {
         Baseline("lion", lion.Lion, lion.program, "Chen et al. 2023, arXiv:2302.06675", (3e-5, 1e-3)),
     )
 }
+
+NAMED: dict[str, Callable[[], Program]] = {
+    "lion-raw": lion_raw,
+    "lion-raw-ablated": lambda: lion_raw(ablated=True),
+}
+"""Programs that go by a name but have no hand-written twin."""

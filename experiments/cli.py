@@ -161,7 +161,7 @@ def compare(
     task: TaskName = "digits",
     seeds: Annotated[
         int, typer.Option(min=2, metavar="N", help="Fresh seeds that the reported numbers come from.")
-    ] = 5,
+    ] = 10,
     tune_seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Seeds that choose each learning rate.")] = 2,
     steps: Steps = None,
     run_dir: RunDir = None,

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from baselines import BASELINES
+from baselines import BASELINES, NAMED
 from experiments.errors import UserError, nearest
 from experiments.rundirs import existing_run_dir
 from primitives import Kind, Program, ProgramError, parse_program
@@ -32,6 +32,8 @@ def resolve_program(text: str) -> tuple[str, Program]:
     """
     if text in BASELINES:
         return text, BASELINES[text].program
+    if text in NAMED:
+        return text, NAMED[text]()
     path = Path(text)
     if path.is_file():
         return path.stem, _parse(_read(path), text)
@@ -43,7 +45,7 @@ def resolve_program(text: str) -> tuple[str, Program]:
     if path.suffix or "/" in text:
         raise UserError(f"there is no program file {text}")
     raise UserError(
-        f"unknown optimizer {text[:80]!r}{nearest(text, BASELINES)} "
+        f"unknown optimizer {text[:80]!r}{nearest(text, [*BASELINES, *NAMED])} "
         f"(optimizers: {', '.join(BASELINES)}; or name a program file, or RUN_DIR#RANK)"
     )
 

@@ -103,6 +103,10 @@ class LearnedOptimizer(ProgramOptimizer):
         super().add_param_group(param_group)
         self._complete(self.param_groups[-1])
 
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("rule", "hyper_lr", "hypergradient")
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:

@@ -97,9 +97,9 @@ _NAME = re.compile(rf"[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}", re.ASCII)
 _REGISTER = re.compile(r"x[0-9]+", re.ASCII)
 _WORDS = ("update", "next", "hyper", "slot", "optforge", "fallback", "nan", "inf")  # words and numbers of the text form
 # Options of torch optimizers and of their parameter groups, beside which hyperparameters stand.
-_OPTIONS = ("self", "params", "param_names", "program", "total_steps", "maximize", "initial_lr")
-_OPTIONS += ("capturable", "differentiable", "foreach", "fused")
-RESERVED = frozenset(_WORDS) | frozenset(_OPTIONS)
+_OPTIONS = ("self", "params", "param_names", "program", "total_steps", "maximize", "initial_lr", "capturable",
+            "differentiable", "foreach", "fused")  # fmt: skip
+RESERVED = frozenset(_WORDS + _OPTIONS)
 
 
 def check_name(name: object, what: str) -> str:

@@ -297,7 +297,7 @@ def small_programs() -> Iterator[Program]:
         args = (leaves[:2], leaves, (Const(0.25),))
         later = ((0, "m"), (0, "g", "m", Const(2.0)), (Const(0.25), 0))
         for a, b in product(product(*args[: OPS[first].arity]), product(*later[: OPS[second].arity])):
-            for following in (0, 1, "g", "m"):
+            for following in (0, 1, "m"):
                 yield Program((Slot("m"),), (), (Instr(first, a), Instr(second, b)), 1, (following,))
 
 

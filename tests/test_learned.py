@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
+import pickle
 
 import pytest
 import torch
@@ -218,6 +220,18 @@ def test_a_state_dict_is_not_changed_by_later_steps():
     assert state["param_groups"][0]["log_factor"].item() == before != optimizer.param_groups[0]["log_factor"].item()
 
 
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copies_go_on_alike(clone):
+    problem = Problem()
+    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 0.01, rule="additive", hyper_lr=1e-4)
+    for step in range(3):
+        problem.step(optimizer, step)
+    other, copied = clone((problem, optimizer))
+    for step in range(3, 6):
+        assert problem.step(optimizer, step) == other.step(copied, step)
+    assert optimizer.learned_values() == copied.learned_values() != {"lr": 0.01}
+
+
 def test_learning_can_start_from_a_plain_checkpoint():
     problem = Problem()
     plain = ProgramOptimizer(problem.model.parameters(), PROGRAMS["adamw"], 0.01)
@@ -403,3 +417,25 @@ def test_a_group_without_a_rate_cannot_be_learned():
 
 def test_a_single_name_is_one_thing_to_learn():
     assert isinstance(learn([torch.ones(2, requires_grad=True)], sgd(), what="lr"), LearnedOptimizer)
+
+
+def test_the_cosine_is_that_of_the_whole_step():
+    """Two groups with rates 1 : 3 move along (g₁, 3 g₂), and all of it counts."""
+    first, second = (torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    optimizer = learn([{"params": [first], "lr": 0.1}, {"params": [second], "lr": 0.3}], sgd(), hyper_lr=0.5)
+    for gradients in (((1.0, 2.0), (3.0, 4.0)), ((2.0, -1.0), (1.0, 1.0))):
+        first.grad, second.grad = (torch.tensor(g, dtype=torch.float64) for g in gradients)
+        optimizer.step()
+    moved, g = torch.tensor([1.0, 2.0, 9.0, 12.0]), torch.tensor([2.0, -1.0, 1.0, 1.0])
+    cosine = float(moved @ g / (moved.norm() * g.norm()))
+    assert optimizer.learned_values()["lr"] == pytest.approx(0.1 * math.exp(0.5 * cosine), rel=1e-6)
+
+
+@pytest.mark.parametrize(("sign", "factor"), [(1.0, 2.0), (-1.0, 0.5)])
+def test_an_additive_step_at_most_doubles_or_halves_the_rate(sign, factor):
+    p = torch.ones(3, requires_grad=True)
+    optimizer = learn([p], sgd(), 0.01, rule="additive", hyper_lr=1e6)
+    for scale in (1.0, sign):
+        p.grad = scale * torch.ones(3)
+        optimizer.step()
+    assert optimizer.learned_values()["lr"] == pytest.approx(factor * 0.01)

@@ -70,7 +70,7 @@ def test_equivalence_agrees_with_the_interval() -> None:
     for _ in range(200):
         x = rng.normal(0.2, 0.5, 10)
         interval = mean_interval(x, level=0.9)
-        within = -0.5 < interval.low and interval.high < 0.5
+        within = interval.low > -0.5 and interval.high < 0.5
         accepted += within
         assert (equivalence_p(x, 0.5) < 0.05) == within
     assert 20 < accepted < 180

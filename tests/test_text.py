@@ -227,7 +227,8 @@ def test_fuzz_arbitrary_text(text: str) -> None:
 
 WORDS = ["optforge 1", "hyper", "slot", "update", "next", "fallback", "x0", "x1", "m", "g", "p", "lr", "=", "(", ")",
          ",", "0.5", "-1e-3", "nan", "inf", "tensor", "row", "col", "scalar", "unit", "log", "linear", "neg", "add",
-         "lerp", "#", "\n", "\n", "\n", " ", " ", "x99999999", "\r", "\t", "\x0b", "\u2028", "\0", "_", "'", '"']  # fmt: skip
+         "lerp", "#", "\n", "\n", "\n", " ", " ", "x99999999", "\r", "\t", "\x0b", "\u2028", "\0", "_",
+         "'", '"']  # fmt: skip
 
 
 @given(st.lists(st.sampled_from(WORDS), max_size=40).map(" ".join))

@@ -1,0 +1,203 @@
+"""Reports say what the comparison found, in files that need nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from baselines import BASELINES
+from experiments.comparison import Comparison, Entry, Protocol, Run, Tuning
+from experiments.comparison_tables import entry_table, interval_text, notes, number, pair_table
+from experiments.console import print_comparison
+from experiments.files import write_atomic
+from experiments.plots import panels, svg
+from experiments.report import html, markdown, write_report
+from experiments.statistics import compare_pairs, mean_interval
+from experiments.tasks import TASKS
+from experiments.verdict import verdict_sentence
+
+NASTY = "mine<script>alert(1)</script>|`*"
+SEARCH = {
+    "programs": 1234,
+    "seconds": 61.25,
+    "verdicts": {"new": 1000, "duplicate": 234},
+    "curve": [(1, 0.5), (10, None), (300, 0.25)],
+    "references": {"adamw": 0.3},
+    "champion": "optforge 1\nupdate g\n# <b>",
+    "config": {"program": "one\ntwo", "seed": 7},
+}
+
+
+def comparison(names: tuple[str, ...] = (NASTY, "adamw", "lion"), seeds: int = 4, fails: int = 0) -> Comparison:
+    """A comparison with made-up losses; the first `fails` runs of the first optimizer failed."""
+    protocol = Protocol(TASKS["digits"], (1e-4, 1e-3, 1e-2), (1, 2), tuple(range(10, 10 + seeds)), 200)
+    rng = np.random.default_rng(0)
+    entries = []
+    for index, name in enumerate(names):
+        program = BASELINES["adamw" if name == "adamw" else "lion"].program
+        if index == 0 and name not in BASELINES:
+            program = program.with_defaults(beta1=0.5)
+        losses = (index + 1) * 0.1 + 0.01 * rng.random(seeds)
+        runs = tuple(
+            Run(
+                10 + k, 2.3, float(loss), float(loss), 0.9, 0.8, None, index == 0 and k < fails, (2.0, 1.0, float(loss))
+            )
+            for k, loss in enumerate(losses)
+        )
+        table = ((2.0, 2.1), (0.2 * (index + 1), 0.3), (2.3, 2.3))
+        failed = ((False, False), (False, False), (True, True))
+        tuning = Tuning((1e-4, 1e-3, 1e-2), table, table, failed, 1e-3, False)
+        counted = [run.counted for run in runs]
+        mean = float(np.mean(counted))
+        entries.append(Entry(name, program, tuning, runs, mean, mean_interval(counted), mean, 0.8, 4, 7, 7))
+    pairs = compare_pairs({e.name: [r.counted for r in e.runs] for e in entries})
+    return Comparison(protocol, tuple(entries), pairs, verdict_sentence(protocol, entries, pairs), {"commit": "abc"})
+
+
+class Page(HTMLParser):
+    """Collects ids, the tags seen, and the text outside of styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_page_needs_nothing_else_and_escapes_what_it_shows() -> None:
+    text = html(comparison(), SEARCH)
+    page = Page(text)
+    assert "script" not in page.tags and "img" not in page.tags and "link" not in page.tags and "b" not in page.tags
+    assert NASTY in page.text and "# <b>" in page.text
+    loaded = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!#)([a-z]+:)?//[^"')\s]+""", text)
+    assert not loaded
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    assert len(page.ids) == len(set(page.ids))
+    for used in re.findall(r"url\(#([^)]+)\)|href=\"#([^\"]+)\"", text):
+        assert "".join(used) in page.ids
+
+
+def test_page_opens_with_the_verdict_and_shows_every_number() -> None:
+    found = comparison()
+    text = Page(html(found, SEARCH)).text
+    places = [text.index(words) for words in (found.verdict, "Learning-rate sensitivity", "first is", "optforge 1")]
+    assert places == sorted(places)
+    for table in (entry_table(found), pair_table(found)):
+        assert all(cell in text for row in table.rows for cell in row)
+    assert all(note in text for note in notes(found))
+    assert "1,234" in text and "verdicts: new" in text and "config: seed" in text and "config: program" not in text
+    assert "abc" in text and "optforge 1" in text
+
+
+def test_pictures_are_well_formed_and_follow_the_theme() -> None:
+    found = comparison()
+    drawn = panels(found, SEARCH)
+    assert [p.title for p in drawn] == ["Final test loss", "Learning-rate sensitivity", "Training loss", "Search"]
+    assert len(panels(found)) == 3
+    for panel in drawn:
+        text = svg(panel)
+        ElementTree.fromstring(text)
+        assert "var(--ink)" in text and not re.search(r"(fill|stroke): #", text)
+    assert svg(drawn[1]) == svg(drawn[1])
+
+
+def test_written_files(tmp_path: Path) -> None:
+    report = write_report(comparison(), tmp_path, SEARCH)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.md", "report.png"]
+    data = report.picture.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", data[16:24])
+    assert width > 1000 and height > 600
+
+
+def test_markdown_tables_are_rectangular() -> None:
+    found = comparison()
+    text = markdown(found, SEARCH)
+    assert text.index("**On digits") < text.index("report.png") < text.index("| optimizer")
+    blocks = [b.splitlines() for b in text.split("\n\n") if b.startswith("| ")]
+    assert len(blocks) == 4
+    for block in blocks:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block}) == 1
+
+
+def test_single_run_is_marked_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    found = comparison(seeds=1)
+    assert found.verdict.startswith("Single run: ") and "chance" in found.verdict
+    print_comparison(found)
+    for text in (Page(html(found)).text, markdown(found), capsys.readouterr().out):
+        assert "single run" in text.lower() and "SINGLE RUN: one seed each" in text
+        assert not re.search(r"better than|worse than|equivalent to|interval [0-9]", text)
+    assert all(row[-1] == "–" for row in pair_table(found).rows)
+
+
+def test_verdict_names_the_program_in_question_and_sets_it_beside_baselines() -> None:
+    verdict = comparison(("second", "first", "adamw", "lion")).verdict
+    assert verdict.startswith("On digits, second (test loss 0.1")  # `first` has Lion's own program: a baseline
+    assert "is better than first (by 0.1" in verdict and "adamw (by 0.2" in verdict and "lion (by 0.3" in verdict
+    assert comparison(("adamw", "lion")).verdict.startswith("On digits, adamw")
+    assert "ran alone" in comparison(("adamw",)).verdict
+
+
+def test_failures_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    found = comparison(fails=3)
+    assert f"counted as the loss before training: {NASTY} 3 of 4." in found.verdict
+    assert found.entries[0].mean > 1.7
+    print_comparison(found)
+    assert "3/4" in capsys.readouterr().out
+    html(comparison(fails=4))  # without a finished run there is no curve to draw
+
+
+def test_narrow_terminals_lose_columns_rather_than_digits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich: take the stream for a terminal
+    found = comparison(("adamw", "lion"))
+    print_comparison(found)
+    out = capsys.readouterr().out
+    assert "statements" not in out
+    assert all(interval_text(e.interval) in out for e in found.entries)
+
+
+def test_tables() -> None:
+    table = entry_table(comparison(("lion", "adamw")))
+    assert [row[0] for row in table.rows] == ["lion", "adamw"]  # by mean loss
+    assert all(len(row) == len(table.header) for row in table.rows)
+    smaller = table.without("lr")
+    assert "lr" not in smaller.header and all(len(row) == len(smaller.header) for row in smaller.rows)
+    assert (number(None), number(float("nan")), number(0.123456), number(12345.6)) == ("–", "–", "0.1235", "1.235e+04")
+    (row,) = pair_table(comparison(("adamw", "lion"))).rows
+    assert row[0] == "adamw − lion" and row[1].startswith("-0.") and row[-1] == "better"
+
+
+def test_atomic_write_replaces_whole_files_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.txt"
+    write_atomic(file, "old")
+    write_atomic(file, "neu: ä")
+    assert file.read_bytes() == "neu: ä".encode()
+
+    def fail(source: str, target: Path) -> None:
+        assert target.read_text() == "neu: ä"  # until the very last step the old content is there
+        raise OSError("disk is gone")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk is gone"):
+        write_atomic(file, b"newer")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and file.read_text() == "neu: ä"
+    with pytest.raises(OSError):
+        write_atomic(tmp_path / "nowhere" / "a.txt", "x")
