@@ -58,10 +58,11 @@ def throughput(repeats: int) -> list[Figure]:
     programs = different_programs(32)
     members = [(p, lr) for p in programs for lr in LADDER]
     task = get_task("digits")
-    inputs, targets = task.data().train.batch(torch.arange(64))
+    train = task.data().train
+    inputs, targets = train.batch(torch.arange(64))
     loop = functools.partial(adamw_loop, inputs, targets, 1000)
     population = functools.partial(train_members, task, members, (0,), steps=STEPS)
-    fit = functools.partial(lightning_fit, inputs, targets, STEPS)
+    fit = functools.partial(lightning_fit, *train.batch(torch.arange(len(train))), STEPS)
     loop(), fit(), population()  # warm up
     rates, over_loop, over_fit = [], [], []
     for _ in range(repeats):
@@ -99,11 +100,14 @@ def adamw_loop(inputs: Tensor, targets: Tensor, steps: int) -> None:
 
 
 def lightning_fit(inputs: Tensor, targets: Tensor, steps: int) -> None:
-    """The same under a Lightning Trainer of its own, with automatic optimization."""
-    import lightning
-    from torch.utils.data import DataLoader
+    """The same as a Lightning user writes it: automatic optimization, shuffled batches from a DataLoader.
 
-    from search.population import fit
+    Logging, checkpoints and progress bars are off, so this is the least that a fit costs.
+    """
+    import lightning
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from search.lightning_fit import fit, quiet
 
     class Single(lightning.LightningModule):
         def __init__(self) -> None:
@@ -116,7 +120,17 @@ def lightning_fit(inputs: Tensor, targets: Tensor, steps: int) -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
-    fit(Single(), DataLoader([(inputs, targets)] * steps, batch_size=None))  # type: ignore[arg-type]
+    batches = DataLoader(TensorDataset(inputs, targets), batch_size=64, shuffle=True)
+    with quiet():
+        trainer = lightning.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        fit(trainer, Single(), batches)
 
 
 def children(repeats: int) -> list[Figure]:
@@ -182,7 +196,9 @@ def main() -> None:
     for name in arguments.suites or SUITES:
         for figure in SUITES[name](arguments.repeats):
             figures.append(figure)
-            target = "" if figure.target is None else f"   target {figure.target:g}: {'met' if figure.met else 'MISSED'}"
+            target = (
+                "" if figure.target is None else f"   target {figure.target:g}: {'met' if figure.met else 'MISSED'}"
+            )
             print(f"{figure.name:48} {figure.value:12,.2f} {figure.unit:22}{target}", flush=True)
     source = provenance()
     rows = [asdict(figure) | source for figure in figures]

@@ -122,7 +122,7 @@ def censor(losses: np.ndarray, diverged: np.ndarray, start: np.ndarray) -> tuple
         start.
     """
     with np.errstate(invalid="ignore"):
-        failed = diverged | ~np.isfinite(losses)
+        failed = diverged | ~np.isfinite(losses) | (losses > start)
     return np.where(failed, np.broadcast_to(start, losses.shape), losses), failed
 
 

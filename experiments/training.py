@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import signal
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from experiments.results import RunResult, evaluate
 from learned import learn as learn_rates
 from primitives import Program, ProgramOptimizer, Split, Task
 from primitives.task import batch_indices, initial_model
+from search.lightning_fit import fit, quiet
 
 Factory = Callable[..., Optimizer]
 """Makes an optimizer of parameters and the keyword `lr`, as the classes of `torch.optim` do."""
@@ -143,7 +141,7 @@ def train(
         raise UserError(f"the number of steps must be at least 1, got {total}")
     run = TrainingRun(task, _factory(optimizer, total, learn), lr, seed, total)
     indices = batch_indices(len(run.splits.train), task.batch_size, total, seed)
-    with _quiet(), progress_bar(task.name, total) if progress else nullcontext(run.report) as run.report:
+    with quiet(), progress_bar(task.name, total) if progress else nullcontext(run.report) as run.report:
         trainer = Trainer(
             accelerator="auto",
             devices=1,
@@ -156,7 +154,7 @@ def train(
             num_sanity_val_steps=0,
         )
         start = time.perf_counter()
-        _fit(trainer, run, _Batches(run.splits.train, indices))
+        fit(trainer, run, _Batches(run.splits.train, indices))
         seconds = time.perf_counter() - start
     return _result(run, lr, seed, total, seconds)
 
@@ -176,21 +174,6 @@ def _factory(optimizer: Program | Factory, steps: int, learn: Sequence[str] | No
     if learn:
         return lambda params, lr: learn_rates(params, program, lr, what=learn, total_steps=steps)
     return lambda params, lr: ProgramOptimizer(params, program, lr, total_steps=steps)
-
-
-def _fit(trainer: Trainer, run: TrainingRun, batches: _Batches) -> None:
-    """`Trainer.fit`, where Ctrl-C is a KeyboardInterrupt as everywhere else.
-
-    Lightning turns it into an exit with code 1 and leaves further interrupts ignored.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(run, batches)
-    except SystemExit:
-        if not trainer.interrupted:
-            raise
-        signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from None
 
 
 def _result(run: TrainingRun, lr: float, seed: int, total: int, seconds: float) -> RunResult:
@@ -218,17 +201,3 @@ def _result(run: TrainingRun, lr: float, seed: int, total: int, seconds: float) 
         curve=tuple(run.curve),
         valid_curve=tuple(run.valid_curve),
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what Lightning tells about hardware and the last step, and its use of a deprecated class."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)

@@ -11,5 +11,6 @@ from primitives.text import parse_program, print_program
 
 __all__ = [
     "OPS", "SCALES", "SIGNALS", "Builder", "Const", "Hyper", "Instr", "Kind", "Op", "Program", "ProgramError",
-    "ProgramOptimizer", "Slot", "Split", "Splits", "Task", "TensorSplit", "execute", "fold", "parse_program", "print_program", "subset",
+    "ProgramOptimizer", "Slot", "Split", "Splits", "Task", "TensorSplit", "execute", "fold", "parse_program",
+    "print_program", "subset",
 ]  # fmt: skip

@@ -80,9 +80,7 @@ def _without_factor(program: Program) -> tuple[Program, float]:
         update = args[0]
     if update == program.update or program.kind_of(update) is not program.kind_of(program.update):
         return program, 1.0
-    stripped = Program(
-        program.state, program.hypers, program.body, update, program.next_state, program.fallback
-    )
+    stripped = Program(program.state, program.hypers, program.body, update, program.next_state, program.fallback)
     return stripped.pruned(), factor
 
 
@@ -99,9 +97,7 @@ def _search_difference(p: Program, q: Program, up_to_rate: bool) -> Equivalence:
                 at = tuple(int(i) for i in differs.nonzero()[0])
                 pair = (float(u[at]), float(v[at]))
                 factor = "" if ratio is None else f" (after scaling the first by {float(ratio):.6g})"
-                reason = (
-                    f"on probe {seed} the updates at step {step} differ: {pair[0]:.9g} and {pair[1]:.9g}{factor}"
-                )
+                reason = f"on probe {seed} the updates at step {step} differ: {pair[0]:.9g} and {pair[1]:.9g}{factor}"
                 return Equivalence(Answer.REFUTED, reason, seed=seed, step=step, updates=pair)
     tried = f"no difference in {TRIALS} random probes of {STEPS} steps, but no proof by the rules either"
     return Equivalence(Answer.UNDECIDED, tried, factor=1.0 if ratio is None else float(ratio))

@@ -46,9 +46,7 @@ def simplify(program: Program, steps: list[Step] | None = None) -> Program:
         current = simpler
     if current.fallback is not None:
         fallback = simplify(current.fallback, steps)
-        current = Program(
-            current.state, current.hypers, current.body, current.update, current.next_state, fallback
-        )
+        current = Program(current.state, current.hypers, current.body, current.update, current.next_state, fallback)
     return current
 
 
@@ -91,7 +89,7 @@ class _Graph:
             args = sorted(args, key=lambda n: (self.literal(n) is not None, n))  # literals last
         literals = [self.literal(a) for a in args]
         if all(value is not None for value in literals):
-            folded = _evaluate(op, *literals)  # type: ignore[arg-type]
+            folded = _evaluate(op, *literals)
             if math.isfinite(folded):
                 return self.constant(folded)
         kind = OPS[op].result[tuple(self.kinds[a] for a in args)]
@@ -104,7 +102,8 @@ class _Graph:
     def _rewrite(self, node: Node) -> Node:
         for rule, left, right in _by_op()[str(self.nodes[node][0])]:
             for bound in self._match(left, node, {}):
-                numbers = {n: v for n in ("a", "b") if n in bound and (v := self.literal(bound[n])) is not None}
+                found = ((n, self.literal(node)) for n, node in bound.items() if n in ("a", "b"))
+                numbers = {n: value for n, value in found if value is not None}
                 if not rule.where(numbers):
                     continue
                 values = {name: function(numbers) for name, function in rule.compute}
@@ -176,9 +175,7 @@ class _Graph:
         if len(body) > MAX_INSTRUCTIONS:
             raise ProgramError(f"the simplified program has {len(body)} instructions")
         source = self.source
-        return Program(
-            source.state, source.hypers, tuple(body), outputs[-1], tuple(outputs[:-1]), source.fallback
-        )
+        return Program(source.state, source.hypers, tuple(body), outputs[-1], tuple(outputs[:-1]), source.fallback)
 
 
 def _merge_slots(program: Program) -> Program:

@@ -24,7 +24,9 @@ ADAMW, LION = BASELINES["adamw"].program, BASELINES["lion"].program
 def _data() -> Splits:
     inputs, targets = load_digits(return_X_y=True)
     x, y = torch.tensor(inputs / 16, dtype=torch.float32), torch.tensor(targets)
-    return Splits(TensorSplit(x[:300], y[:300]), TensorSplit(x[300:420], y[300:420]), TensorSplit(x[420:500], y[420:500]))
+    return Splits(
+        TensorSplit(x[:300], y[:300]), TensorSplit(x[300:420], y[300:420]), TensorSplit(x[420:500], y[420:500])
+    )
 
 
 SMALL = Task(
@@ -185,7 +187,9 @@ def test_the_edge_of_the_ladder_is_flagged() -> None:
 
 
 def test_members_of_different_seeds_and_splits_are_kept_apart() -> None:
-    together = train_members(SMALL, [(ADAMW, 1e-2), (LION, 1e-3)], (3, 4), dtype=torch.float64, splits=("valid", "test"))
+    together = train_members(
+        SMALL, [(ADAMW, 1e-2), (LION, 1e-3)], (3, 4), dtype=torch.float64, splits=("valid", "test")
+    )
     assert together.losses["valid"].shape == (2, 2)
     assert together.curve.shape[1:] == (2, 2)
     for row, member in enumerate([(ADAMW, 1e-2), (LION, 1e-3)]):
