@@ -146,12 +146,15 @@ def compare_command(
     Raises:
         UserError: if something named does not exist, or the numbers make no comparison.
     """
+    import torch
+
     from experiments.console import comparison_progress, print_comparison
     from experiments.programs import resolve_program
     from experiments.report import write_report
     from experiments.rundirs import new_run_dir, remove_if_empty
     from experiments.tasks import get_task
 
+    torch.set_num_threads(1)  # the runs are stacked; a second thread waits more than it works
     chosen = get_task(task)
     rows = [resolve_program(text) for text in programs]
     rows += [baseline for baseline in map(resolve_program, ALWAYS) if baseline not in rows]

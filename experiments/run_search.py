@@ -83,6 +83,8 @@ def run_search(options: SearchOptions) -> bool:
     Raises:
         UserError: for options that make no sense or contradict the run that is resumed.
     """
+    import torch
+
     from experiments.search_view import SearchView
     from search.engine import Budget, Search
     from search.evolution import Evolution
@@ -90,6 +92,7 @@ def run_search(options: SearchOptions) -> bool:
     from search.mutation import Space
     from search.workers import Workers
 
+    torch.set_num_threads(1)  # the workers have the other cores; two threads that wait for each other lose tenfold
     options = _with_preset(options)
     try:
         if options.resume:
@@ -229,7 +232,7 @@ def _rungs(a: Record, b: Record) -> Iterator[tuple[float, float]]:
 
 
 def _final_comparison(config: dict[str, Any], finalists: list[Record]) -> tuple[Comparison, list[int]]:
-    """Finalists, AdamW and Lion tuned on one ladder; finalists renamed by rank on the fresh seeds' validation loss."""
+    """Finalists, AdamW and Lion tuned on one ladder; and the finalists' order by tuning loss."""
     from experiments.compare import compare
     from experiments.console import comparison_progress
 
@@ -237,8 +240,9 @@ def _final_comparison(config: dict[str, Any], finalists: list[Record]) -> tuple[
     programs += [(name, BASELINES[name].program) for name in ("adamw", "lion")]
     with comparison_progress() as progress:
         comparison = compare(programs, get_task(config["task"]), progress=progress)
-    means = [entry.valid_mean for entry in comparison.entries[: len(finalists)]]
-    return comparison, sorted(range(len(finalists)), key=means.__getitem__)
+    # by tuning loss, so that the reported runs stay an unselected estimate
+    losses = [entry.tuning.loss for entry in comparison.entries[: len(finalists)]]
+    return comparison, sorted(range(len(finalists)), key=losses.__getitem__)
 
 
 def _write_hall_of_fame(run_dir: Path, ranked: list[tuple[Record, Comparison | None]]) -> None:
