@@ -33,6 +33,7 @@ def compare(
     seeds: Sequence[int] = SEEDS,
     steps: int | None = None,
     smallest_effect: float = 0.01,
+    against: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Comparison:
     """Tune every optimizer on the same ladder of learning rates, then compare them on fresh seeds.
@@ -49,6 +50,7 @@ def compare(
         seeds: seeds of the reported runs, disjoint from `tune_seeds`.
         steps: length of every run; the task's own by default.
         smallest_effect: share of the loss below which a difference does not matter.
+        against: names of the optimizers that all others are tested against; every pair is tested if there are none.
         progress: called after each batch of runs.
 
     Raises:
@@ -86,6 +88,7 @@ def compare(
     pairs = compare_pairs(
         {e.name: [run.counted for run in e.runs] for e in entries},
         {e.name: [run.failed for run in e.runs] for e in entries},
+        against=against,
         smallest_effect=smallest_effect,
         alpha=protocol.alpha,
     )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LADDER = (3.16e-4, 1.78e-3, 1e-2, 5.62e-2, 3.16e-1)
 OPS = ("lion45", "protected", "statistics", "masks", "smooth")
 FINALISTS = 5
+REFERENCES = ("adamw", "lion")
 DEFAULTS: dict[str, Any] = {
     "task": "digits",
     "start": "adamw",
@@ -37,7 +38,7 @@ DEFAULTS: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     # `minutes` bounds a slow machine; elsewhere the number of programs ends it, which makes it reproducible
-    "minutes": {"programs": 1984, "minutes": 4.0},
+    "minutes": {"programs": 1280, "minutes": 4.0},
     "seconds": {"programs": 96, "minutes": 1.0},
 }
 
@@ -212,7 +213,9 @@ def _conclude(options: SearchOptions, config: dict[str, Any], search: Search, fa
             write_atomic(path, content)
     report = write_report(comparison, options.run_dir, summary)
     print_comparison(comparison)
-    print(f"programs:    {options.run_dir / HALL_OF_FAME} (use them as {options.run_dir}#1 … #{len(order)})")
+    ranks = ", ".join(f"#{rank} found {finalists[i].number}" for rank, i in enumerate(order, 1))
+    print(f"programs:    {options.run_dir / HALL_OF_FAME}, by tuning loss: {ranks}")
+    print(f"             each is a PROGRAM, as in: optforge show {options.run_dir}#1")
     print(f"report:      {report.html}")
     print(f"TensorBoard: tensorboard --logdir {options.run_dir / 'tensorboard'}")
 
@@ -237,9 +240,9 @@ def _final_comparison(config: dict[str, Any], finalists: list[Record]) -> tuple[
     from experiments.console import comparison_progress
 
     programs: list[tuple[str, Program]] = [(f"found {r.number}", r.program.pruned()) for r in finalists]
-    programs += [(name, BASELINES[name].program) for name in ("adamw", "lion")]
+    programs += [(name, BASELINES[name].program) for name in REFERENCES]
     with comparison_progress() as progress:
-        comparison = compare(programs, get_task(config["task"]), progress=progress)
+        comparison = compare(programs, get_task(config["task"]), against=REFERENCES, progress=progress)
     # by tuning loss, so that the reported runs stay an unselected estimate
     losses = [entry.tuning.loss for entry in comparison.entries[: len(finalists)]]
     return comparison, sorted(range(len(finalists)), key=losses.__getitem__)

@@ -27,7 +27,7 @@ from __future__ import annotations
 import enum
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -201,15 +201,18 @@ def compare_pairs(
     losses: Mapping[str, Sequence[float] | np.ndarray],
     censored: Mapping[str, Sequence[bool] | np.ndarray] | None = None,
     *,
+    against: Collection[str] = (),
     smallest_effect: float = 0.01,
     alpha: float = 0.05,
 ) -> tuple[Pair, ...]:
-    """Compare every optimizer with every other.
+    """Compare every optimizer with every other, or with those in `against` only.
 
     Args:
         losses: final loss for each seed in the same order, by optimizer; failed runs already replaced
             (`censor`).
         censored: which losses were replaced.
+        against: if given, only pairs with at least one of these are tested. Fewer questions need less correction,
+            but they have to be chosen before the runs.
         smallest_effect: differences below this share of the smaller of the two mean losses do not matter.
         alpha: bound on the chance of any false claim, for each of the two families of tests.
 
@@ -226,6 +229,8 @@ def compare_pairs(
         raise ValueError(f"a paired comparison needs the same seeds for all; numbers of runs: {counts}")
     found: list[tuple[str, str, np.ndarray, float, float, float]] = []
     for a, b in combinations(data, 2):
+        if against and a not in against and b not in against:
+            continue
         difference = data[a] - data[b]
         margin = smallest_effect * min(abs(float(data[a].mean())), abs(float(data[b].mean())))
         p_equivalence = equivalence_p(difference, margin)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from primitives.kinds import SIGNALS, Kind, ProgramError
+from primitives.kinds import Kind, ProgramError
 from primitives.ops import OPS, Op
 from primitives.program import MAX_INSTRUCTIONS, Arg, Const, Instr, Program, fold
 from primitives.rules import RULES, Rule
@@ -37,10 +37,8 @@ def simplify(program: Program, steps: list[Step] | None = None) -> Program:
     `steps` is given, the applied rules are appended to it.
     """
     current = program.pruned()
-    for _ in range(20):  # merging slots can make new rules apply; this is a bound, not a schedule
-        graph = _Graph(current, steps if steps is not None else [])
-        update, following, _ = fold(current, graph.leaf, graph.apply)
-        simpler = _merge_slots(graph.program(update, following)).pruned()  # type: ignore[arg-type]
+    for _ in range(20):  # fewer slots can make new rules apply; this is a bound, not a schedule
+        simpler = _rewrite(current, steps if steps is not None else [])
         if len(simpler.body) > len(current.body) or simpler == current:
             break
         current = simpler
@@ -50,11 +48,32 @@ def simplify(program: Program, steps: list[Step] | None = None) -> Program:
     return current
 
 
+def _rewrite(program: Program, steps: list[Step]) -> Program:
+    """One pass of the rules, with slots that provably always hold the same value made one.
+
+    Slots are assumed equal if they start equal; the assumption is kept where it implies itself, that is where under it
+    their next values are the same expression, and dropped where not.
+    """
+    same: dict[object, str] = {}
+    twin = {slot.name: same.setdefault((slot.kind, slot.init), slot.name) for slot in program.state}
+    while True:
+        taken: list[Step] = []
+        graph = _Graph(program, taken, twin)
+        update, following, _ = fold(program, graph.leaf, graph.apply)
+        same = {}
+        values = zip(program.state, following, strict=True)
+        refined = {slot.name: same.setdefault((twin[slot.name], value), slot.name) for slot, value in values}
+        if refined == twin:
+            steps.extend(taken)
+            return graph.program(update, following).pruned()  # type: ignore[arg-type]
+        twin = refined
+
+
 class _Graph:
     """Expressions of one program as numbered nodes; equal expressions have equal numbers (hash-consing)."""
 
-    def __init__(self, program: Program, steps: list[Step]) -> None:
-        self.source, self.steps = program, steps
+    def __init__(self, program: Program, steps: list[Step], twin: dict[str, str]) -> None:
+        self.source, self.steps, self.twin = program, steps, twin
         self.numbers: dict[tuple[object, ...], Node] = {}
         self.nodes: list[tuple[object, ...]] = []  # ("leaf", name), ("const", value) or (op, *children)
         self.kinds: list[Kind] = []
@@ -62,7 +81,8 @@ class _Graph:
 
     def leaf(self, value: str | float) -> Node:
         if isinstance(value, str):
-            return self._number(("leaf", value), self.source.names[value])
+            name = self.twin.get(value, value)
+            return self._number(("leaf", name), self.source.names[name])
         return self.constant(value)
 
     def constant(self, value: float) -> Node:
@@ -178,25 +198,6 @@ class _Graph:
         return Program(source.state, source.hypers, tuple(body), outputs[-1], tuple(outputs[:-1]), source.fallback)
 
 
-def _merge_slots(program: Program) -> Program:
-    """Let slots that always hold the same value be one: same kind, start and next value, after any merging."""
-    same: dict[tuple[object, ...], str] = {}
-    renamed: dict[str, str] = {}
-    for slot, arg in zip(program.state, program.next_state, strict=True):
-        twin = same.setdefault((slot.kind, slot.init, arg if arg != slot.name else "itself"), slot.name)
-        if twin != slot.name:
-            renamed[slot.name] = twin
-    if not renamed:
-        return program
-
-    def moved(arg: Arg) -> Arg:
-        return renamed.get(arg, arg) if isinstance(arg, str) else arg
-
-    body = tuple(Instr(op, tuple(map(moved, args))) for op, args in program.body)
-    following = tuple(map(moved, program.next_state))
-    return Program(program.state, program.hypers, body, moved(program.update), following, program.fallback)
-
-
 @lru_cache(maxsize=65536)
 def _evaluate(op: str, *values: float) -> float:
     return float(OPS[op].function(*(torch.tensor(v, dtype=torch.float64) for v in values)))
@@ -232,6 +233,3 @@ def parse_pattern(text: str) -> Pattern:
     if len(parts) != OPS[op].arity:
         raise ProgramError(f"rule pattern {text!r}: {op} takes {OPS[op].arity} argument(s)")
     return (op, *(parse_pattern(part) for part in parts))
-
-
-__all__ = ["SIGNALS", "Step", "parse_pattern", "simplify"]
