@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from primitives.kinds import SIGNALS, Hyper, Kind, ProgramError, Slot
-from primitives.ops import OPS
+from primitives.ops import get_op
 from primitives.program import Arg, Const, Instr, Program
 
 
@@ -96,9 +96,13 @@ class Builder:
         return Expr(self, self._body.setdefault(instr, len(self._body)))
 
     def __getattr__(self, name: str) -> Callable[..., Expr]:
-        if name in OPS:
+        if not name.startswith("_"):
+            try:
+                get_op(name)
+            except ProgramError as error:
+                raise AttributeError(f"Builder has no attribute or op {name!r}: {error}") from None
             return lambda *args: self.op(name, *args)
-        raise AttributeError(f"Builder has no attribute or op {name!r}")
+        raise AttributeError(f"Builder has no attribute {name!r}")
 
     def build(self, update: Expr, fallback: Program | None = None) -> Program:
         """The finished, checked program."""

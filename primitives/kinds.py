@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -29,6 +29,11 @@ class Kind(enum.IntEnum):
     ROW = 1  # one number per row:     shape (n, 1, …)
     COL = 2  # one number per column:  shape (1, *rest)
     TENSOR = 3  # the parameter's own shape
+
+    def elements(self, shape: Sequence[int]) -> int:
+        """How many numbers a value of this kind holds for a parameter of `shape`."""
+        rows = math.prod(shape[:1]) if self & Kind.ROW else 1
+        return rows * (math.prod(shape[1:]) if self & Kind.COL else 1)
 
 
 def join(*kinds: Kind) -> Kind:

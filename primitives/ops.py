@@ -7,124 +7,33 @@ raw IEEE meaning (a division by zero is infinite); protected variants are rows o
 
 Precision: what is one number for all parameters (hyperparameters, bias corrections) is computed in float64 and rounded
 to the parameter's dtype where it meets a tensor, so all arguments of one call share a dtype.
+
+Rows from elsewhere join the table by `register`, or as plug-ins (see `primitives.plugins`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import product
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from primitives.kinds import Kind, ProgramError, join
-
-S, R, C, T = Kind.SCALAR, Kind.ROW, Kind.COL, Kind.TENSOR
-
-KindRule = Callable[..., Kind | None]
-
-
-def elementwise(*kinds: Kind) -> Kind:
-    """Broadcast: the result varies wherever an argument does."""
-    return join(*kinds)
-
-
-def reduction(*kinds: Kind) -> Kind | None:
-    """All arguments are tensors; the result is one number per parameter."""
-    return S if all(k is T for k in kinds) else None
-
-
-def row_reduction(kind: Kind) -> Kind | None:
-    """A tensor to one number per row."""
-    return R if kind is T else None
-
-
-def col_reduction(kind: Kind) -> Kind | None:
-    """A tensor to one number per column."""
-    return C if kind is T else None
-
-
-def fold_row_or_col(kind: Kind) -> Kind | None:
-    """A row or column statistic to one number per parameter."""
-    return S if kind in (R, C) else None
-
-
-def outer_product(a: Kind, b: Kind) -> Kind | None:
-    """A row statistic times a column statistic: a tensor."""
-    return T if (a, b) == (R, C) else None
-
-
-def whole_tensor(kind: Kind) -> Kind | None:
-    """A tensor to a tensor, mixing its elements."""
-    return T if kind is T else None
-
-
-@dataclass(frozen=True)
-class Op:
-    """One operation.
-
-    Attributes:
-        name: how programs refer to it.
-        arity: number of arguments.
-        torch: template of the torch expression.
-        sympy: template of the sympy expression, or None where there is no closed form per element.
-        rule: kinds of the arguments to the kind of the result, or None when they do not fit.
-        flops: floating-point operations per element of the widest argument.
-        commutative: whether the two arguments may be swapped.
-        domain: for each argument the set on which the op is finite and real (a key of `DOMAINS`).
-        source: where the operation or this variant of it comes from.
-    """
-
-    name: str
-    arity: int
-    torch: str
-    sympy: str | None
-    rule: KindRule = elementwise
-    flops: float = 1.0
-    commutative: bool = False
-    domain: tuple[str, ...] = ()
-    source: str = ""
-    subsets: frozenset[str] = field(default_factory=frozenset)
-
-    @cached_property
-    def result(self) -> Mapping[tuple[Kind, ...], Kind]:
-        """Every admissible tuple of argument kinds, mapped to the kind of the result."""
-        table = ((kinds, self.rule(*kinds)) for kinds in product(Kind, repeat=self.arity))
-        return {kinds: kind for kinds, kind in table if kind is not None}
-
-    @cached_property
-    def function(self) -> Callable[..., Any]:
-        """The torch meaning as ``f(*arguments, dims=…)``."""
-        names = [f"a{i}" for i in range(self.arity)]
-        return eval(f"lambda {', '.join(names)}, dims=(): {self.torch.format(*names, dims='dims')}", namespace())
-
-    @property
-    def reduces(self) -> bool:
-        """Whether elements of the parameter are mixed, so that a shard of it does not suffice."""
-        return self.rule is not elementwise
-
-    @property
-    def needs_matrix(self) -> bool:
-        """Whether it is only meaningful for parameters with at least two dimensions."""
-        return self.rule in (row_reduction, col_reduction, fold_row_or_col, outer_product, whole_tensor)
-
-
-def namespace() -> dict[str, Any]:
-    """Names that torch templates may use. The only place where this package's tables meet `eval`."""
-    import math
-
-    import torch
-
-    from primitives import linalg
-
-    return {"torch": torch, "math": math, "linalg": linalg}
-
+from primitives.kinds import SIGNALS, ProgramError
+from primitives.op import (
+    Op,
+    col_reduction,
+    elementwise,
+    fold_row_or_col,
+    namespace,
+    outer_product,
+    reduction,
+    row_reduction,
+    whole_tensor,
+)
 
 _SUM = "torch.sum({}, dim={{dims}}, keepdim=True)"
 _LION = frozenset({"lion45"})
 _PROTECTED = frozenset({"protected"})
 _MATRIX = frozenset({"matrix"})
-_IEEE = "IEEE 754"
 _CHEN = "Chen et al. 2023, Symbolic Discovery of Optimization Algorithms, appendix H"
 
 
@@ -187,13 +96,19 @@ _ROWS: tuple[Op, ...] = (
     Op("cosine", 2, f"{_SUM.format('{0} * {1}')} / torch.sqrt({_SUM.format('torch.square({0})')}"
        f" * {_SUM.format('torch.square({1})')})", None, reduction, 6, True, ("nonzero", "nonzero"),
        "cosine similarity; " + _CHEN, _LION),
-    Op("mean", 1, "torch.mean({0}, dim={dims}, keepdim=True)", None, reduction, 1, False, ("real",), _IEEE,
-       frozenset({"statistics"})),
+    Op("mean", 1, "torch.mean({0}, dim={dims}, keepdim=True)", None, reduction, 1, False, ("real",),
+       "arithmetic mean of the elements", frozenset({"statistics"})),
     Op("rms", 1, "torch.sqrt(torch.mean(torch.square({0}), dim={dims}, keepdim=True))", None, reduction, 2, False,
        ("real",), "root mean square, RMS(x) of Shazeer & Stern 2018", frozenset({"statistics"})),
     # beyond Lion's space, elementwise
     Op("clip", 2, "torch.maximum(torch.minimum({0}, {1}), -{1})", "Max(Min({0}, {1}), -{1})", flops=2,
        domain=("real", "positive"), source="to [-c, c]; " + _CHEN, subsets=_LION),
+    Op("clip_norm", 3, "{0} * ({2} / torch.maximum({1}, {2}))", "{0}*({2}/Max({1}, {2}))", flops=3,
+       domain=("real", "nonnegative", "positive"), source="x min(1, c / n) for a norm n, as"
+       " global_norm; " + _CHEN, subsets=_LION),
+    Op("clamp", 3, "torch.minimum(torch.maximum({0}, {1}), {2})", "Min(Max({0}, {1}), {2})", flops=2,
+       domain=("real",) * 3, source="to [low, high]; high where low > high, as torch.clamp does",
+       subsets=frozenset({"bounds"})),
     Op("softsign", 1, "{0} / (1 + torch.abs({0}))", "{0}/(1 + Abs({0}))", flops=6, domain=("real",),
        source="x / (1 + |x|)", subsets=frozenset({"smooth"})),
     Op("agree", 2, "torch.gt({0} * {1}, 0).to(({0} * {1}).dtype)", "Heaviside({0}*{1}, 0)", flops=2, commutative=True,
@@ -232,7 +147,21 @@ _ROWS: tuple[Op, ...] = (
        "five quintic Newton-Schulz steps; Jordan et al. 2024, Muon", _MATRIX),
 )  # fmt: skip
 
-OPS: dict[str, Op] = {op.name: op for op in _ROWS}
+
+class Table(dict[str, Op]):
+    """Rows by name. Looking up a name that is not there loads the plug-ins first, in whichever process it happens."""
+
+    def __missing__(self, name: str) -> Op:
+        from primitives.plugins import load_plugins
+
+        load_plugins()
+        row = self.get(name)
+        if row is None:
+            raise KeyError(name)
+        return row
+
+
+OPS = Table((op.name, op) for op in _ROWS)
 
 DOMAINS: dict[str, Callable[[Any], Any]] = {
     # maps from any real tensor into the set, for tests and probes
@@ -246,41 +175,98 @@ DOMAINS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}", re.ASCII)
+_BUILDER = frozenset({"hyper", "slot", "op", "build", *SIGNALS})  # attributes of a Builder, beside which ops stand
+
+
 def get_op(name: object) -> Op:
     """The row called `name`; raises `ProgramError` with the nearest names when there is none."""
-    op = OPS.get(name) if isinstance(name, str) else None
-    if op is None:
+    reason = ""
+    try:
+        row = OPS[name] if isinstance(name, str) else None
+    except KeyError:
+        row = None
+    except ProgramError as error:  # a plug-in cannot be loaded: it might have been its row
+        row, reason = None, f"; {error}"
+    if row is None:
         import difflib
 
-        shown = repr(name)[:60]
-        near = difflib.get_close_matches(str(name)[:60], OPS, n=3) if isinstance(name, str) else []
+        near = difflib.get_close_matches(name[:60], OPS, n=3) if isinstance(name, str) else []
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ProgramError(f"unknown op {shown}{hint}")
-    return op
+        raise ProgramError(f"unknown op {repr(name)[:60]}{hint}{reason}")
+    return row
 
 
 def subset(*names: str) -> tuple[str, ...]:
-    """Names of the ops in the union of the named subsets, in table order.
+    """Names of the ops in the union of the named subsets, in table order; a single op's name is a subset of one.
 
-    Subsets are `lion45` (Chen et al. 2023), `elementwise`, `statistics`, `protected`, `masks`, `smooth`, `matrix`
-    and `all`; a single op's name is a subset of one.
+    ========== ================================================================================================
+    lion45     what programs of Chen et al. 2023 are made of, and their elementwise `clip` (see `primitives.lion45`)
+    statistics mean and root mean square of a whole parameter
+    bounds     clamp to an interval
+    smooth     soft sign
+    masks      comparisons, 1.0 or 0.0 for each element
+    protected  total variants of partial functions: finite for finite arguments of moderate size
+    matrix     rows, columns, and whole matrices
+    elementwise everything that does not mix the elements of a parameter
+    all        the whole table
+    ========== ================================================================================================
+
+    Rows of installed plug-ins count, in every call alike.
     """
-    known = set().union(*(op.subsets for op in OPS.values())) | {"elementwise", "all"} | set(OPS)
+    from primitives.plugins import load_plugins
+
+    load_plugins()
+    known = subset_names() | set(OPS)
     for name in names:
         if name not in known:
-            raise ProgramError(f"unknown op subset {name!r}; choose from {', '.join(sorted(known - set(OPS)))}")
+            raise ProgramError(f"unknown op subset {name!r}; choose from {', '.join(sorted(subset_names()))}")
+    return tuple(op.name for op in OPS.values() if any(_belongs(op, name) for name in names))
 
-    def member(op: Op) -> bool:
-        return any(
-            n == "all" or n == op.name or n in op.subsets or (n == "elementwise" and not op.reduces) for n in names
-        )
 
-    return tuple(op.name for op in OPS.values() if member(op))
+def subset_names() -> set[str]:
+    """Names of all subsets of more than one op."""
+    return set().union(*(op.subsets for op in OPS.values())) | {"elementwise", "all"}
+
+
+def _belongs(op: Op, name: str) -> bool:
+    return name in ("all", op.name) or name in op.subsets or (name == "elementwise" and not op.reduces)
 
 
 def register(ops: Iterable[Op]) -> None:
-    """Add rows to the table. Names must be new; templates are code, so register only rows you trust."""
+    """Add rows to the table, all or none. Templates are code, so register only rows you trust.
+
+    Raises:
+        ProgramError: if something is no row, is malformed, or has the name of a row that is already there.
+    """
+    rows: dict[str, Op] = {}
     for op in ops:
-        if op.name in OPS:
+        if not isinstance(op, Op):
+            raise ProgramError(f"expected an Op, got {type(op).__name__}")
+        if op.name in OPS or op.name in rows:
             raise ProgramError(f"op {op.name!r} is already in the table")
-        OPS[op.name] = op
+        _check_row(op)
+        rows[op.name] = op
+    OPS.update(rows)
+
+
+def _check_row(op: Op) -> None:
+    if not (isinstance(op.name, str) and _NAME.fullmatch(op.name)) or op.name in _BUILDER:
+        raise ProgramError(f"op name {str(op.name)[:60]!r} is reserved or not a lower-case identifier of 40 characters")
+    if not (isinstance(op.arity, int) and 1 <= op.arity <= 4):
+        raise ProgramError(f"op {op.name!r} must take 1 to 4 arguments, not {op.arity!r}")
+    if len(op.domain) != op.arity or not set(op.domain) <= set(DOMAINS):
+        raise ProgramError(f"op {op.name!r} needs a domain for each argument, one of {', '.join(DOMAINS)}")
+    if not op.flops > 0 or not op.source:
+        raise ProgramError(f"op {op.name!r} needs a positive number of flops and a source")
+    try:
+        fits = bool(op.result) and callable(op.function)
+    except Exception as error:
+        raise ProgramError(
+            f"op {op.name!r} has a broken template or kind rule: {type(error).__name__}: {error}"
+        ) from error
+    if not fits:
+        raise ProgramError(f"op {op.name!r} accepts no arguments at all; check its kind rule")
+
+
+__all__ = ["DOMAINS", "OPS", "Op", "Table", "get_op", "namespace", "register", "subset", "subset_names"]

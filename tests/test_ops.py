@@ -2,83 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-import sympy
 import torch
-from strategies import MATRIX_SHAPES, SHAPES, assert_same, random_tensor
+from strategies import assert_same
 from torch import Tensor
 
-from primitives import OPS, Instr, Kind, Op, Program, ProgramError, execute, subset
+from primitives import OPS, SIGNALS, Const, Instr, Kind, Op, Program, ProgramError, execute, subset
 from primitives.interpret import slot_shape
-from primitives.ops import DOMAINS, register
+from primitives.lion45 import LION45
+from primitives.op import elementwise, reduction
+from primitives.ops import DOMAINS, register, subset_names
+from primitives.testing import CHECKS, POINTS, arguments, cases, check_op
 
 ELEMENTWISE = [name for name, op in OPS.items() if not op.reduces]
-REDUCING = [name for name, op in OPS.items() if op.reduces]
-COMMUTATIVE = [name for name, op in OPS.items() if op.commutative]
-WITH_FORMULA = [name for name, op in OPS.items() if op.sympy is not None]
 WITHOUT_FORMULA = [name for name, op in OPS.items() if op.sympy is None]
 
-POINTS = torch.tensor([0.0, 1.0, -1.0, 0.5, -0.25, 3.0, -3.0, 2.0, 1e-3, -1e-3, 0.7, -2.2], dtype=torch.float64)
 
-
-def arguments(op: Op, kinds: Sequence[Kind], shape: Sequence[int], seed: int = 0) -> list[Tensor]:
-    """Random arguments from the op's domain, zeros among them where zero belongs to it."""
-    generator = torch.Generator().manual_seed(seed)
-    values = [random_tensor(slot_shape(kind, shape), generator) for kind in kinds]
-    return [DOMAINS[where](x) for where, x in zip(op.domain, values, strict=True)]
-
-
-def cases(op: Op) -> Iterator[tuple[tuple[Kind, ...], Kind, tuple[int, ...]]]:
-    """Every admissible tuple of kinds, the kind of its result, and shapes to try it on."""
-    for kinds, kind in op.result.items():
-        for shape in MATRIX_SHAPES if op.needs_matrix else SHAPES:
-            yield kinds, kind, shape
-
-
-def grid(op: Op) -> list[Tensor]:
-    """All combinations of the points, each brought into its argument's domain; one vector per argument."""
-    columns = torch.cartesian_prod(*[POINTS] * op.arity).reshape(-1, op.arity).unbind(-1)
-    return [DOMAINS[where](x) for where, x in zip(op.domain, columns, strict=True)]
-
-
+@pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", OPS)
-def test_row_is_complete(name: str) -> None:
-    op = OPS[name]
-    assert op.name == name
-    assert len(op.domain) == op.arity
-    assert set(op.domain) <= set(DOMAINS)
-    assert op.flops > 0
-    assert op.source
-    assert op.result, "accepts no arguments at all"
-    assert not op.commutative or op.arity == 2
-
-
-@pytest.mark.parametrize("name", OPS)
-def test_result_has_the_declared_shape_and_is_finite(name: str) -> None:
-    op = OPS[name]
-    for kinds, kind, shape in cases(op):
-        result = op.function(*arguments(op, kinds, shape), dims=tuple(range(len(shape))))
-        assert result.shape == slot_shape(kind, shape), (kinds, shape)
-        assert result.dtype == torch.float64
-        assert result.isfinite().all(), (kinds, shape)
-
-
-@pytest.mark.parametrize("name", OPS)
-def test_finite_on_zeros_and_extremes_of_the_domain(name: str) -> None:
-    op = OPS[name]
-    for points in ([0.0], [1.0, -1.0], [0.0, 10.0, -10.0, 1e-8, -1e-8]):
-        for values in product(points, repeat=op.arity):
-            for kinds in op.result:
-                args = [
-                    DOMAINS[where](torch.full(slot_shape(kind, (2, 3)), v, dtype=torch.float64))
-                    for v, kind, where in zip(values, kinds, op.domain, strict=True)
-                ]
-                assert op.function(*args, dims=(0, 1)).isfinite().all(), (values, kinds)
+def test_row(name: str, check: str) -> None:
+    assert OPS[name].name == name
+    CHECKS[check](OPS[name])
 
 
 MEMBERSHIP: dict[str, Callable[[Tensor], Tensor]] = {
@@ -99,45 +48,6 @@ def test_domains_map_into_the_set_they_are_called_after(name: str) -> None:
     assert torch.unique(DOMAINS[name](POINTS)).numel() >= 6, "most of the set is never tried"
 
 
-@pytest.mark.parametrize("name", ELEMENTWISE)
-def test_elementwise_ops_do_not_mix_elements(name: str) -> None:
-    """What stands in the other elements makes no difference, not even a not-a-number."""
-    op = OPS[name]
-    args = arguments(op, [Kind.TENSOR] * op.arity, (3, 5))
-    whole = op.function(*args, dims=(0, 1))
-    keep = torch.zeros(3, 5, dtype=torch.bool)
-    keep[1, 2] = keep[2, 4] = True
-    poisoned = [torch.where(keep, a, torch.nan) for a in args]
-    assert_same(op.function(*poisoned, dims=(0, 1))[keep], whole[keep])
-    single = op.function(*(a[1, 2] for a in args), dims=())
-    torch.testing.assert_close(single, whole[1, 2], rtol=1e-14, atol=1e-16)
-
-
-@pytest.mark.parametrize("name", ELEMENTWISE)
-def test_elementwise_ops_broadcast(name: str) -> None:
-    op = OPS[name]
-    for kinds, kind in op.result.items():
-        args = arguments(op, kinds, (3, 4))
-        spread = [a.expand(3, 4).contiguous() for a in args]
-        result = op.function(*args, dims=(0, 1))
-        assert kind == max(np.bitwise_or.reduce([int(k) for k in kinds]), 0)
-        torch.testing.assert_close(result.expand(3, 4), op.function(*spread, dims=(0, 1)), rtol=1e-14, atol=1e-16)
-
-
-@pytest.mark.parametrize("name", REDUCING)
-def test_stack_of_parameters_agrees_with_one_at_a_time(name: str) -> None:
-    op = OPS[name]
-    for kinds, _, shape in cases(op):
-        if shape == ():
-            continue  # see test_stack_of_numbers_needs_a_dimension
-        ones = [arguments(op, kinds, shape, seed) for seed in range(6)]
-        stack = [torch.stack(column).unflatten(0, (2, 3)) for column in zip(*ones, strict=True)]
-        together = op.function(*stack, dims=tuple(range(2, 2 + len(shape)))).flatten(0, 1)
-        for one, result in zip(ones, together, strict=True):
-            alone = op.function(*one, dims=tuple(range(len(shape))))
-            torch.testing.assert_close(result, alone, rtol=1e-12, atol=1e-13)
-
-
 def test_stack_of_numbers_needs_a_dimension() -> None:
     """Torch reduces over everything when told to reduce over nothing, so this must not reach it."""
     program = Program((), (), (Instr("norm", ("g",)), Instr("mul", (0, "g"))), 1, ())
@@ -146,25 +56,6 @@ def test_stack_of_numbers_needs_a_dimension() -> None:
         execute(program, {"g": stack}, dims=())
     assert_same(execute(program, {"g": stack[:, None]}, dims=(1,)).update[:, 0], stack**2)
     assert_same(execute(program, {"g": stack[2]}).update, torch.tensor(9.0))
-
-
-@pytest.mark.parametrize("name", COMMUTATIVE)
-def test_commutative_flags_are_true(name: str) -> None:
-    op = OPS[name]
-    for kinds in op.result:
-        a, b = arguments(op, kinds, (3, 4))
-        assert_same(op.function(a, b, dims=(0, 1)), op.function(b, a, dims=(0, 1)))
-    if not op.reduces:
-        a, b = grid(op)
-        assert_same(op.function(a, b), op.function(b, a))
-
-
-def test_no_commutative_flag_is_missing() -> None:
-    """Two-argument ops that are not marked give something else when swapped."""
-    for name, op in OPS.items():
-        if op.arity == 2 and not op.commutative and (Kind.TENSOR, Kind.TENSOR) in op.result:
-            a, b = arguments(op, (Kind.TENSOR, Kind.TENSOR), (3, 4))
-            assert not torch.equal(op.function(a, b, dims=(0, 1)), op.function(b, a, dims=(0, 1))), name
 
 
 NUMPY: dict[str, Callable[..., Any]] = {
@@ -177,6 +68,8 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "pow": np.power, "neg": np.negative, "cube": lambda x: x**3, "exp10": lambda x: 10.0**x, "invert": lambda x: 1 - x,
     "lerp": lambda x, y, c: (1 - c) * x + c * y,
     "clip": lambda x, c: np.clip(x, -c, c),
+    "clip_norm": lambda x, n, c: np.where(n > c, x * c / np.where(n > c, n, 1.0), x),
+    "clamp": lambda x, low, high: np.minimum(np.maximum(x, low), high),
     "softsign": lambda x: x / (1 + np.abs(x)),
     "agree": lambda x, y: (np.sign(x) == np.sign(y)) * (x != 0.0) * 1.0,
     "less": lambda x, y: np.where(x < y, 1.0, 0.0),
@@ -227,28 +120,6 @@ def test_orthogonalise_keeps_singular_vectors_and_equalises_singular_values(shap
     assert ((values > 0.6) & (values < 1.25)).all()  # the band of Jordan et al. 2024
 
 
-@pytest.mark.parametrize("name", WITH_FORMULA)
-def test_formula_agrees_with_torch(name: str) -> None:
-    op = OPS[name]
-    symbols = sympy.symbols([f"a{i}" for i in range(op.arity)], real=True)
-    assert op.sympy is not None
-    formula = sympy.sympify(op.sympy.format(*map(str, symbols)), locals={str(s): s for s in symbols})
-    points = grid(op)
-    pick = torch.randperm(len(points[0]), generator=torch.Generator().manual_seed(0))[:40]
-    for values in zip(*(x[pick].tolist() for x in points), strict=True):
-        exact = formula.subs({s: sympy.Float(v, 40) for s, v in zip(symbols, values, strict=True)}).evalf(30)
-        got = op.function(*(torch.tensor(v, dtype=torch.float64) for v in values))
-        assert got.item() == pytest.approx(float(exact), rel=1e-12, abs=1e-14), values
-
-
-@pytest.mark.parametrize("name", OPS)
-def test_single_precision_stays_single(name: str) -> None:
-    op = OPS[name]
-    for kinds in op.result:
-        args = [a.float() for a in arguments(op, kinds, (3, 4))]
-        assert op.function(*args, dims=(0, 1)).dtype == torch.float32
-
-
 def test_raw_operations_keep_their_ieee_meaning() -> None:
     zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     assert OPS["div"].function(one, zero).item() == float("inf")
@@ -272,20 +143,74 @@ def test_flags_follow_from_the_kind_rules() -> None:
     assert (Kind.TENSOR,) not in OPS["mean_of"].result
 
 
+# Chen et al. 2023, appendix H.
+LION_FUNCTIONS = (
+    "pi", "e", "eps", "abs", "cos", "sin", "tan", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "arcsinh",
+    "arccosh", "arctanh", "exp", "exp2", "exp10", "expm1", "log", "log10", "log2", "log1p", "square", "sqrt", "cube",
+    "cbrt", "sign", "reciprocal", "norm", "invert", "negative", "global_norm", "interpolate", "dot",
+    "cosine_similarity", "clip_by_global_norm", "power", "plus", "minus", "times", "divide", "maximum", "minimum",
+)  # fmt: skip
+
+
+def test_the_list_of_lions_45_functions_is_complete() -> None:
+    assert sorted(LION45) == sorted(LION_FUNCTIONS)
+    assert len(LION45) == 45
+    for name, found in LION45.items():
+        if isinstance(found, Const):
+            assert name in ("pi", "e", "eps")
+        elif name == "global_norm":
+            assert SIGNALS[found] is Kind.SCALAR
+        else:
+            assert "lion45" in OPS[found].subsets, name
+    assert LION45["pi"] == Const(np.pi) and LION45["e"] == Const(np.e)
+    named = {found for found in LION45.values() if found in OPS}
+    assert set(subset("lion45")) == named | {"clip"}, "and what the published program uses besides"
+
+
+def test_clipping_by_the_global_norm() -> None:
+    program = Program((), (), (Instr("clip_norm", ("g", "global_norm", Const(1.0))),), 0, ())
+    g = torch.tensor([3.0, -4.0], dtype=torch.float64)
+    for norm, expected in ((10.0, g / 10), (1.0, g), (0.5, g), (0.0, g)):
+        inputs = {"g": g, "global_norm": torch.tensor(norm, dtype=torch.float64)}
+        torch.testing.assert_close(execute(program, inputs).update, expected, rtol=1e-15, atol=0)
+
+
+def test_work_and_traffic_follow_from_the_kinds() -> None:
+    shape, tensors = (3, 4, 5), (Kind.TENSOR, Kind.TENSOR)
+    assert OPS["add"].traffic(tensors, shape) == 4 * 3 * 60
+    assert OPS["add"].traffic((Kind.TENSOR, Kind.SCALAR), shape, itemsize=2) == 2 * 121
+    assert OPS["outer"].traffic((Kind.ROW, Kind.COL), shape) == 4 * (3 + 20 + 60)
+    assert OPS["outer"].work((Kind.ROW, Kind.COL), shape) == 60
+    assert OPS["dot"].work(tensors, shape) == 120
+    assert OPS["norm"].traffic((Kind.TENSOR,), ()) == 8
+
+
 def test_subsets() -> None:
     assert subset("all") == tuple(OPS)
     assert set(subset("elementwise")) == set(ELEMENTWISE)
     assert subset("sign", "add") == ("add", "sign"), "table order"
     assert {"norm", "lerp", "cosh"} <= set(subset("lion45"))
     assert not set(subset("protected")) & set(subset("lion45"))
+    assert subset("bounds") == ("clamp",)
     with pytest.raises(ProgramError, match=r"'lion46'.*lion45"):
         subset("lion46")
 
 
-def test_a_row_from_elsewhere_is_an_op_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = Op(
-        "hypotenuse", 2, "torch.hypot({0}, {1})", None, domain=("real", "real"), commutative=True, source="Pythagoras"
-    )
+def test_every_subset_is_documented() -> None:
+    for name in subset_names():
+        assert f"\n    {name} " in str(subset.__doc__), name
+    assert {"elementwise", "all"} | {s for op in OPS.values() for s in op.subsets} == subset_names()
+
+
+HYPOTENUSE = Op(
+    "hypotenuse", 2, "torch.hypot({0}, {1})", "sqrt({0}**2 + {1}**2)", domain=("real", "real"), commutative=True,
+    source="Pythagoras",
+)  # fmt: skip
+
+
+def test_a_row_from_elsewhere_is_an_op_like_any_other() -> None:
+    row = HYPOTENUSE
+    check_op(row)
     register([row])
     try:
         program = Program((), (), (Instr("hypotenuse", ("g", "p")),), 0, ())
@@ -295,3 +220,57 @@ def test_a_row_from_elsewhere_is_an_op_like_any_other(monkeypatch: pytest.Monkey
             register([row])
     finally:
         del OPS["hypotenuse"]
+
+
+WRONG_ROWS = {
+    # check: (what is wrong with the row, what the check says)
+    "columns": ({"source": ""}, "source is empty"),
+    "shapes": ({"torch": "({0} * {1}).double()"}, "float32 in, torch.float64 out"),
+    "extremes": ({"torch": "torch.hypot({0}, {1}) / (torch.abs({0}) - 1)"}, "not finite for"),
+    "elements": ({"torch": "{0} + {1} - torch.mean({0})"}, "elements see each other"),
+    "stacks": ({"torch": "torch.sum({0} * {1}).reshape([1] * {0}.ndim)", "rule": reduction}, "stacked|Tensor-likes"),
+    "commutative": ({"torch": "{0} - {1}", "commutative": True}, "called commutative, but"),
+    "formula": ({"sympy": "{0} + {1}"}, "hypotenuse.*torch .*sympy"),
+}
+
+
+@pytest.mark.parametrize("check", WRONG_ROWS)
+def test_the_checks_find_what_is_wrong(check: str) -> None:
+    change, message = WRONG_ROWS[check]
+    with pytest.raises((AssertionError, IndexError, RuntimeError), match=message):
+        CHECKS[check](dataclasses.replace(HYPOTENUSE, **change))
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_op(dataclasses.replace(HYPOTENUSE, **change))
+
+
+MALFORMED_ROWS = {
+    "capitals": {"name": "Hypotenuse"},
+    "newline": {"name": "hyp\n"},
+    "code": {"name": "hyp();import os"},
+    "a builder's attribute": {"name": "slot"},
+    "a signal": {"name": "g"},
+    "no arguments": {"arity": 0, "domain": ()},
+    "too many arguments": {"arity": 5, "domain": ("real",) * 5},
+    "domains": {"domain": ("real",)},
+    "unknown domain": {"domain": ("real", "imaginary")},
+    "flops": {"flops": 0.0},
+    "source": {"source": ""},
+    "syntax": {"torch": "torch.hypot({0}, {1}"},
+    "template": {"torch": "torch.hypot({0}, {7})"},
+    "kinds": {"rule": lambda *_: None},
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED_ROWS)
+def test_malformed_rows_are_refused(name: str) -> None:
+    with pytest.raises(ProgramError, match=r"op name|^op 'hypotenuse' "):
+        register([dataclasses.replace(HYPOTENUSE, **MALFORMED_ROWS[name])])  # type: ignore[arg-type]
+    assert "hypotenuse" not in OPS
+
+
+def test_register_is_all_or_nothing() -> None:
+    for second in (HYPOTENUSE, OPS["add"], "add"):
+        with pytest.raises(ProgramError, match=r"already in the table|expected an Op"):
+            register([HYPOTENUSE, second])  # type: ignore[list-item]
+        assert "hypotenuse" not in OPS
+    assert HYPOTENUSE.rule is elementwise

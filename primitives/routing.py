@@ -1,0 +1,66 @@
+"""Which program trains which parameter: the program itself, or its fallback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from primitives.kinds import ProgramError
+from primitives.program import Program
+
+Predicate = Callable[[str, Tensor], bool]
+"""Says of a parameter's name and the parameter whether the program itself shall train it."""
+
+
+class Route(NamedTuple):
+    """Where one parameter goes: `which` is ``"program"`` or ``"fallback"``."""
+
+    name: str
+    shape: tuple[int, ...]
+    which: str
+
+
+def can_train(program: Program, shape: Sequence[int]) -> bool:
+    """Whether the kinds of `program` itself, not its fallback, exist for a parameter of `shape`."""
+    return len(shape) >= 2 or not program.needs_matrix
+
+
+def route(program: Program, shape: Sequence[int], *, wanted: bool = True) -> Program:
+    """The program that trains a parameter of `shape`: itself if it is wanted and can, else its fallback.
+
+    Raises:
+        ProgramError: if it would be the fallback and there is none.
+    """
+    if wanted and can_train(program, shape):
+        return program
+    if program.fallback is None:
+        why = "works on rows and columns" if wanted else "is not to train every parameter"
+        raise ProgramError(
+            f"this program {why}, but a parameter has shape {tuple(shape)}; "
+            "give the program a fallback for such parameters"
+        )
+    return program.fallback
+
+
+def routing(
+    program: Program, named_parameters: Iterable[tuple[str, Tensor]], predicate: Predicate | None = None
+) -> list[Route]:
+    """Where each parameter goes, in order; `predicate` may send more of them to the fallback than their shapes do.
+
+    ``routing(program, model.named_parameters(), lambda name, p: "embed" not in name)`` keeps embeddings out of an
+    orthogonalised rule.
+
+    Raises:
+        ProgramError: if a parameter would go to a fallback that does not exist, with the parameter's name.
+    """
+    routes = []
+    for name, parameter in named_parameters:
+        wanted = predicate is None or bool(predicate(name, parameter))
+        try:
+            chosen = route(program, parameter.shape, wanted=wanted)
+        except ProgramError as error:
+            raise ProgramError(f"parameter {name!r}: {error}") from None
+        routes.append(Route(name, tuple(parameter.shape), "program" if chosen is program else "fallback"))
+    return routes
