@@ -31,6 +31,7 @@ class Fitness:
         lr: the best learning rate, or NaN.
         rungs: mean validation loss for each learning rate of the ladder, infinite where training diverged.
         edge: whether the best rate is the first or last of the ladder, so that a wider one might do better.
+        by_seed: validation loss at the best rate for each seed, for paired comparisons; not kept in ledgers.
     """
 
     score: float
@@ -39,6 +40,7 @@ class Fitness:
     lr: float = math.nan
     rungs: tuple[float, ...] = ()
     edge: bool = False
+    by_seed: tuple[float, ...] = ()
 
 
 Evaluator = Callable[[Sequence[Program]], list[Fitness]]
@@ -89,4 +91,5 @@ def summarise(protocol: Protocol, losses: Tensor, diverged_at: Tensor) -> Fitnes
         reason = f"the loss became non-finite at every one of {len(rungs)} learning rates{when}"
         return Fitness(math.inf, Status.DIVERGED, reason, rungs=rungs)
     edge = len(rungs) > 1 and best in (0, len(rungs) - 1)
-    return Fitness(rungs[best], Status.OK, "", protocol.ladder[best], rungs, edge)
+    by_seed = tuple(float(x) for x in losses[best])
+    return Fitness(rungs[best], Status.OK, "", protocol.ladder[best], rungs, edge, by_seed)
