@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import functools
 import json
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baselines import BASELINES
 from experiments.errors import UserError, unknown
 from experiments.files import write_atomic
-from experiments.programs import HALL_OF_FAME, resolve_program
+from experiments.programs import resolve_program
 from experiments.tasks import get_task
-from primitives import Program, print_program, subset
+from primitives import print_program, subset
 from primitives.text import parse_program
 
 if TYPE_CHECKING:
-    from experiments.comparison import Comparison
-    from search.engine import Search
     from search.fitness import Evaluator
-    from search.ledger import Record
 
 LADDER = (3.16e-4, 1.78e-3, 1e-2, 5.62e-2, 3.16e-1)
 OPS = ("lion45", "protected", "statistics", "masks", "smooth")
-FINALISTS = 5
-REFERENCES = ("adamw", "lion")
+BUDGET = "budget.json"
 DEFAULTS: dict[str, Any] = {
     "task": "digits",
     "start": "adamw",
@@ -35,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "population": 100,
     "tournament": 10,
     "batch": 32,
+    "steps": 0,  # the task's own
 }
 PRESETS: dict[str, dict[str, Any]] = {
     # `minutes` bounds a slow machine; elsewhere the number of programs ends it, which makes it reproducible
@@ -56,6 +50,7 @@ class SearchOptions:
         population: programs that may become parents.
         tournament: rivals for each parent.
         batch: programs trained together.
+        steps: length of each training run; the task's own by default.
         workers: processes; 0 trains in this one. By default one for each core.
         run_dir: an existing, empty directory, or with `resume` that of a run.
         resume: go on with the run in `run_dir`.
@@ -72,6 +67,7 @@ class SearchOptions:
     population: int | None = None
     tournament: int | None = None
     batch: int | None = None
+    steps: int | None = None
     workers: int | None = None
     resume: bool = False
     json: Path | None = None
@@ -86,6 +82,7 @@ def run_search(options: SearchOptions) -> bool:
     """
     import torch
 
+    from experiments.hall_of_fame import conclude
     from experiments.search_view import SearchView
     from search.engine import Budget, Search
     from search.evolution import Evolution
@@ -109,7 +106,9 @@ def run_search(options: SearchOptions) -> bool:
         space=Space(subset(*config["ops"])),
         **{name: config[name] for name in ("seed", "population", "tournament", "batch", "lag")},
     )
-    factory = functools.partial(evaluator, config["task"], tuple(config["ladder"]), tuple(config["seeds"]))
+    _keep_budget(options)
+    protocol = (config["task"], tuple(config["ladder"]), tuple(config["seeds"]), config["steps"])
+    factory = functools.partial(evaluator, *protocol)
     workers = Workers(factory, _cores() if options.workers is None else options.workers)
     finished = True
     try:
@@ -125,7 +124,7 @@ def run_search(options: SearchOptions) -> bool:
         view.summary(search, interrupted=not finished)
         if not search.best:
             raise UserError(f"none of {search.statistics.trained} programs could be trained; try another --start")
-        _conclude(options, config, search, fast=not finished)
+        conclude(options.run_dir, options.json, config, search, fast=not finished)
     finally:
         workers.close()
         ledger.close()
@@ -146,12 +145,12 @@ def digest(run_dir: Path) -> str:
         ledger.close()
 
 
-def evaluator(task: str, ladder: tuple[float, ...], seeds: tuple[int, ...]) -> Evaluator:
+def evaluator(task: str, ladder: tuple[float, ...], seeds: tuple[int, ...], steps: int = 0) -> Evaluator:
     """The evaluator of a search, made inside each worker."""
     from search.fitness import Protocol
     from search.population import Population
 
-    return Population(Protocol(get_task(task), ladder, seeds))
+    return Population(Protocol(get_task(task), ladder, seeds, steps))
 
 
 def _cores() -> int:
@@ -166,9 +165,18 @@ def _with_preset(options: SearchOptions) -> SearchOptions:
             raise unknown("preset", options.preset, PRESETS)
         preset = PRESETS[options.preset]
         options = replace(options, **{n: v for n, v in preset.items() if getattr(options, n) is None})
+    stored = options.run_dir / BUDGET
+    if options.resume and options.programs is None and options.minutes is None and stored.is_file():
+        options = replace(options, **json.loads(stored.read_text()))
     if options.programs is None and options.minutes is None:
         options = replace(options, **PRESETS["minutes"])
     return options
+
+
+def _keep_budget(options: SearchOptions) -> None:
+    """What `--resume` goes on to where it is not told otherwise."""
+    budget = {"programs": options.programs, "minutes": options.minutes}
+    write_atomic(options.run_dir / BUDGET, json.dumps(budget) + "\n")
 
 
 def _config(options: SearchOptions) -> dict[str, Any]:
@@ -191,100 +199,3 @@ def _agreed(options: SearchOptions, stored: dict[str, Any]) -> dict[str, Any]:
                 f"leave --{name} out, or begin a new run"
             )
     return stored
-
-
-def _conclude(options: SearchOptions, config: dict[str, Any], search: Search, fast: bool) -> None:
-    """Hall of fame: re-evaluated on fresh seeds beside AdamW and Lion, or in a hurry by search score alone."""
-    from experiments.console import print_comparison
-    from experiments.report import write_report
-
-    finalists = _distinct(search.best)[:FINALISTS]
-    if fast:
-        _write_hall_of_fame(options.run_dir, [(record, None) for record in finalists])
-        print(f"hall of fame, by search score: {options.run_dir / HALL_OF_FAME}")
-        return
-    comparison, order = _final_comparison(config, finalists)
-    _write_hall_of_fame(options.run_dir, [(finalists[i], comparison) for i in order])
-    summary = _summary(config, search, comparison)
-    table = {"search": summary, "table": comparison.as_json()}
-    content = json.dumps(table, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    for path in (options.run_dir / "search.json", options.json):
-        if path is not None:
-            write_atomic(path, content)
-    report = write_report(comparison, options.run_dir, summary)
-    print_comparison(comparison)
-    ranks = ", ".join(f"#{rank} found {finalists[i].number}" for rank, i in enumerate(order, 1))
-    print(f"programs:    {options.run_dir / HALL_OF_FAME}, by tuning loss: {ranks}")
-    print(f"             each is a PROGRAM, as in: optforge show {options.run_dir}#1")
-    print(f"report:      {report.html}")
-    print(f"TensorBoard: tensorboard --logdir {options.run_dir / 'tensorboard'}")
-
-
-def _distinct(best: list[Record]) -> list[Record]:
-    """Without programs that trained like a better one: a change in the ninth digit is no second find."""
-    kept: list[Record] = []
-    for record in best:
-        twins = (k for k in kept if all(math.isclose(a, b, rel_tol=1e-4) for a, b in _rungs(k, record)))
-        if next(twins, None) is None:
-            kept.append(record)
-    return kept
-
-
-def _rungs(a: Record, b: Record) -> Iterator[tuple[float, float]]:
-    return zip(a.fitness.rungs, b.fitness.rungs, strict=True)
-
-
-def _final_comparison(config: dict[str, Any], finalists: list[Record]) -> tuple[Comparison, list[int]]:
-    """Finalists, AdamW and Lion tuned on one ladder; and the finalists' order by tuning loss."""
-    from experiments.compare import compare
-    from experiments.console import comparison_progress
-
-    programs: list[tuple[str, Program]] = [(f"found {r.number}", r.program.pruned()) for r in finalists]
-    programs += [(name, BASELINES[name].program) for name in REFERENCES]
-    with comparison_progress() as progress:
-        comparison = compare(programs, get_task(config["task"]), against=REFERENCES, progress=progress)
-    # by tuning loss, so that the reported runs stay an unselected estimate
-    losses = [entry.tuning.loss for entry in comparison.entries[: len(finalists)]]
-    return comparison, sorted(range(len(finalists)), key=losses.__getitem__)
-
-
-def _write_hall_of_fame(run_dir: Path, ranked: list[tuple[Record, Comparison | None]]) -> None:
-    rows = []
-    for rank, (record, comparison) in enumerate(ranked, 1):
-        row = {
-            "rank": rank,
-            "number": record.number,
-            "score": record.fitness.score,
-            "lr": record.fitness.lr,
-            "key": record.key,
-            "program": print_program(record.program.pruned()),
-        }
-        if comparison is not None:
-            entry = next(e for e in comparison.entries if e.name == f"found {record.number}")
-            row |= {"lr": entry.lr, "valid": entry.valid_mean}
-        rows.append(row)
-    write_atomic(run_dir / HALL_OF_FAME, json.dumps(rows, indent=2) + "\n")
-
-
-def _summary(config: dict[str, Any], search: Search, comparison: Comparison) -> dict[str, Any]:
-    """What the report tells of the search itself."""
-    best, curve = float("inf"), []
-    for individual in search.history:
-        if individual.score < best:
-            best = individual.score
-            curve.append((individual.number, best))
-    statistics = search.statistics
-    return {
-        "config": config,
-        "programs": statistics.trained,
-        "seconds": round(search.ledger.seconds(), 1),
-        "counters": {
-            "generated": statistics.generated,
-            "duplicates": statistics.duplicates,
-            "diverged": statistics.diverged,
-            **{v.value.replace("_", " "): n for v, n in sorted(statistics.verdicts.items())},
-        },
-        "digest": search.ledger.digest(),
-        "curve": curve,
-        "champion": print_program(search.best[0].program.pruned()),
-    }
