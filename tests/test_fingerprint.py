@@ -1,0 +1,121 @@
+"""Fingerprints: one at a time and many together say the same, and what the interpreter says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import programs, random_gradients, seeds, train
+from torch import Tensor
+
+from baselines import BASELINES
+from primitives import Builder, Const, Instr, Kind, Program, Slot, execute
+from primitives.fingerprint import Behaviour, behave, behave_many
+from primitives.fingerprint import _probes as probes
+from primitives.interpret import initial_slot, slot_shape
+from primitives.together import SHAPE, run_together
+
+LION, ADAMW = BASELINES["lion"].program, BASELINES["adamw"].program
+
+
+@given(st.lists(programs(), min_size=1, max_size=12))
+@settings(max_examples=150)
+def test_many_together_say_what_each_says_alone(several: list[Program]) -> None:
+    assert behave_many(several) == [behave(p) for p in several]
+
+
+def test_order_and_repetition() -> None:
+    assert behave_many([]) == []
+    assert behave_many([LION, ADAMW, LION]) == [behave(LION), behave(ADAMW), behave(LION)]
+
+
+def test_numbers_are_not_taken_for_statements() -> None:
+    """In the graph of all programs, the literal 1.0 and the first statement must stay two things."""
+    several = []
+    for value in range(40):
+        b = Builder()
+        several.append(b.build(b.g * float(value) + b.sign(b.neg(b.sin(b.g)))))
+    assert behave_many(several) == [behave(p) for p in several]
+    assert len({x.fingerprint for x in behave_many(several)}) == 40
+
+
+def interpreted(program: Program) -> list[Tensor]:
+    """Updates on the probes as the interpreter gives them."""
+    updates: list[Tensor] = []
+    state: tuple[Tensor, ...] = ()
+    hypers = {n: torch.tensor(v, dtype=torch.float64) for n, v in program.defaults().items()}
+    for signals in probes():
+        if not updates:
+            state = tuple(initial_slot(s, signals["p"], signals["g"]) for s in program.state)
+        named = {s.name: x for s, x in zip(program.state, state, strict=True)}
+        update, following = execute(program, signals | hypers | named)
+        state = tuple(
+            x.expand(slot_shape(s.kind, SHAPE)) for s, x in zip(program.state, following, strict=True)
+        )  # fmt: skip
+        updates.append(update.expand(SHAPE))
+    return updates
+
+
+@given(programs(max_body=6, fallback=False))
+@settings(max_examples=150)
+def test_agrees_with_the_interpreter(program: Program) -> None:
+    values, (updates,), _ = run_together([program], probes())
+    for index, expected in zip(updates, interpreted(program), strict=True):
+        if expected.isfinite().all() and expected.abs().max() < 1e6:  # beyond lie the sines of huge numbers
+            torch.testing.assert_close(values[index], expected, rtol=1e-7, atol=1e-9)
+
+
+@given(seeds)
+@settings(max_examples=10)
+def test_follows_its_own_updates(seed: int) -> None:
+    """With `follow`, the run is a training run."""
+    start, *gradients = random_gradients(SHAPE, 12, seed)
+    several = [LION.with_defaults(weight_decay=0.1), ADAMW]
+    steps = []
+    for step, g in enumerate(gradients, 1):
+        numbers = {"lr": 0.01, "step": step, "progress": step / 100, "global_norm": float(g.norm())}
+        steps.append({"g": g, "p": start} | {n: torch.tensor(x, dtype=torch.float64) for n, x in numbers.items()})
+    values, updates, _ = run_together(several, steps, follow=True)
+    for program, mine in zip(several, updates, strict=True):
+        p = start.clone()
+        for index, expected in zip(mine, train(program, start, gradients).parameters, strict=True):
+            p = p - 0.01 * values[index]
+            torch.testing.assert_close(p, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_names_order_and_dead_code_do_not_matter() -> None:
+    first = Program((Slot("a"), Slot("b", init="p")), (), (Instr("add", ("a", "b")),), 0, ("g", "b"))
+    second = Program(
+        (Slot("y", init="p"), Slot("dead", Kind.ROW), Slot("z")), (),
+        (Instr("row_mean", ("g",)), Instr("add", ("y", "z"))), 1, ("y", 0, "g"),
+    )  # fmt: skip
+    assert behave(first) == behave(second)
+    assert behave(first).finite
+
+
+def test_rounding_does_not_matter_but_a_billionth_does() -> None:
+    def scaled(*factors: float) -> Behaviour:
+        b = Builder()
+        update = b.g
+        for factor in factors:
+            update = update * factor
+        return behave(b.build(update))
+
+    assert scaled(0.1, 0.3) == scaled(0.3, 0.1)
+    assert scaled(0.03) != scaled(0.03 * (1 + 1e-9))
+
+
+def test_zero_has_no_sign() -> None:
+    b = Builder()
+    c = Builder()
+    assert behave(b.build(b.g * 0.0)) == behave(c.build(c.neg(c.g * 0.0)))
+
+
+@pytest.mark.parametrize("op", ["log", "reciprocal", "arccosh"])
+def test_what_is_not_finite_is_told(op: str) -> None:
+    p = Program((), (), (Instr(op, ("g",)), Instr("add", (0, "g"))), 1, ())
+    assert not behave(p).finite
+    assert not behave_many([p])[0].finite
+    safe = Program((), (), (*p.body, Instr("mul", ("g", Const(2.0)))), 2, (), p)
+    assert not behave(safe).finite, "nor is one whose fallback is not"
