@@ -161,25 +161,50 @@ def children(repeats: int) -> list[Figure]:
     ]
 
 
-def language(repeats: int) -> list[Figure]:
-    """Construction with all checks, and structural keys, on AdamW."""
+def keys(repeats: int) -> list[Figure]:
+    """Construction with all checks, and structural keys, on AdamW and on programs of a young search."""
     from primitives.key import structural_key
 
-    p = BASELINES["adamw"].program
+    def rate(programs: list[Program]) -> float:
+        def many() -> None:
+            for p in programs:
+                structural_key(Program(p.state, p.hypers, p.body, p.update, p.next_state))
 
-    def build() -> str:
-        return structural_key(Program(p.state, p.hypers, p.body, p.update, p.next_state))
+        many()
+        return median(len(programs) / cpu_seconds(many) for _ in range(repeats))
 
-    def many() -> None:
-        for _ in range(1000):
-            build()
-
-    many()
-    rate = median(1000 / cpu_seconds(many) for _ in range(repeats))
-    return [Figure("construct, check and key AdamW", rate, "1/CPU-s")]
+    adamw = rate([BASELINES["adamw"].program] * 1000)
+    return [
+        Figure.at_least("construct, check and key AdamW", adamw, "1/CPU-s", 10_000),
+        Figure("the same on mutations of AdamW", rate(chains(2000)), "1/CPU-s"),
+    ]
 
 
-SUITES: dict[str, Callable[[int], list[Figure]]] = {f.__name__: f for f in (throughput, children, language)}
+def fingerprints(repeats: int) -> list[Figure]:
+    """Fingerprints of programs on chains of mutations from AdamW, all at once and one at a time."""
+    from primitives.fingerprint import behave, behave_many
+
+    programs = chains(4000)
+    behave_many(programs[:100])
+    together, ratios = [], []
+    for _ in range(repeats):
+        together.append(len(programs) / cpu_seconds(functools.partial(behave_many, programs)))
+        alone = 400 / cpu_seconds(lambda: [behave(p) for p in programs[:400]])
+        ratios.append(together[-1] / alone)
+    return [
+        Figure.at_least("fingerprints, batched over programs", median(together), "1/CPU-s", 5000),
+        Figure("batched / one at a time", median(ratios), "x"),
+    ]
+
+
+def chains(count: int) -> list[Program]:
+    """Programs on chains of twenty mutations from AdamW, over the whole op table."""
+    from experiments.fingerprint_study import draw_programs
+
+    return draw_programs(2 * count, seed=0)[1]
+
+
+SUITES: dict[str, Callable[[int], list[Figure]]] = {f.__name__: f for f in (throughput, children, keys, fingerprints)}
 
 
 def main() -> None:
