@@ -244,3 +244,7 @@ def digest(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
 def main() -> None:
     """Entry point of the console command."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from primitives.text import parse_program
 
 if TYPE_CHECKING:
     from search.fitness import Evaluator
+    from search.ledger import Ledger
 
 LADDER = (3.16e-4, 1.78e-3, 1e-2, 5.62e-2, 3.16e-1)
 OPS = ("lion45", "protected", "statistics", "masks", "smooth")
@@ -86,21 +88,12 @@ def run_search(options: SearchOptions) -> bool:
     from experiments.search_view import SearchView
     from search.engine import Budget, Search
     from search.evolution import Evolution
-    from search.ledger import Ledger, LedgerError
     from search.mutation import Space
     from search.workers import Workers
 
     torch.set_num_threads(1)  # the workers have the other cores; two threads that wait for each other lose tenfold
     options = _with_preset(options)
-    try:
-        if options.resume:
-            ledger = Ledger.open(options.run_dir)
-            config = _agreed(options, ledger.config)
-        else:
-            config = _config(options)
-            ledger = Ledger.create(options.run_dir, config)
-    except LedgerError as error:
-        raise UserError(str(error)) from None
+    ledger, config = _open(options)
     evolution = Evolution(
         start=(parse_program(config["program"]),),
         space=Space(subset(*config["ops"])),
@@ -120,15 +113,38 @@ def run_search(options: SearchOptions) -> bool:
                     view.update(batch)
             except KeyboardInterrupt:
                 finished = False
+                # what is left to do takes a moment; a second Ctrl-C must not leave it half done
+                previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         workers.close()
         view.summary(search, interrupted=not finished)
-        if not search.best:
+        if search.best:
+            conclude(options.run_dir, options.json, config, search, fast=not finished)
+        elif finished:
             raise UserError(f"none of {search.statistics.trained} programs could be trained; try another --start")
-        conclude(options.run_dir, options.json, config, search, fast=not finished)
     finally:
         workers.close()
         ledger.close()
+        if not finished:
+            signal.signal(signal.SIGINT, previous)
     return finished
+
+
+def _open(options: SearchOptions) -> tuple[Ledger, dict[str, Any]]:
+    """The run's ledger, new or resumed, and what determines the search."""
+    from search.ledger import Ledger, LedgerError
+
+    try:
+        if not options.resume:
+            config = _config(options)
+            return Ledger.create(options.run_dir, config), config
+        ledger = Ledger.open(options.run_dir)
+    except LedgerError as error:
+        raise UserError(str(error)) from None
+    try:
+        return ledger, _agreed(options, ledger.config)
+    except UserError:
+        ledger.close()
+        raise
 
 
 def digest(run_dir: Path) -> str:

@@ -1,0 +1,154 @@
+"""`optforge search` from end to end: what it writes, how it resumes, and what it says to bad requests."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.errors import UserError
+from experiments.hall_of_fame import _distinct
+from experiments.programs import resolve_program
+from experiments.run_search import PRESETS, SearchOptions, digest, run_search
+from search.fitness import Fitness, Status
+from search.ledger import Ledger, Record
+
+TINY = {"programs": 40, "batch": 16, "steps": 4, "population": 8, "tournament": 2, "workers": 0}
+
+
+def options(run_dir: Path, **changes: object) -> SearchOptions:
+    run_dir.mkdir(exist_ok=True)
+    return SearchOptions(run_dir=run_dir, **{**TINY, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search") / "run"
+    assert run_search(options(folder, json=folder.parent / "table.json"))
+    return folder
+
+
+def test_everything_promised_is_there(finished: Path) -> None:
+    rows = json.loads((finished / "hall_of_fame.json").read_text())
+    assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+    for row in rows:
+        _, program = resolve_program(f"{finished}#{row['rank']}")
+        assert program.key == row["key"]
+        assert program == program.pruned()
+    table = json.loads((finished.parent / "table.json").read_text())
+    assert table["search"]["programs"] == 40
+    assert table["search"]["digest"] == digest(finished)
+    names = {entry["name"] for entry in table["table"]["optimizers"]}
+    assert {"adamw", "lion"} < names and len(names) == len(rows) + 2
+    for name in ("report.md", "report.html", "report.png", "ledger.sqlite"):
+        assert (finished / name).stat().st_size > 1000
+    assert "adamw" in (finished / "report.md").read_text()
+    assert any((finished / "tensorboard").iterdir())
+
+
+def test_finalists_are_ranked_by_tuning_loss(finished: Path) -> None:
+    rows = json.loads((finished / "hall_of_fame.json").read_text())
+    table = json.loads((finished.parent / "table.json").read_text())["table"]
+    tuned = {e["name"]: _tuning_loss(e["tuning"]) for e in table["optimizers"]}
+    losses = [tuned[f"found {row['number']}"] for row in rows]
+    assert losses == sorted(losses)
+
+
+def test_a_search_in_parts_and_with_processes_equals_one_in_a_piece(finished: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    run_search(options(parts, programs=16))
+    run_search(SearchOptions(run_dir=parts, programs=40, resume=True, workers=1))
+    assert digest(parts) == digest(finished)
+
+
+def test_another_seed_gives_another_ledger(finished: Path, tmp_path: Path) -> None:
+    run_search(options(tmp_path / "other", seed=1, programs=16))
+    assert digest(tmp_path / "other") != digest(finished)
+
+
+def test_resuming_goes_on_to_the_same_budget_and_needs_the_same_settings(finished: Path) -> None:
+    before = digest(finished)
+    run_search(SearchOptions(run_dir=finished, resume=True, workers=0))
+    assert digest(finished) == before
+    with pytest.raises(UserError, match="begun with seed 0 and cannot go on with 5"):
+        run_search(SearchOptions(run_dir=finished, resume=True, seed=5))
+    with pytest.raises(UserError, match="already exists; resume that run"):
+        run_search(options(finished))
+
+
+def test_bad_requests_get_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown preset 'minute'; did you mean minutes"):
+        run_search(options(tmp_path, preset="minute"))
+    with pytest.raises(UserError, match="holds no search run"):
+        run_search(SearchOptions(run_dir=tmp_path, resume=True))
+    with pytest.raises(UserError, match="holds no search run"):
+        digest(tmp_path)
+    with pytest.raises(UserError, match="unknown optimizer 'adamx'"):
+        run_search(options(tmp_path, start="adamx"))
+    with pytest.raises(UserError, match="unknown task 'digit'; did you mean digits"):
+        run_search(options(tmp_path, task="digit"))
+
+
+def test_ctrl_c_keeps_what_was_evaluated_and_resume_goes_on(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "experiments.cli",
+        "search",
+        "--run-dir",
+        str(folder),
+        "--steps",
+        "4",
+    ]
+    command += ["--steps", "4", "--programs", "100000", "--population", "8", "--tournament", "2", "--workers", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / Ledger.FILE).exists() and len(list(_records(folder))) >= 64:
+            break
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output and "--resume" in output
+    kept = len(list(_records(folder)))
+    assert kept >= 64 and kept % 32 == 0
+    assert resolve_program(f"{folder}#1")
+    ledger = Ledger.open(folder)  # nobody holds the run any more
+    ledger.close()
+
+
+def _records(folder: Path) -> list[Record]:
+    ledger = Ledger.open(folder, read_only=True)
+    try:
+        return list(ledger)
+    finally:
+        ledger.close()
+
+
+def test_programs_that_train_alike_are_one_find(finished: Path) -> None:
+    record = next(r for r in _records(finished) if r.fitness.status is Status.OK)
+    rungs = record.fitness.rungs
+    twin = record._replace(number=900, fitness=Fitness(0.5, Status.OK, rungs=tuple(x * (1 + 1e-6) for x in rungs)))
+    other = record._replace(number=901, fitness=Fitness(0.5, Status.OK, rungs=tuple(x * 1.01 for x in rungs)))
+    assert [r.number for r in _distinct([record, twin, other])] == [record.number, 901]
+
+
+def test_presets_are_bounded_in_number_and_time() -> None:
+    for preset in PRESETS.values():
+        assert preset["programs"] % 32 == 0 and math.isfinite(preset["minutes"])
+
+
+def _tuning_loss(tuning: dict[str, list[float]]) -> float:
+    losses = tuning["counted"][tuning["rates"].index(tuning["lr"])]  # type: ignore[arg-type]
+    return sum(losses) / len(losses)  # type: ignore[arg-type]
