@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import random
 import time
 from collections import defaultdict
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from baselines import BASELINES
 from experiments.files import write_atomic
-from experiments.provenance import provenance
+from experiments.fingerprint_report import report
 from experiments.random_programs import random_program
 from primitives import Program, subset
 from primitives.fingerprint import CHUNK, behave_many
@@ -32,9 +31,14 @@ from search.cache import depends_on_gradient
 from search.mutation import Space, mutate
 
 STEPS = 50
-TRIALS = 4
+SCALES = (1e-5, 1e-3, 1e-1, 1.0, 100.0)  # of gradients in each trial; the last is beyond what training shows
+TRIALS = len(SCALES)
+USUAL = TRIALS - 1
 TOLERANCE = 1e-6
 CHAIN = 20  # mutations from AdamW after which a chain begins anew
+
+
+SETTING = {"steps": STEPS, "trials": USUAL, "probes": PROBE_STEPS, "elements": SHAPE[0] * SHAPE[1]}
 
 
 def draw_programs(count: int, seed: int) -> tuple[list[Program], list[Program]]:
@@ -59,7 +63,7 @@ def trial_inputs(trial: int) -> list[dict[str, Tensor]]:
     def normal() -> Tensor:
         return torch.randn(SHAPE, generator=generator, dtype=torch.float64)
 
-    scale = 10.0 ** (-4 + 2 * trial)
+    scale = SCALES[trial]
     start, lr = normal(), 0.1 * torch.rand((), generator=generator, dtype=torch.float64)
     steps = []
     for step in range(1, STEPS + 1):
@@ -93,26 +97,34 @@ def same(a: Tensor, b: Tensor) -> bool:
     return bool((close.all(-1) | ~usable).all())
 
 
+def divided(members: Sequence[int], runs: Tensor) -> list[list[int]]:
+    """`members` by equal trajectories, the largest class first."""
+    found: list[list[int]] = []
+    for i in members:
+        home = next((group for group in found if same(runs[group[0]], runs[i])), None)
+        if home is None:
+            found.append([i])
+        else:
+            home.append(i)
+    return sorted(found, key=len, reverse=True)
+
+
 def classes(runs: Tensor) -> list[list[int]]:
-    """Programs of equal trajectories, found by sorting a positive projection of them."""
+    """All programs by equal trajectories; only those are compared of which a positive projection nearly agrees."""
     weights = torch.rand(runs[0].shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     first = torch.nan_to_num(runs[:, :, 0], nan=3.0, posinf=5.0, neginf=7.0).abs().flatten(1)
     size = (first * weights[:, 0].flatten()).sum(1)
     order = size.argsort().tolist()
     found: list[list[int]] = []
-    recent: list[list[int]] = []
+    near: list[int] = []
     last = -1.0
     for i in order:
         if not float(size[i]) <= last * (1 + 1e-5) + 1e-300:
-            recent = []
+            found += divided(near, runs)
+            near = []
         last = float(size[i])
-        home = next((group for group in recent if same(runs[group[0]], runs[i])), None)
-        if home is None:
-            home = []
-            recent.append(home)
-            found.append(home)
-        home.append(i)
-    return found
+        near.append(i)
+    return found + divided(near, runs)
 
 
 class Figures(NamedTuple):
@@ -141,11 +153,16 @@ def study(programs: Sequence[Program]) -> Figures:
     groups: dict[str, list[int]] = defaultdict(list)
     for i, fingerprint in enumerate(prints):
         groups[fingerprint].append(i)
-    merged = [(group[0], other) for group in groups.values() for other in group[1:]]
-    collisions = [(i, j) for i, j in merged if not same(runs[i], runs[j])]
+    usual = runs[:, :USUAL]
+    lost, beyond, collisions = 0, 0, []
+    for group in groups.values():
+        parts = divided(group, usual)
+        lost += len(parts) - 1
+        beyond += len(divided(group, runs)) - len(parts)
+        collisions += [(different[parts[0][0]], different[part[0]]) for part in parts[1:]]
     stateless = update_prints(different)
     missed = only_state = 0
-    for group in classes(runs):
+    for group in classes(usual):
         missed += len({prints[i] for i in group}) - 1
         only_state += len({prints[i] for i in group}) - len({stateless[i] for i in group})
     counts = {
@@ -155,12 +172,13 @@ def study(programs: Sequence[Program]) -> Figures:
         "of these, merged by key": len(finite) - len(distinct),
         "distinct keys": len(distinct),
         "keys with more than one fingerprint": sum(len(found) > 1 for found in by_key.values()),
-        "merged by fingerprint, beyond keys": len(merged),
-        "collisions: merged, but trajectories differ": len(collisions),
-        "missed: not merged, but trajectories are equal": missed,
+        "merged by fingerprint, beyond keys": len(distinct) - len(groups),
+        "collisions: other rules lost by that": lost,
+        "more for gradients of size 100": beyond,
+        "misses: not merged, though trajectories are equal": missed,
         "of which differ on the probes in state only": only_state,
     }
-    return Figures(counts, [(different[i], different[j]) for i, j in collisions], len(programs) / seconds)
+    return Figures(counts, collisions, len(programs) / seconds)
 
 
 def update_prints(programs: Sequence[Program]) -> list[str]:
@@ -175,80 +193,6 @@ def update_prints(programs: Sequence[Program]) -> list[str]:
     return [hashlib.blake2b(x.encode(), digest_size=16).hexdigest() for x in found]
 
 
-def interval(hits: int, total: int) -> str:
-    """A share and its 95 % interval (Clopper & Pearson 1934), in percent."""
-    from scipy.stats import binomtest
-
-    if not total:
-        return "–"
-    low, high = binomtest(hits, total).proportion_ci(0.95)
-    return f"{100 * hits / total:.3g} % [{100 * low:.2g}, {100 * high:.2g}]"
-
-
-def report(halves: dict[str, Figures], seed: int) -> str:
-    """The text of docs/fingerprints.md."""
-    every = {row: [f.counts[row] for f in halves.values()] for row in next(iter(halves.values())).counts}
-    table = [f"| | {' | '.join(halves)} | together |", "|---|" + "---:|" * (len(halves) + 1)]
-    table += [f"| {row} | {' | '.join(f'{n:,}' for n in (*found, sum(found)))} |" for row, found in every.items()]
-    keys, _, merged, hits, missed = (sum(found) for found in list(every.values())[4:9])
-    source = provenance()
-    examples = "".join(
-        f"```\n{first.pruned()}```\n\ngot the fingerprint of\n\n```\n{second.pruned()}```\n\n"
-        for second, first in [pair for f in halves.values() for pair in f.collisions][:EXAMPLES]
-    )
-    return TEXT.format(
-        table="\n".join(table),
-        steps=STEPS,
-        trials=TRIALS,
-        probes=PROBE_STEPS,
-        elements=SHAPE[0] * SHAPE[1],
-        merged_rate=interval(hits, merged),
-        key_rate=interval(hits, keys),
-        missed_rate=interval(missed, keys),
-        rates=", ".join(f"{f.rate:,.0f}/s ({name})" for name, f in halves.items()),
-        examples=f"Collisions found, say:\n\n{examples}" if examples else "",
-        seed=seed,
-        count=sum(every["programs drawn"]),
-        commit=source["commit"],
-        torch=torch.__version__.split("+")[0],
-        cores=os.cpu_count(),
-    )
-
-
-TEXT = """\
-# How well fingerprints tell programs apart
-
-A fingerprint is a hash of what a program does on fixed probes: updates and live state over {probes} steps, {elements}
-elements each, rounded to about ten digits (`primitives/fingerprint.py`). A search trains one program of each
-fingerprint. Two mistakes are possible: a *collision* merges programs that differ, and a *miss* trains one rule twice.
-
-Both are measured against trajectories: {steps} steps in float64 in which the program's own updates move the parameter,
-in {trials} trials with random starts, learning rates and gradients of sizes 1e-4 to 1e2 that have nothing in common
-with the probes. Trajectories are equal if every update agrees to a relative 1e-6 (or 1e-12 of the largest number of
-its step) as long as both are finite. Every merged program is compared with the one that stands for its fingerprint;
-for misses, all programs of equal trajectories are found by sorting.
-
-Half of the programs are random and well-typed over the whole op table; half lie on chains of 20 mutations from AdamW,
-as a search makes them.
-
-{table}
-
-With 95 % intervals: **{merged_rate} of the merges are wrong**, which is {key_rate} of all programs that differ in key;
-{missed_rate} are trained although an equal one was known. No key may have two fingerprints: that would be a mistake of
-either.
-
-Collisions are programs that differ only where the probes never go. Misses are mostly programs whose updates agree
-while their state does not, and constant updates reached in different ways. Non-finite programs are not merged at all:
-they are rejected.
-
-{examples}Batched fingerprinting ran at {rates} of processor time.
-
-Measured by `python -m experiments.fingerprint_study --programs {count} --seed {seed}` at commit
-`{commit}` with torch {torch}, one thread on a machine of {cores} cores.
-"""
-EXAMPLES = 2
-
-
 def main() -> None:
     """Measure and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -259,7 +203,7 @@ def main() -> None:
     torch.set_num_threads(1)
     drawn, chains = draw_programs(arguments.programs, arguments.seed)
     halves = {"random": study(drawn), "mutations of AdamW": study(chains)}
-    text = report(halves, arguments.seed)
+    text = report({name: (f.counts, f.collisions, f.rate) for name, f in halves.items()}, arguments.seed, SETTING)
     write_atomic(arguments.output, text)
     print(text)
 
