@@ -4,6 +4,7 @@ one."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,15 @@ def resolve_program(text: str) -> tuple[str, Program]:
     if text in NAMED:
         return text, NAMED[text]()
     path = Path(text)
-    if path.is_file():
-        return path.stem, _parse(_read(path), text)
+    if _is(path.is_file):
+        return path.stem, _parse(_read(path, 4 * MAX_CHARACTERS), text)
     folder, mark, rank = text.rpartition("#")
     if mark:
         return _from_hall_of_fame(Path(folder), rank)
-    if path.is_dir():
+    if _is(path.is_dir):
         raise UserError(f"{text} is a directory; name one of its programs, as in {text.rstrip('/')}#1")
     if path.suffix or "/" in text:
-        raise UserError(f"there is no program file {text}")
+        raise UserError(f"there is no program file {text if text.isprintable() else repr(text)}"[:300])
     raise UserError(
         f"unknown optimizer {text[:80]!r}{nearest(text, [*BASELINES, *NAMED])} "
         f"(optimizers: {', '.join(BASELINES)}; or name a program file, or RUN_DIR#RANK)"
@@ -93,25 +94,41 @@ def _from_hall_of_fame(folder: Path, rank: str) -> tuple[str, Program]:
         raise UserError(f"{folder} has no hall of fame yet ({HALL_OF_FAME}); is it the run directory of a search?")
     try:
         entries = {int(entry["rank"]): entry["program"] for entry in json.loads(_read(file, 100 * MAX_CHARACTERS))}
-    except (ValueError, TypeError, KeyError):
+    except ProgramError as error:
+        raise UserError(str(error)) from None
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise UserError(f"{file} is not a list of ranked programs; was it edited or cut off?") from None
     if not entries:
         raise UserError(f"the hall of fame of {folder} is empty")
-    if not (rank.isascii() and rank.isdigit() and int(rank) in entries):
+    if not (rank.isascii() and rank.isdigit() and len(rank) < 10 and int(rank) in entries):
         raise UserError(f"{folder} has programs #{min(entries)} to #{max(entries)}, not #{rank[:20]}")
     return f"{folder.name}#{int(rank)}", _parse(entries[int(rank)], f"{file}, rank {int(rank)}")
 
 
-def _read(path: Path, limit: int = 4 * MAX_CHARACTERS) -> str:
-    """Text of a file of at most `limit` bytes, so that naming the wrong file cannot fill the memory."""
+def _read(path: Path, limit: int) -> str:
+    """Text of a file of at most `limit` bytes, so that naming the wrong file cannot fill the memory.
+
+    No more than that is ever read: what a file says of its size (nothing, in /proc) is not relied on.
+    """
     try:
-        if path.stat().st_size > limit:
-            raise UserError(f"{path} is too large for a program ({path.stat().st_size} bytes)")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file") from None
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > limit:
+        raise ProgramError(f"{path} is too large for a program (more than {limit} bytes)")
+    try:
+        return data.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ProgramError(f"{path} is not a text file (byte {error.start} is not UTF-8)") from None
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    """The answer, and no for what cannot be a path at all (too long, with NUL bytes)."""
+    try:
+        return question()
+    except (OSError, ValueError):
+        return False
 
 
 def _parse(text: str, source: str) -> Program:
