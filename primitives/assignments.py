@@ -11,9 +11,12 @@ import heapq
 from collections import Counter
 from typing import NamedTuple
 
+from primitives.ops import OPS, Op
 from primitives.program import Arg, Const, Program
 
 Tree = str | float | tuple["Tree", ...]  # a name, a literal, or an op's name with its arguments
+
+_SHORT = ("add", "sub", "mul", "div", "neg", "pow", "invert")  # written as operators
 
 UPDATE = "update"  # what the learning rate multiplies; no slot or hyperparameter may have this name
 
@@ -30,15 +33,19 @@ class Assignment(NamedTuple):
     stores: bool
 
 
-def assignments(program: Program, limit: int = 90, *, name_update: bool = True) -> list[Assignment]:
+def assignments(
+    program: Program, limit: int = 100, *, name_update: bool = True, as_formula: bool = False
+) -> list[Assignment]:
     """The live part of `program`, in an order in which it can be carried out one line after the other.
 
     Args:
         program: what to write; its fallback is not included.
         limit: about how many characters a line may have before a part of it gets a name of its own.
         name_update: give the update a line of its own even if it is short.
+        as_formula: lines become formulas, in which an op's sympy meaning may repeat an argument; what is repeated
+            gets a name.
     """
-    draft = _Draft(program, limit, name_update)
+    draft = _Draft(program, limit, name_update, as_formula)
     direct: frozenset[str] = frozenset()
     lines = draft.ordered(direct)
     for slot in program.live_state:
@@ -47,6 +54,11 @@ def assignments(program: Program, limit: int = 90, *, name_update: bool = True) 
             direct, lines = direct | {slot.name}, better
     assert lines is not None  # without direct assignments nothing can be circular
     return lines
+
+
+def mentions(op: Op, argument: int) -> int:
+    """How often the sympy meaning of `op` writes down an argument; 1 if it has none."""
+    return max(1, (op.sympy or "").count(f"{{{argument}}}"))
 
 
 class _Unit(NamedTuple):
@@ -60,12 +72,15 @@ class _Unit(NamedTuple):
 
 
 class _Draft:
-    def __init__(self, program: Program, limit: int, name_update: bool) -> None:
+    def __init__(self, program: Program, limit: int, name_update: bool, as_formula: bool) -> None:
         self.program, self.limit = program, limit
         live, following = program.live, dict(zip((s.name for s in program.state), program.next_state, strict=True))
         self.following = {s.name: following[s.name] for s in program.live_state if following[s.name] != s.name}
-        reads = [a for i in live.instructions for a in program.body[i].args]
-        uses = Counter(a for a in (*reads, *self.following.values(), program.update) if type(a) is int)
+        uses = Counter(a for a in (*self.following.values(), program.update) if type(a) is int)
+        for op, args in (program.body[i] for i in live.instructions):
+            for n, arg in enumerate(args):
+                if type(arg) is int:
+                    uses[arg] += mentions(OPS[op], n) if as_formula else 1
         self.named = {i for i in live.instructions if uses[i] > 1 and not self._is_trivial(i)}
         if name_update and type(program.update) is int:
             self.named.add(program.update)
@@ -88,7 +103,8 @@ class _Draft:
 
         for index in self.program.live.instructions:
             op, args = self.program.body[index]
-            while (total := len(op) + sum(of(a) + 2 for a in args)) > self.limit:
+            own = 1 if op in _SHORT else len(op)
+            while (total := own + sum(of(a) + 2 for a in args)) > self.limit:
                 parts = [a for a in args if type(a) is int and a not in self.named]
                 if not parts:
                     break
@@ -124,7 +140,9 @@ class _Draft:
 
     def _units(self, direct: frozenset[str]) -> list[_Unit]:
         size, update = len(self.program.body), self.program.update
-        named, owner, fresh = set(self.named), {}, {}
+        named = set(self.named)
+        owner: dict[int, str] = {}
+        fresh: dict[str, int] = {}
         for name, arg in self.following.items():
             if name not in direct:
                 if type(arg) is int:
