@@ -1,0 +1,79 @@
+"""What one step of a program costs in memory and arithmetic, read off the op table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from primitives.kinds import Kind, ProgramError
+from primitives.op import Op
+from primitives.program import Program, fold
+from primitives.routing import route
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one step for one parameter tensor, divided by its number of elements. Live code only.
+
+    Attributes:
+        shape: the parameter's shape.
+        dtype_bytes: bytes of one number; 4 for float32.
+        state_bytes: optimizer state per element, as AdamW's 8 in float32. The step number, one for each tensor, is
+            not counted.
+        flops: floating-point operations per element, applying the update included. What is one number for all
+            parameters (such as 1 - beta) costs nothing.
+        moved_bytes: what any implementation must read (parameter, gradient, state) and write (parameter, state).
+        unfused_bytes: what is read and written if every operation runs alone and its result goes through memory.
+    """
+
+    shape: tuple[int, ...]
+    dtype_bytes: int
+    state_bytes: float
+    flops: float
+    moved_bytes: float
+    unfused_bytes: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.state_bytes:.4g} bytes of state, {self.flops:.4g} flops, {self.moved_bytes:.4g} bytes moved "
+            f"({self.unfused_bytes:.4g} unfused) for each element of a parameter of shape {self.shape}"
+        )
+
+
+def cost(program: Program, shape: Sequence[int] = (1024, 1024), dtype_bytes: int = 4) -> Cost:
+    """Cost of `program` for a parameter of `shape`.
+
+    A program over rows and columns hands parameters of fewer than two dimensions to its fallback, whose cost is then
+    returned.
+
+    Raises:
+        ProgramError: for a shape that the program cannot train, and for one without elements.
+    """
+    shape = tuple(shape)
+    if min(shape, default=1) < 1 or dtype_bytes < 1:
+        raise ProgramError(f"cost needs a parameter with elements and a dtype with bytes, got {shape}, {dtype_bytes}")
+    program = route(program, shape)
+    whole = math.prod(shape)
+    flops, unfused = 2.0 * whole, 4 * dtype_bytes * whole  # lr · update; p minus that
+
+    def leaf(value: str | float) -> Kind:
+        return program.names[value] if isinstance(value, str) else Kind.SCALAR
+
+    def apply(op: Op, args: list[Kind], index: int) -> Kind:
+        nonlocal flops, unfused
+        if index not in program.shared:
+            flops += op.work(args, shape)
+            unfused += op.traffic(args, shape, dtype_bytes)
+        return program.kinds[index]
+
+    fold(program, leaf, apply)
+    state = written = 0
+    for slot, arg in zip(program.state, program.next_state, strict=True):
+        size = dtype_bytes * slot.kind.elements(shape)
+        if slot in program.live_state:
+            state += size
+            written += size if arg != slot.name else 0  # a slot that never changes need not be written
+            unfused += 2 * size if type(arg) is not int and arg != slot.name else 0  # a copy is read and written
+    moved = (3 if "g" in program.live.names else 2) * dtype_bytes * whole + state + written
+    return Cost(shape, dtype_bytes, state / whole, flops / whole, moved / whole, unfused / whole)
