@@ -1,0 +1,238 @@
+"""A program as a self-contained module with a `torch.optim.Optimizer`, from the same templates as the interpreter."""
+
+from __future__ import annotations
+
+import re
+
+from primitives.export import dims_line, function, helpers, indent, locals_for, quoted, ranges
+from primitives.kinds import Kind
+from primitives.op import Op
+from primitives.program import Program, fold
+
+_TAKEN = ("torch", "math", "dims", "group", "state", "numbers", "step", "total_steps")
+
+
+def torch_module(program: Program, name: str, about: list[str]) -> str:
+    """Source of the module; `name` must be a safe identifier and `about` comment lines."""
+    programs = [p for p in (program, program.fallback) if p is not None]
+    rules = [_Rule(p, suffix) for p, suffix in zip(programs, ("", "_fallback"), strict=False)]
+    templates = [op.torch for rule in rules for op in rule.ops]
+    blocks = [
+        "\n".join(about),
+        "import math\n\nimport torch\nfrom torch.optim import Optimizer",
+        *_constants(programs),
+        *helpers(templates),
+        *(source for rule in rules for source in rule.functions()),
+        _optimizer(name, programs),
+    ]
+    return "\n\n\n".join(blocks) + "\n"
+
+
+class _Rule:
+    """One program as three functions: first state; numbers that all elements share; and the rule itself."""
+
+    def __init__(self, program: Program, suffix: str) -> None:
+        self.program, self.suffix = program, suffix
+        self.variables = locals_for([n for n in program.names if n not in ("g", "p")], _TAKEN)
+        self.variables |= {"g": "g", "p": "p"}
+        self.ops: list[Op] = []
+        self.shared_names = program.names.keys() - {s.name for s in program.state} - {"g", "p"}
+        self.shared_lines: list[str] = []
+        self.lines: list[str] = []
+        self.shared: set[str] = set()
+        self.passed: dict[str, None] = {}
+        self.literals: dict[float, str] = {}
+        update, following, _ = fold(program, self._leaf, self._apply)
+        self.update = self._pass(str(update))
+        self.following = [self._pass(str(value)) for value in following]
+
+    def _leaf(self, value: str | float) -> str:
+        if isinstance(value, str):
+            variable = self.variables[value]
+            if value in self.shared_names:
+                self.shared.add(variable)
+            return variable
+        if value not in self.literals:
+            taken = {*self.variables.values(), *self.literals.values(), *_TAKEN}
+            self.literals[value] = locals_for([f"c{len(self.literals)}"], taken).popitem()[1]
+            self.shared.add(self.literals[value])
+        return self.literals[value]
+
+    def _apply(self, op: Op, args: list[str], index: int) -> str:
+        self.ops.append(op)
+        name = f"x{index}"
+        if index in self.program.shared:
+            self.shared.add(name)
+            self.shared_lines.append(f"{name} = {expression(op, args)}")
+        else:
+            self.lines.append(f"{name} = {expression(op, [self._pass(a) for a in args])}")
+        return name
+
+    def _pass(self, value: str) -> str:
+        """`value` as the rule sees it: what is shared is passed to it, rounded to the parameter's dtype."""
+        if value in self.shared:
+            self.passed[value] = None
+        return value
+
+    def functions(self) -> list[str]:
+        """Source of the three functions."""
+        return [self._initial(), self._numbers(), self._rule()]
+
+    def _initial(self) -> str:
+        lines = [f"{quoted(s.name)}: {_initial_value(s.init, s.kind)}," for s in self.program.state]
+        return function(
+            f"_initial{self.suffix}(p, g)", "State before the first step.", ["return {", *indent(lines), "}"]
+        )
+
+    def _numbers(self) -> str:
+        live, variables = self.program.live.names, self.variables
+        reads = [f"{variables[n]} = _number(group[{quoted(n)}])" for n in (*_hypers(self.program), "lr") if n in live]
+        if "progress" in live:
+            reads.append(f"{variables['progress']} = _number(step / total_steps)")
+        if "global_norm" in live:
+            reads.append(f"{variables['global_norm']} = group_norm")
+        if "step" in live:
+            reads.append(f"{variables['step']} = _number(step)")
+        reads += [f"{variable} = _number({value!r})" for value, variable in self.literals.items()]
+        return function(
+            f"_numbers{self.suffix}(group, step, total_steps, group_norm)",
+            "What is one number for all elements, in float64.",
+            [*reads, *self.shared_lines, f"return [{', '.join(self.passed)}]"],
+        )
+
+    def _rule(self) -> str:
+        reads = [f"{self.variables[s.name]} = state[{quoted(s.name)}]" for s in self.program.state]
+        if self.passed:
+            reads.append(f"{', '.join(self.passed)}{',' if len(self.passed) == 1 else ''} = numbers")
+        returns = []
+        for slot, arg, value in zip(self.program.state, self.program.next_state, self.following, strict=True):
+            fresh = type(arg) is int and slot.kind is Kind.TENSOR
+            kept = value if fresh else f"{value}.expand(state[{quoted(slot.name)}].shape).clone()"
+            returns.append(f"{quoted(slot.name)}: {kept},")
+        return function(
+            f"_rule{self.suffix}(g, p, state, numbers)",
+            "What the learning rate multiplies, and the state after the step.",
+            [*dims_line(self.lines), *reads, *self.lines, f"return {self.update}, {{", *indent(returns), "}"],
+        )
+
+
+def expression(op: Op, args: list[str]) -> str:
+    """The torch expression of one operation, with matrix routines under their names in the exported file."""
+    return re.sub(r"\blinalg\.", "_", op.torch.format(*args, dims="dims"))
+
+
+def _hypers(program: Program) -> list[str]:
+    return [h.name for h in program.hypers]
+
+
+def _initial_value(init: float | str, kind: Kind) -> str:
+    if isinstance(init, str):
+        return f"{init}.detach().clone()"
+    if kind is Kind.TENSOR:
+        return f"torch.full_like(p, {init!r}, memory_format=torch.contiguous_format)"
+    rows = "p.shape[:1]" if kind & Kind.ROW else "(1,) * len(p.shape[:1])"
+    cols = "p.shape[1:]" if kind & Kind.COL else "(1,) * len(p.shape[1:])"
+    return f"torch.full((*{rows}, *{cols}), {init!r}, dtype=p.dtype, device=p.device)"
+
+
+def _constants(programs: list[Program]) -> list[str]:
+    rows = [f"{quoted(name)}: ({low}, {high})," for name, (_, low, high) in ranges(programs).items()]
+    number = function("_number(value)", "", ['return torch.as_tensor(value, dtype=torch.float64, device="cpu")'])
+    return ["\n".join(["_RANGES = {", '    "lr": (0.0, math.inf),', *indent(rows), "}"]), number]
+
+
+def _optimizer(name: str, programs: list[Program]) -> str:
+    hypers, live = ranges(programs), frozenset[str]().union(*(p.live.names for p in programs))
+    variables = locals_for(hypers, ("self", "params", "lr", "maximize", "total_steps", "math", "torch"))
+    has_fallback, timed = len(programs) > 1, "progress" in live
+    pieces = {
+        "NAME": name,
+        "SIGNATURE": "".join(f" {variables[h]}={default!r}," for h, (default, _, _) in hypers.items()),
+        "TOTAL": ", total_steps=None" if timed else "",
+        "DEFAULTS": "".join(f"            {quoted(h)}: {variables[h]},\n" for h in hypers)
+        + ('            "total_steps": total_steps,\n' if timed else ""),
+        "CHECK_TOTAL": _CHECK_TOTAL if timed else "",
+        "CHECK_SHAPE": _CHECK_SHAPE if programs[0].needs_matrix and not has_fallback else "",
+        "NORM": _NORM if "global_norm" in live else "norm = None",
+        "WHICH": "p.ndim < 2" if has_fallback else "0",
+        "ROUTES": _ROUTES if has_fallback else "",
+        "FALLBACK": ", (_initial_fallback, _numbers_fallback, _rule_fallback)" if has_fallback else "",
+    }
+    source = _CLASS
+    for word, text in pieces.items():
+        source = source.replace(f"@{word}@", text)
+    return source
+
+
+_CHECK_TOTAL = """
+        if not (isinstance(total_steps, int) and total_steps > 0):
+            raise ValueError("this rule reads the training progress; pass total_steps=NUMBER_OF_STEPS")"""
+_CHECK_SHAPE = """
+        for p in self.param_groups[-1]["params"]:
+            if p.ndim < 2:
+                raise ValueError(f"this rule works on rows and columns, but a parameter has shape {tuple(p.shape)}")"""
+_NORM = """norms = [torch.linalg.vector_norm(p.grad) for group in self.param_groups for p in group["params"]
+                 if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(norms)).double().cpu() if norms else _number(0.0)"""
+_ROUTES = """
+    Parameters of fewer than two dimensions are trained by the functions whose names end in `_fallback`."""
+
+_CLASS = '''_RULES = ((_initial, _numbers, _rule)@FALLBACK@,)
+_OPTIONS = ("params", "param_names", "maximize", "total_steps", "initial_lr")
+
+
+class @NAME@(Optimizer):
+    """For each parameter p: ``p = p - lr * update``, where the update is what `_rule` returns.
+
+    A parameter group may override `lr` and every hyperparameter.@ROUTES@
+    """
+
+    def __init__(self, params, lr=0.001, *,@SIGNATURE@ maximize=False@TOTAL@):@CHECK_TOTAL@
+        Optimizer.__init__(self, params, {
+            "lr": lr,
+            "maximize": maximize,
+@DEFAULTS@        })
+
+    def add_param_group(self, param_group):
+        """Add a group as torch does; unknown options and values outside their range raise `ValueError`."""
+        for option, value in {**self.defaults, **param_group}.items():
+            if option in _RANGES:
+                low, high = _RANGES[option]
+                number = isinstance(value, (int, float, torch.Tensor)) and not isinstance(value, bool)
+                if not (number and math.isfinite(value) and low <= value < high):
+                    raise ValueError(f"{option} must be a number in [{low}, {high}), got {value!r}")
+            elif option not in _OPTIONS:
+                raise ValueError(f"unknown option {option!r}; choose from {', '.join(_RANGES)}")
+        super().add_param_group(param_group)@CHECK_SHAPE@
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update of every parameter that has a gradient; returns the closure's loss, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and (p.grad.layout is not torch.strided or torch.is_complex(p)):
+                    raise ValueError(f"sparse gradients and complex parameters are not supported: {tuple(p.shape)}")
+        @NORM@
+        for group in self.param_groups:
+            lr, ready = _number(group["lr"]), {}
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                g, state, which = -p.grad if group["maximize"] else p.grad, self.state[p], @WHICH@
+                initial, numbers, rule = _RULES[which]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    state.update(initial(p, g))
+                state["step"] = state["step"] + 1
+                key = (which, float(state["step"]), g.device, g.dtype)
+                if key not in ready:
+                    found = numbers(group, key[1], self.defaults.get("total_steps"), norm)
+                    ready[key] = [x.to(g.device, g.dtype) for x in found]
+                update, following = rule(g, p, state, ready[key])
+                state.update(following)
+                p.sub_(lr * update)
+        return loss'''
