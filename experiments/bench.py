@@ -9,7 +9,9 @@ import argparse
 import functools
 import json
 import random
+import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from statistics import median
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from baselines import BASELINES
 from experiments.files import write_atomic
@@ -62,19 +65,23 @@ def throughput(repeats: int) -> list[Figure]:
     inputs, targets = train.batch(torch.arange(64))
     loop = functools.partial(adamw_loop, inputs, targets, 1000)
     population = functools.partial(train_members, task, members, (0,), steps=STEPS)
-    fit = functools.partial(lightning_fit, *train.batch(torch.arange(len(train))), STEPS)
-    loop(), fit(), population()  # warm up
-    rates, over_loop, over_fit = [], [], []
+    train_set, valid_set = (TensorDataset(*s.batch(torch.arange(len(s)))) for s in (train, task.data().valid))
+    fit = functools.partial(lightning_fit, train_set, valid_set, STEPS)
+    bare = functools.partial(lightning_fit, train_set, valid_set, STEPS, bare=True)
+    loop(), fit(), bare(), population()  # warm up
+    rates, over_loop, over_fit, over_bare = [], [], [], []
     for _ in range(repeats):
         sequential = 1000 / cpu_seconds(loop)
         rates.append(len(members) * STEPS / cpu_seconds(population))
         single = STEPS / cpu_seconds(fit)
         over_loop.append(rates[-1] / sequential)
         over_fit.append(rates[-1] / single)
+        over_bare.append(rates[-1] * cpu_seconds(bare) / STEPS)
     return [
         Figure("population evaluator, 32 programs x 4 rates", median(rates), "candidate-steps/CPU-s"),
         Figure.at_least("population / plain torch.optim.AdamW loop", median(over_loop), "x", 8),
         Figure.at_least("population / one Lightning fit per candidate", median(over_fit), "x", 40),
+        Figure("population / one bare Lightning fit per candidate", median(over_bare), "x"),
     ]
 
 
@@ -99,15 +106,16 @@ def adamw_loop(inputs: Tensor, targets: Tensor, steps: int) -> None:
         optimizer.step()
 
 
-def lightning_fit(inputs: Tensor, targets: Tensor, steps: int) -> None:
-    """The same as a Lightning user writes it: automatic optimization, shuffled batches from a DataLoader.
+def lightning_fit(train: TensorDataset, valid: TensorDataset, steps: int, bare: bool = False) -> None:
+    """The same as a Lightning user writes it: automatic optimization, shuffled batches, validation after each epoch.
 
-    Logging, checkpoints and progress bars are off, so this is the least that a fit costs.
+    The Trainer has its defaults (log files, checkpoints; only the progress bar is off), or, if `bare`, nothing at all:
+    no logs, no checkpoints, no summary, no validation.
     """
     import lightning
-    from torch.utils.data import DataLoader, TensorDataset
+    from torch.utils.data import DataLoader
 
-    from search.lightning_fit import fit, quiet
+    from search.lightning_fit import quiet
 
     class Single(lightning.LightningModule):
         def __init__(self) -> None:
@@ -117,20 +125,26 @@ def lightning_fit(inputs: Tensor, targets: Tensor, steps: int) -> None:
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
             return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
 
+        def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+            self.log("valid", nn.functional.cross_entropy(self.model(batch[0]), batch[1]))
+
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
-    batches = DataLoader(TensorDataset(inputs, targets), batch_size=64, shuffle=True)
-    with quiet():
-        trainer = lightning.Trainer(
-            max_steps=steps,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        fit(trainer, Single(), batches)
+    batches = DataLoader(train, batch_size=64, shuffle=True)
+    with quiet(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore", UserWarning)  # of few batches per epoch and of CSV in place of TensorBoard
+        if bare:
+            lightning.Trainer(barebones=True, max_steps=steps, accelerator="cpu").fit(Single(), batches)
+        else:
+            trainer = lightning.Trainer(
+                max_steps=steps,
+                accelerator="cpu",
+                default_root_dir=folder,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            trainer.fit(Single(), batches, DataLoader(valid, batch_size=len(valid)))
 
 
 def children(repeats: int) -> list[Figure]:

@@ -19,7 +19,7 @@ from primitives.task import Split, batch_indices, initial_model
 from search.fitness import Fitness, Protocol, Status, summarise
 from search.lightning_fit import fit, quiet
 from search.sequential import as_dtype
-from search.stacked import StackedRules
+from search.stacked import Plan, StackedRules
 
 CURVE_POINTS = 20
 CHUNK = 10  # steps per Lightning batch: its loop costs 0.3 ms a turn, as much as a quarter of a population's step
@@ -101,12 +101,13 @@ def train_members(
     with quiet():
         fit(lightning.Trainer(barebones=True, max_epochs=1, accelerator="auto", devices=1), training, batches)
     measured = {name: training.measure(getattr(data, name)) for name in splits}
+    place = torch.tensor(training.plan.order).argsort()  # of each member in the arena
     return Outcome(
-        losses={name: loss for name, (loss, _) in measured.items()},
-        accuracy={name: accuracy for name, (_, accuracy) in measured.items() if task.accuracy},
+        losses={name: loss[place] for name, (loss, _) in measured.items()},
+        accuracy={name: accuracy[place] for name, (_, accuracy) in measured.items() if task.accuracy},
         start=start,
-        diverged_at=training.diverged_at.T.cpu(),
-        curve=torch.stack(training.curve).mT.cpu(),
+        diverged_at=training.diverged_at.T.cpu()[place],
+        curve=torch.stack(training.curve).mT.cpu()[:, place],
         seconds=time.perf_counter() - begin,
     )
 
@@ -127,16 +128,18 @@ class PopulationTraining(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.task, self.steps, self.members = task, steps, list(members)
+        self.task, self.steps = task, steps
+        groups = [(program, [lr for _, lr in run]) for program, run in groupby(members, key=lambda m: m[0])]
+        self.plan = Plan(groups, steps)
         models = [initial_model(task, seed).to(dtype) for seed in seeds]
         self.skeleton = [models[0]]  # in a list: its weights are not this module's parameters
         self.names = [name for name, _ in models[0].named_parameters()]
         self.shapes = [p.shape for p in models[0].parameters()]
         flat = torch.stack([nn.utils.parameters_to_vector(m.parameters()).detach() for m in models])
-        self.register_buffer("arena", flat[:, None].repeat(1, len(self.members), 1), persistent=False)
+        self.register_buffer("arena", flat[:, None].repeat(1, len(members), 1), persistent=False)
         self.register_buffer(
             "diverged_at",
-            torch.full((len(seeds), len(self.members)), -1, dtype=torch.int64),
+            torch.full((len(seeds), len(members)), -1, dtype=torch.int64),
             persistent=False,
         )
         self.curve: list[Tensor] = []
@@ -146,8 +149,8 @@ class PopulationTraining(lightning.LightningModule):
     def on_fit_start(self) -> None:
         """Set up the rules once Lightning has moved the arena to its device."""
         self.skeleton[0].to(self.device)
-        groups = [(program, [lr for _, lr in run]) for program, run in groupby(self.members, key=lambda m: m[0])]
-        self.rules = StackedRules(groups, self.shapes, self.arena, self.steps)
+        self.gradient = torch.zeros_like(self.arena)
+        self.rules = StackedRules(self.plan, self.shapes, self.arena, self.gradient)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """No torch optimizer: the members' own rules are the optimizers."""
@@ -177,12 +180,12 @@ class PopulationTraining(lightning.LightningModule):
         parameters = {name: view.detach().requires_grad_() for name, view in self.views(self.arena).items()}
         losses = self.losses(parameters, inputs, targets)
         gradients = torch.autograd.grad(losses.sum(), list(parameters.values()))
-        gradient = torch.cat([g.reshape(*losses.shape, -1) for g in gradients], dim=-1)
+        torch.cat([g.reshape(*losses.shape, -1) for g in gradients], dim=-1, out=self.gradient)
         losses = losses.detach()
         self.diverged_at.masked_fill_(~losses.isfinite() & (self.diverged_at < 0), index)
         if index * CURVE_POINTS // self.steps != (index + 1) * CURVE_POINTS // self.steps:
             self.curve.append(losses)
-        self.rules.step(gradient, index + 1)
+        self.rules.step(index)
 
     @torch.no_grad()
     def measure(self, split: Split, members: int | None = None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Step a whole population: each program on the stretch of the arena that its members occupy."""
+"""Step a whole population: every program on the stretch of the arena that its members occupy."""
 
 from __future__ import annotations
 
@@ -9,107 +9,82 @@ import torch
 from torch import Tensor
 
 from primitives import Program
-from primitives.interpret import slot_shape
-from primitives.kinds import Kind, Slot
-from primitives.source import Segments, compile_segmented, compile_step
+from primitives.interpret import initial_slot
+from primitives.source import compile_step
+from search.merged import Listing, MergedRules, Table, dictionary_order, listing
+
+Group = tuple[Program, Sequence[float]]
+
+
+class Plan:
+    """The order in which members lie in the arena, so that programs with much in common are neighbours.
+
+    Attributes:
+        order: for each place in the arena the index of the member that has it.
+    """
+
+    def __init__(self, groups: Sequence[Group], steps: int) -> None:
+        self.steps = steps
+        first, places = 0, []
+        for _, rates in groups:
+            places.append(range(first, first + len(rates)))
+            first += len(rates)
+        flat = [i for i, (program, _) in enumerate(groups) if not program.needs_matrix]
+        self.table: Table = {}
+        self.listings: list[Listing] = [listing(groups[i][0], steps, self.table) for i in flat]
+        order, self.words = dictionary_order(self.listings)
+        self.listings = [self.listings[i] for i in order]
+        chosen = [flat[i] for i in order] + [i for i, (program, _) in enumerate(groups) if program.needs_matrix]
+        self.groups = [groups[i] for i in chosen]
+        self.order = [member for i in chosen for member in places[i]]
 
 
 class StackedRules:
     """The rules of all members over one arena ``[seeds, members, elements]``, updated in place.
 
     Args:
-        groups: each program with the learning rates of its members; members follow each other in this order.
+        plan: the programs with the learning rates of their members, in the order of the arena.
         shapes: shapes of the model's parameters, in the order in which they lie in the arena.
         arena: all parameters of all members.
-        steps: length of the run, for the signal `progress`.
+        gradient: a buffer like the arena, which holds the gradient when `step` is called.
     """
 
-    def __init__(
-        self,
-        groups: Sequence[tuple[Program, Sequence[float]]],
-        shapes: Sequence[torch.Size],
-        arena: Tensor,
-        steps: int,
-    ) -> None:
-        self.steps = steps
-        self.arena = arena
-        self.groups: list[_Group] = []
-        first = 0
-        for program, rates in groups:
-            stretch = arena[:, first : first + len(rates)]
-            lr = torch.tensor(rates, dtype=arena.dtype, device=arena.device)
-            make = _MatrixGroup if program.needs_matrix else _ArenaGroup
-            self.groups.append(make(program, lr, stretch, shapes, steps))
-            first += len(rates)
-        self.needs_norm = any("global_norm" in g.reads for g in self.groups)
+    def __init__(self, plan: Plan, shapes: Sequence[torch.Size], arena: Tensor, gradient: Tensor) -> None:
+        self.gradient = gradient
+        rates = [torch.tensor(r, dtype=arena.dtype, device=arena.device) for _, r in plan.groups]
+        split = len(plan.listings)
+        flat = sum(len(r) for r in rates[:split])
+        self.merged = None
+        if split:
+            stretch = arena[:, :flat], gradient[:, :flat]
+            counts, lr = [len(r) for r in rates[:split]], torch.cat(rates[:split])
+            sizes = [prod(s) for s in shapes]
+            self.merged = MergedRules(plan.listings, plan.words, plan.table, counts, lr, *stretch, sizes, plan.steps)
+        self.matrix: list[tuple[_MatrixGroup, slice]] = []
+        for (program, _), lr in zip(plan.groups[split:], rates[split:], strict=True):
+            rows = slice(flat, flat + len(lr))
+            self.matrix.append((_MatrixGroup(program, lr, arena[:, rows], shapes, plan.steps), rows))
+            flat = rows.stop
+        reads = [p for program, _ in plan.groups for p in (program, program.fallback) if p is not None]
+        self.needs_norm = any("global_norm" in p.live.names for p in reads)
 
     @torch.no_grad()
-    def step(self, gradient: Tensor, step: int) -> None:
-        """Apply one step; `gradient` is shaped like the arena and `step` counts from 1."""
-        signals: dict[str, Tensor] = {}
-        norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True) if self.needs_norm else None
-        first = 0
-        for group in self.groups:
-            last = first + group.lr.shape[0]
-            if norm is not None:
-                signals["global_norm"] = norm[:, first:last]
-            group.step(gradient[:, first:last], step, signals)
-            first = last
+    def step(self, index: int) -> None:
+        """Apply step `index`, counted from 0."""
+        norm = torch.linalg.vector_norm(self.gradient, dim=-1, keepdim=True) if self.needs_norm else None
+        if self.merged is not None:
+            self.merged.step(index, norm)
+        for group, rows in self.matrix:
+            group.step(self.gradient[:, rows], index + 1, None if norm is None else norm[:, rows])
 
 
-class _Group:
-    """Members that share a program. `stretch` is their view of the arena, ``[seeds, members, elements]``."""
-
-    def __init__(self, program: Program, lr: Tensor, stretch: Tensor, shapes: Sequence[torch.Size], steps: int) -> None:
-        self.program, self.lr, self.stretch, self.steps = program, lr, stretch, steps
-        fallback = program.fallback
-        self.reads = program.live.names | (fallback.live.names if fallback is not None else frozenset())
-        self.sizes = [prod(s) for s in shapes]
-        self.shapes = [s or torch.Size((1,)) for s in shapes]
-
-    def step(self, gradient: Tensor, step: int, signals: dict[str, Tensor]) -> None:
-        raise NotImplementedError
-
-
-class _ArenaGroup(_Group):
-    """Programs without rows and columns: one call per statement for all parameters of all members."""
-
-    def __init__(self, program: Program, lr: Tensor, stretch: Tensor, shapes: Sequence[torch.Size], steps: int) -> None:
-        super().__init__(program, lr, stretch, shapes, steps)
-        self.segments = Segments(self.sizes, stretch.device)
-        self.run = compile_segmented(program)
-        self.rate = lr[:, None]
-        self.inputs: dict[str, Tensor] = {"lr": self.rate, "p": stretch}
-        self.known = self.run.schedule(steps, stretch.dtype, stretch.device)
-        self.started = False
-
-    def step(self, gradient: Tensor, step: int, signals: dict[str, Tensor]) -> None:
-        inputs = self.inputs
-        inputs |= signals
-        inputs["g"] = gradient
-        if not self.started:
-            inputs |= {s.name: self._initial(s, gradient) for s in self.program.state}
-            self.started = True
-        update, state = self.run(inputs, self.known[step - 1], self.segments)
-        for slot, arg, value in zip(self.program.state, self.program.next_state, state, strict=True):
-            if slot.kind is Kind.SCALAR:
-                value = value.expand_as(inputs[slot.name])
-            # what is not freshly computed may be a view of the arena or of the gradient, which change under it
-            inputs[slot.name] = value if type(arg) is int else value.clone()
-        self.stretch.sub_(self.rate * update)
-
-    def _initial(self, slot: Slot, gradient: Tensor) -> Tensor:
-        if isinstance(slot.init, str):
-            return (self.stretch if slot.init == "p" else gradient).clone()
-        width = gradient.shape[-1] if slot.kind is Kind.TENSOR else len(self.sizes)
-        return gradient.new_full((*gradient.shape[:-1], width), slot.init)
-
-
-class _MatrixGroup(_Group):
+class _MatrixGroup:
     """Programs over rows, columns or matrices: each parameter in its own shape, fallback where it has none."""
 
     def __init__(self, program: Program, lr: Tensor, stretch: Tensor, shapes: Sequence[torch.Size], steps: int) -> None:
-        super().__init__(program, lr, stretch, shapes, steps)
+        self.lr, self.steps = lr, steps
+        self.sizes = [prod(s) for s in shapes]
+        self.shapes = [s or torch.Size((1,)) for s in shapes]
         self.parameters = self._split(stretch)
         self.programs: list[Program] = []
         for shape in shapes:
@@ -122,31 +97,25 @@ class _MatrixGroup(_Group):
     def _split(self, x: Tensor) -> list[Tensor]:
         return [v.unflatten(-1, s) for v, s in zip(x.split(self.sizes, dim=-1), self.shapes, strict=True)]
 
-    def step(self, gradient: Tensor, step: int, signals: dict[str, Tensor]) -> None:
+    def step(self, gradient: Tensor, step: int, norm: Tensor | None) -> None:
+        """Apply one step, counted from 1."""
         gradients = self._split(gradient)
         if not self.state:
             self.state = [
-                {s.name: self._initial(s, p, g) for s in program.state} | _hypers(program)
+                {s.name: initial_slot(s, p, g, lead=2) for s in program.state} | _hypers(program)
                 for program, p, g in zip(self.programs, self.parameters, gradients, strict=True)
             ]
-        norm = signals.get("global_norm")
         now = torch.tensor(float(step), dtype=torch.float64)
         for program, p, g, state in zip(self.programs, self.parameters, gradients, self.state, strict=True):
             trailing = (1,) * (p.ndim - 2)
             rate = self.lr.view(-1, *trailing)
-            inputs = signals | state | {"g": g, "p": p, "lr": rate, "step": now, "progress": now / self.steps}
+            inputs = state | {"g": g, "p": p, "lr": rate, "step": now, "progress": now / self.steps}
             if norm is not None:
                 inputs["global_norm"] = norm.view(*norm.shape[:2], *trailing)
             update, following = compile_step(program)(inputs, range(2, p.ndim))
             for slot, value in zip(program.state, following, strict=True):
                 state[slot.name] = value.expand(state[slot.name].shape).clone()
             p.sub_(rate * update)
-
-    @staticmethod
-    def _initial(slot: Slot, p: Tensor, g: Tensor) -> Tensor:
-        if isinstance(slot.init, str):
-            return (p if slot.init == "p" else g).clone()
-        return p.new_full((*p.shape[:2], *slot_shape(slot.kind, p.shape[2:])), slot.init)
 
 
 def _hypers(program: Program) -> dict[str, Tensor]:

@@ -1,0 +1,122 @@
+"""Stepping a whole population at once equals stepping each member alone, whatever the programs share."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from baselines import BASELINES
+from primitives import Builder, Kind, Program, execute, subset
+from primitives.interpret import initial_slot
+from search.mutation import Space, mutate
+from search.stacked import Plan, StackedRules
+from tests.strategies import ARENA_OPS, programs
+
+SHAPES = [torch.Size((3, 2)), torch.Size((4,)), torch.Size(())]
+ELEMENTS, STEPS, SEEDS = 11, 4, 2
+ADAMW, LION = BASELINES["adamw"].program, BASELINES["lion"].program
+SPACE = Space(subset("lion45", "protected", "statistics", "masks"), signals=("g", "p", "lr", "step", "global_norm"))
+
+
+def relatives(program: Program, seed: int, count: int) -> list[Program]:
+    """Descendants of a program, which share most of their statements."""
+    rng = random.Random(seed)
+    found = [program]
+    while len(found) < count:
+        found.append(mutate(rng.choice(found), SPACE, rng, tries=200)[0])
+    return found
+
+
+def together(groups: list[tuple[Program, list[float]]], gradients: list[Tensor], start: Tensor) -> Tensor:
+    """Parameters of all members after training in one arena, ``[seeds, members, elements]``, in the given order."""
+    plan = Plan(groups, STEPS)
+    arena, buffer = start[:, plan.order].clone(), torch.zeros_like(start)
+    rules = StackedRules(plan, SHAPES, arena, buffer)
+    for index, gradient in enumerate(gradients):
+        buffer.copy_(gradient[:, plan.order])
+        rules.step(index)
+    return arena[:, torch.tensor(plan.order).argsort()]
+
+
+def alone(program: Program, lr: float, gradients: list[Tensor], start: Tensor) -> Tensor:
+    """One member, ``[elements]``, parameter by parameter with the interpreter."""
+    sizes = [s.numel() for s in SHAPES]
+    pieces = [x.clone().view(s) for x, s in zip(start.split(sizes), SHAPES, strict=True)]
+    states: list[list[Tensor]] = [[] for _ in pieces]
+    hypers = {n: torch.tensor(v, dtype=torch.float64) for n, v in program.defaults().items()}
+    for index, gradient in enumerate(gradients):
+        signals = {
+            "lr": torch.tensor(lr, dtype=torch.float64),
+            "step": torch.tensor(index + 1.0, dtype=torch.float64),
+            "progress": torch.tensor((index + 1) / STEPS, dtype=torch.float64),
+            "global_norm": torch.linalg.vector_norm(gradient),
+        }
+        for i, (p, g) in enumerate(zip(pieces, gradient.split(sizes), strict=True)):
+            g = g.view(p.shape)
+            if not states[i]:
+                states[i] = [initial_slot(s, p, g) for s in program.state]
+            named = {s.name: x for s, x in zip(program.state, states[i], strict=True)}
+            update, following = execute(program, signals | hypers | named | {"g": g, "p": p})
+            states[i] = [x.expand(old.shape).clone() for x, old in zip(following, states[i], strict=True)]
+            p.sub_(lr * update)
+    return torch.cat([p.reshape(-1) for p in pieces])
+
+
+def check(chosen: list[Program], rates: list[float], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    groups = [(program, rates[: 1 + i % len(rates)]) for i, program in enumerate(chosen)]
+    members = [(program, lr) for program, some in groups for lr in some]
+    shape = (SEEDS, len(members), ELEMENTS)
+    start = torch.randn(shape, generator=generator, dtype=torch.float64)
+    gradients = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(STEPS)]
+    found = together(groups, gradients, start)
+    for s in range(SEEDS):
+        for m, (program, lr) in enumerate(members):
+            expected = alone(program, lr, [g[s, m] for g in gradients], start[s, m])
+            good = expected.isfinite() & (expected.abs() < 1e6)
+            torch.testing.assert_close(found[s, m][good], expected[good], rtol=1e-7, atol=1e-9)
+            assert (found[s, m].isfinite() | ~good).all()
+
+
+@given(st.lists(programs(ops=ARENA_OPS, kinds=(Kind.SCALAR, Kind.TENSOR)), min_size=1, max_size=4), st.integers(0, 999))
+def test_any_programs_together(chosen: list[Program], seed: int) -> None:
+    check(chosen, [0.01, 0.3], seed)
+
+
+@given(st.sampled_from([ADAMW, LION]), st.integers(0, 10**6), st.integers(2, 10))
+def test_relatives_together(program: Program, seed: int, count: int) -> None:
+    check(relatives(program, seed, count), [0.02, 0.1, 0.5], seed)
+
+
+def test_programs_that_differ_in_numbers_alone_share_every_statement() -> None:
+    variants = [ADAMW.with_defaults(beta1=b, eps=e) for b, e in ((0.9, 1e-8), (0.8, 1e-6), (0.5, 1e-3))]
+    check(variants, [0.01, 0.1], 0)
+    plan = Plan([(v, [0.1, 0.2]) for v in variants], STEPS)
+    arena = torch.zeros(1, 6, ELEMENTS)
+    merged = StackedRules(plan, SHAPES, arena, torch.zeros_like(arena)).merged
+    one = StackedRules(Plan([(ADAMW, [0.1])], STEPS), SHAPES, arena[:, :1], arena[:, :1]).merged
+    assert merged is not None and one is not None
+    assert len(merged.lines) == len(one.lines)
+    assert len(merged.updates) == 1 and len(merged.slots) == 2
+
+
+def test_a_slot_that_trades_places_or_copies_an_input() -> None:
+    b = Builder()
+    m, n, last, old = b.slot("m"), b.slot("n", init="p"), b.slot("last"), b.slot("old", init="g")
+    m.next, n.next, last.next, old.next = n, m + b.g, b.g, b.p
+    swapping = b.build(m + 2.0 * n + last * old)
+    check([swapping, LION, swapping.with_defaults()], [0.1], 3)
+
+
+def test_like_statements_of_one_program_stay_apart() -> None:
+    b = Builder()
+    fast, slow = b.slot("fast"), b.slot("slow")
+    fast.next, slow.next = b.lerp(fast, b.g, 0.5), b.lerp(slow, b.g, 0.01)
+    c = Builder()
+    slow2, fast2 = c.slot("slow"), c.slot("fast")
+    slow2.next, fast2.next = c.lerp(slow2, c.g, 0.02), c.lerp(fast2, c.g, 0.4)
+    check([b.build(fast.next - 2.0 * slow.next), c.build(fast2.next - 2.0 * slow2.next)], [0.1, 1.0], 5)
