@@ -13,7 +13,7 @@ BENCH_ARGS   ?=
 TEST_ARGS    ?= -n 2 -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search compare bench test lint types imports lock clean
+.PHONY: help setup search compare bench test lint types imports docs lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +57,9 @@ types: setup  ## Check the type annotations
 
 imports: setup  ## Check which package imports which
 	@$(BIN)/lint-imports --no-logo
+
+docs: setup  ## Write docs/language.md from the tables that it describes
+	@$(BIN)/python -m experiments.docs
 
 # Resolves all extras afresh, in a venv that is thrown away, and writes down what came.
 lock:  ## Lock the newest allowed versions of everything in constraints.txt

@@ -34,7 +34,7 @@ _SUM = "torch.sum({}, dim={{dims}}, keepdim=True)"
 _LION = frozenset({"lion45"})
 _PROTECTED = frozenset({"protected"})
 _MATRIX = frozenset({"matrix"})
-_CHEN = "Chen et al. 2023, Symbolic Discovery of Optimization Algorithms, appendix H"
+_CHEN = "Chen et al. 2023, appendix H"  # Symbolic Discovery of Optimization Algorithms, arXiv:2302.06675
 
 
 def _unary(name: str, sympy: str, torch: str = "", flops: float = 1, domain: str = "real") -> Op:

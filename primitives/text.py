@@ -72,13 +72,13 @@ def parse_program(text: str) -> Program:
     for number, line in enumerate(text.split("\n"), 1):
         line = line.split("#", 1)[0].strip()
         if len(line) > _LONGEST_LINE:
-            raise ProgramError(f"line {number}: longer than {_LONGEST_LINE} characters: {line[:60]!r}…")
+            raise ProgramError(f"line {number}: longer than {_LONGEST_LINE} characters: {_shown(line, 60)}…")
         if line:
             lines.append((number, line))
         if len(lines) > 3 * MAX_INSTRUCTIONS:
             raise ProgramError(f"more than {3 * MAX_INSTRUCTIONS} lines; programs are much smaller")
     if not lines or lines[0][1] != f"optforge {VERSION}":
-        got = repr(lines[0][1][:60]) if lines else "nothing"
+        got = _shown(lines[0][1], 60) if lines else "nothing"
         raise ProgramError(f"expected the first line to be 'optforge {VERSION}', got {got}")
     marks = [i for i, (_, line) in enumerate(lines) if line == "fallback"]
     if len(marks) > 1:
@@ -110,13 +110,15 @@ def _parse_lines(lines: list[tuple[int, str]], fallback: Program | None) -> Prog
                 following[found[1]] = _parse_arg(found[2])
             elif found := _STATEMENT.fullmatch(line):
                 if found[1] != f"x{len(body)}":
-                    raise ProgramError(f"this statement's result must be called x{len(body)}, got {found[1][:40]!r}")
+                    raise ProgramError(
+                        f"this statement's result must be called x{len(body)}, got {_shown(found[1], 40)}"
+                    )
                 args = [a.strip() for a in found[3].split(",")] if found[3].strip() else []
                 body.append(Instr(found[2], tuple(_parse_arg(a) for a in args)))
             else:
                 raise ProgramError("expected 'hyper', 'slot', 'xN = op(…)', 'update', 'next' or 'fallback'")
         except ProgramError as error:
-            raise ProgramError(f"line {number}: {line[:80]!r}: {error}") from None
+            raise ProgramError(f"line {number}: {_shown(line, 80)}: {error}") from None
     if update is None:
         raise ProgramError("the program has no update line (is the file truncated?)")
     missing = [s.name for s in slots if s.name not in following]
@@ -130,7 +132,7 @@ def _parse_lines(lines: list[tuple[int, str]], fallback: Program | None) -> Prog
 
 def _parse_kind(text: str) -> Kind:
     if text not in (kind.name.lower() for kind in Kind):
-        raise ProgramError(f"unknown kind {text[:40]!r}; choose one of tensor, row, col, scalar")
+        raise ProgramError(f"unknown kind {_shown(text, 40)}; choose one of tensor, row, col, scalar")
     return Kind[text.upper()]
 
 
@@ -140,7 +142,7 @@ def _parse_init(text: str) -> float | str:
 
 def _parse_arg(text: str) -> Arg:
     if not _WORD.fullmatch(text):
-        raise ProgramError(f"{text[:40]!r} is neither a register, a name nor a number")
+        raise ProgramError(f"{_shown(text, 40)} is neither a register, a name nor a number")
     if register := _REGISTER.fullmatch(text):
         return int(register[1])
     if text[0].isalpha() or text[0] == "_":
@@ -154,4 +156,10 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ProgramError(f"{text[:40]!r} is not a number") from None
+        raise ProgramError(f"{_shown(text, 40)} is not a number") from None
+
+
+def _shown(text: str, width: int) -> str:
+    """The beginning of a hostile text in quotes, at most twice `width` long however its characters are escaped."""
+    shown = repr(text[:width])
+    return shown if len(shown) <= 2 * width else f"{shown[: 2 * width - 2]}…{shown[0]}"
