@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from experiments.cli_programs import certify, equivalent, export, show, simplify
 from experiments.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -191,22 +192,8 @@ def compare(
         raise typer.Exit(code)
 
 
-@command
-def show(
-    program: Annotated[str, typer.Argument(metavar="PROGRAM")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: statements, state, memory and key.")] = False,
-) -> None:
-    """Print a program: its text, or what there is to know about it as JSON.
-
-    \b
-    Examples:
-      optforge show lion
-      optforge show runs/first#1 --json
-    """
-    from experiments.listings import print_about
-    from experiments.programs import resolve_program
-
-    print_about(*resolve_program(program), as_json=as_json)
+for inspect in (show, simplify, export, certify, equivalent):
+    command(inspect)
 
 
 @command

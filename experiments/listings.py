@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from baselines import BASELINES
-from experiments.programs import describe, state_bytes
+from experiments.programs import state_bytes
 from experiments.tasks import TASKS
-from primitives import Program
 
 
 def print_tasks() -> None:
@@ -29,18 +27,6 @@ def print_optimizers() -> None:
         for low, high in [b.lr_range]
     ]
     _print(columns, rows)
-
-
-def print_about(name: str, program: Program, as_json: bool) -> None:
-    """A program's text and a summary in comments, which together can be parsed again; or all about it as JSON."""
-    about = describe(name, program)
-    if as_json:
-        print(json.dumps(about, indent=2))
-        return
-    live, total = about["statements"]["live"], about["statements"]["all"]
-    print(program, end="")
-    print(f"# {name}: {total} statements, {live} of them live; key {about['key']}")
-    print(f"# {about['state_bytes_per_parameter']} bytes of state for each parameter, in float32")
 
 
 def _print(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from baselines import BASELINES, NAMED
 from experiments.errors import UserError, nearest
 from experiments.rundirs import existing_run_dir
 from primitives import Kind, Program, ProgramError, parse_program
+from primitives.cost import cost
 from primitives.program import show_arg
+from primitives.pseudocode import pseudo_code
 from primitives.text import MAX_CHARACTERS
 
 HALL_OF_FAME = "hall_of_fame.json"
@@ -52,10 +55,11 @@ def resolve_program(text: str) -> tuple[str, Program]:
 
 
 def describe(name: str, program: Program) -> dict[str, Any]:
-    """What `optforge show --json` prints: statements, state, memory, hyperparameters and key of a program.
+    """What `optforge show --json` prints: statements, state, cost, hyperparameters, key and pseudo-code of a program.
 
     ``state_bytes_per_parameter`` counts what grows with the model: 4 bytes for each live slot of kind TENSOR, in
-    float32. Other slots hold one number per row, column or tensor and count as 0.
+    float32. Other slots hold one number per row, column or tensor and count as 0; ``cost`` counts them exactly, for a
+    matrix of 1024 by 1024 (see `primitives.cost`).
     """
     live, live_slots = set(program.live.instructions), set(program.live_state)
     return {
@@ -78,6 +82,8 @@ def describe(name: str, program: Program) -> dict[str, Any]:
             for slot, arg in zip(program.state, program.next_state, strict=True)
         ],
         "state_bytes_per_parameter": state_bytes(program),
+        "cost": asdict(cost(program)),
+        "pseudo_code": pseudo_code(program),
         "hyperparameters": [{"name": h.name, "default": h.default, "scale": h.scale} for h in program.hypers],
         "fallback": None if program.fallback is None else describe(f"{name} fallback", program.fallback),
     }

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
-from primitives import Program
+from primitives.pseudocode import pseudo_code
 from search.engine import Budget, Finished, Search
 
 LINE_EVERY = 15.0  # seconds between lines where there is no terminal to draw in
@@ -104,8 +104,3 @@ class SearchView:
         self.writer.add_scalar("search/share of duplicates", statistics.duplicates / generated, at)
         self.writer.add_scalar("search/share diverged", statistics.diverged / max(1, at), at)
         self.writer.add_scalar("search/programs per second", (at - self.before) / (time.monotonic() - self.begin), at)
-
-
-def pseudo_code(program: Program) -> str:
-    """The live part of a program, one statement a line."""
-    return "\n".join(str(program.pruned()).splitlines()[1:])

@@ -104,7 +104,7 @@ class _Draft:
         for index in self.program.live.instructions:
             op, args = self.program.body[index]
             own = 1 if op in _SHORT else len(op)
-            while (total := own + sum(of(a) + 2 for a in args)) > self.limit:
+            while (total := own + sum(of(a) for a in args) + 2 * len(args) - (op in _SHORT)) > self.limit:
                 parts = [a for a in args if type(a) is int and a not in self.named]
                 if not parts:
                     break

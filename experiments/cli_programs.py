@@ -1,0 +1,113 @@
+"""The commands that look at one program without training anything; `experiments.cli` makes commands of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ProgramName = Annotated[str, typer.Argument(metavar="PROGRAM")]
+REFUTED, UNDECIDED = 1, 3
+
+
+def show(
+    program: ProgramName,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: statements, state, cost and key.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="Print the formula in LaTeX.")] = False,
+    unicode: Annotated[bool, typer.Option("--unicode", help="Print the formula for a terminal.")] = False,
+    pseudo: Annotated[bool, typer.Option("--pseudo", help="Print pseudo-code only.")] = False,
+) -> None:
+    """Print a program: its text, pseudo-code, state and cost; or its formula, or all there is to know as JSON.
+
+    \b
+    Examples:
+      optforge show lion
+      optforge show adamw --latex
+      optforge show runs/first#1 --json
+    """
+    from experiments.errors import UserError
+    from experiments.program_reports import print_about
+    from experiments.programs import resolve_program
+
+    forms = {"json": as_json, "latex": latex, "unicode": unicode, "pseudo": pseudo}
+    chosen = [form for form, wanted in forms.items() if wanted]
+    if len(chosen) > 1:
+        raise UserError(f"--{chosen[0]} and --{chosen[1]} cannot be had together")
+    print_about(*resolve_program(program), form=chosen[0] if chosen else "text")
+
+
+def simplify(
+    program: ProgramName,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write the outcome there as JSON; - prints it.")
+    ] = None,
+) -> None:
+    """Rewrite a program by sound rules until none applies, and print what is left; no training is involved.
+
+    \b
+    Examples:
+      optforge simplify lion-raw-ablated
+      optforge simplify runs/first#1 --json -
+    """
+    from experiments.program_reports import print_simplified
+    from experiments.programs import resolve_program
+
+    print_simplified(*resolve_program(program), json_file)
+
+
+def export(
+    program: ProgramName,
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="One of torch, optax, latex, text.")] = "torch",
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to.", show_default="the terminal")] = None,
+) -> None:
+    """Write a program as a file that does not need optforge: a torch optimizer, an optax transformation, or text.
+
+    \b
+    Examples:
+      optforge export lion --to torch --output lion.py
+      optforge export runs/first#1 --to optax
+    """
+    from experiments.program_reports import write_export
+    from experiments.programs import resolve_program
+
+    write_export(*resolve_program(program), to=to, argument=program, output=output)
+
+
+def certify(
+    program: ProgramName,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: each property and its sentence.")] = False,
+) -> None:
+    """Say what can be said about a program without training: descent, bounds, scale behaviour, memory.
+
+    \b
+    Example:
+      optforge certify lion
+    """
+    from experiments.program_reports import print_certificate
+    from experiments.programs import resolve_program
+
+    print_certificate(*resolve_program(program), as_json=as_json)
+
+
+def equivalent(
+    first: Annotated[str, typer.Argument(metavar="PROGRAM")],
+    second: Annotated[str, typer.Argument(metavar="PROGRAM")],
+    up_to_rate: Annotated[
+        bool, typer.Option("--up-to-rate", help="Accept a constant factor, which a learning rate absorbs.")
+    ] = False,
+) -> None:
+    """Say whether two programs are the same rule at their default hyperparameters.
+
+    The exit code is 0 if that is proved, 1 if it is refuted by a counter-example, and 3 if it is not decided.
+
+    \b
+    Example:
+      optforge equivalent lion-raw-ablated runs/first#1 --up-to-rate
+    """
+    from experiments.program_reports import print_equivalence
+    from experiments.programs import resolve_program
+
+    answer = print_equivalence(resolve_program(first), resolve_program(second), up_to_rate=up_to_rate)
+    if answer != "proved":
+        raise typer.Exit(REFUTED if answer == "refuted" else UNDECIDED)
