@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from primitives import Program
-from primitives.fingerprint import behave
+from primitives.fingerprint import Behaviour, behave, behave_many
 from search.fitness import Evaluator, Fitness, Status
 
 
@@ -46,7 +46,23 @@ class DuplicateCache:
     aliases: dict[str, int] = field(default_factory=dict)  # keys of programs that behave like one added before
     judged: dict[str, Verdict] = field(default_factory=dict)  # keys that need no second look
 
-    def identify(self, program: Program) -> Identity:
+    def identify_all(self, programs: Sequence[Program], numbers: Sequence[int]) -> list[Identity]:
+        """Judge several programs in order, and add each new one under its number before the next is judged.
+
+        The same as one `identify` and `add` after the other, with the probes run for all at once.
+        """
+        unknown = {p.key: p for p in programs if p.key not in self.keys and p.key not in self.judged}
+        tried = {key: p for key, p in unknown.items() if depends_on_gradient(p)}
+        behaviours = dict(zip(tried, behave_many(list(tried.values())), strict=True))
+        found = []
+        for program, number in zip(programs, numbers, strict=True):
+            identity = self.identify(program, behaviours.get(program.key))
+            if identity.verdict is Verdict.NEW:
+                self.add(identity, number)
+            found.append(identity)
+        return found
+
+    def identify(self, program: Program, behaviour: Behaviour | None = None) -> Identity:
         """Judge a program, cheapest check first. The verdict on a key is the same however often it is asked for."""
         key = program.key
         if key in self.keys:
@@ -56,7 +72,7 @@ class DuplicateCache:
         if not depends_on_gradient(program):
             self.judged[key] = Verdict.IGNORES_GRADIENT
             return Identity(key, "", Verdict.IGNORES_GRADIENT)
-        behaviour = behave(program)
+        behaviour = behaviour or behave(program)
         if not behaviour.finite:
             self.judged[key] = Verdict.NOT_FINITE
         elif behaviour.fingerprint in self.fingerprints:

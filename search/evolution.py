@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from primitives import Program
 from search.cache import DuplicateCache, Identity, Verdict
 from search.mutation import Space, mutate
+
+PARENTS = 200  # tried for one candidate before the space counts as exhausted
+CHILDREN = 20  # of one parent
 
 
 class Individual(NamedTuple):
@@ -91,33 +94,36 @@ class Evolution:
         """
         counts: Counter[Verdict] = Counter()
         first = batch * self.batch
-        candidates: list[Candidate] = []
+        numbers = range(first, first + (size or self.batch))
+        candidates: dict[int, Candidate] = {}
+        for number in numbers[: max(0, len(self.start) - first)]:
+            identity = cache.identify(self.start[number])
+            cache.add(identity, number)
+            candidates[number] = Candidate(number, -1, ("start",), self.start[number], identity)
+        # each candidate offers a child, all are judged together, and those that were no good offer another
         parents = self.parents(history, batch)
-        for number in range(first, first + (size or self.batch)):
-            if number < len(self.start):
-                candidate = self._start(number, cache)
-            else:
-                candidate = self._breed(number, parents, cache, counts)
-            cache.add(candidate.identity, number)
-            candidates.append(candidate)
-        return candidates, counts
+        breeding = {n: self._breed(n, parents) for n in numbers if n not in candidates}
+        offered = {n: next(breed) for n, breed in breeding.items()}
+        while offered:
+            identities = cache.identify_all(list(offered.values()), list(offered))
+            for number, identity in zip(list(offered), identities, strict=True):
+                counts[identity.verdict] += 1
+                try:
+                    offered[number] = breeding[number].send(identity)
+                except StopIteration as end:
+                    candidates[number] = end.value
+                    del offered[number]
+        return [candidates[n] for n in numbers], counts
 
-    def _start(self, number: int, cache: DuplicateCache) -> Candidate:
-        program = self.start[number]
-        identity = cache.identify(program)
-        return Candidate(number, -1, ("start",), program, identity)
-
-    def _breed(
-        self, number: int, parents: Sequence[Individual], cache: DuplicateCache, counts: Counter[Verdict]
-    ) -> Candidate:
+    def _breed(self, number: int, parents: Sequence[Individual]) -> Generator[Program, Identity, Candidate]:
+        """Offer children for `number` until one is new."""
         rng = random.Random(f"{self.seed}/{number}")
-        for _ in range(200):
+        for _ in range(PARENTS):
             parent = self._select(parents, rng)
             program, trail = parent.program, list[str]()
-            for _ in range(20):
+            for _ in range(CHILDREN):
                 child, mutation = mutate(program, self.space, rng)
-                identity = cache.identify(child)
-                counts[identity.verdict] += 1
+                identity = yield child
                 if identity.verdict is Verdict.NEW:
                     return Candidate(number, parent.number, (*trail, mutation), child, identity)
                 if child.key == parent.program.key:
@@ -126,7 +132,8 @@ class Evolution:
                 else:
                     program, trail = parent.program, []
         raise SpaceExhausted(
-            f"no new program in {counts.total()} mutations; widen the ops, or raise the limits on statements and slots"
+            f"no new program in {PARENTS * CHILDREN} children of {PARENTS} parents; widen the ops, or raise the limits "
+            "on statements and slots"
         )
 
     def _select(self, parents: Sequence[Individual], rng: random.Random) -> Individual:
