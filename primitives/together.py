@@ -12,6 +12,7 @@ arguments at the shapes of their kinds, with a leading dimension even for one pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from primitives.ops import OPS
 from primitives.program import Arg, Const, Program
 
 SHAPE = (8, 8)
+_AT_ONCE = 500  # stacked values of one call: fewer elements than torch would divide among threads, at odd places
 _SIZES = {Kind.SCALAR: (1, 1), Kind.ROW: (SHAPE[0], 1), Kind.COL: (1, SHAPE[1]), Kind.TENSOR: SHAPE}
 
 
@@ -178,7 +180,9 @@ class _Graph:
         ordered_call, ordered_level = call[order], level[order]
         changes = np.flatnonzero((np.diff(ordered_call) != 0) | (np.diff(ordered_level) != 0)) + 1
         calls = list(self.calls)
-        for start, stop in zip([0, *changes.tolist()], [*changes.tolist(), count], strict=True):
+        edges = [0, *changes.tolist(), count]
+        pieces = [(i, min(i + _AT_ONCE, stop)) for start, stop in pairwise(edges) for i in range(start, stop, _AT_ONCE)]
+        for start, stop in pieces:
             if ordered_call[start] < 0:
                 continue
             name, kinds = calls[ordered_call[start]]

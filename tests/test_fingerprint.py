@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,18 +12,31 @@ from strategies import programs, random_gradients, seeds, train
 from torch import Tensor
 
 from baselines import BASELINES
-from primitives import Builder, Const, Instr, Kind, Program, Slot, execute
+from experiments.random_programs import random_program
+from primitives import Builder, Const, Instr, Kind, Program, Slot, execute, subset
 from primitives.fingerprint import Behaviour, behave, behave_many
 from primitives.fingerprint import _probes as probes
 from primitives.interpret import initial_slot, slot_shape
 from primitives.together import SHAPE, run_together
+from search.mutation import Space, mutate
 
 LION, ADAMW = BASELINES["lion"].program, BASELINES["adamw"].program
 
 
-@given(st.lists(programs(), min_size=1, max_size=12))
-@settings(max_examples=150)
+@given(st.lists(programs(), min_size=1, max_size=8))
+@settings(max_examples=50)
 def test_many_together_say_what_each_says_alone(several: list[Program]) -> None:
+    assert behave_many(several) == [behave(p) for p in several]
+
+
+def test_a_thousand_relatives_together() -> None:
+    """Bits must not depend on what is stacked beside a program: over the whole table, in one large batch."""
+    rng, space = random.Random(5), Space(subset("all"))
+    several = [random_program(rng, subset("all")) for _ in range(500)]
+    program = ADAMW
+    for i in range(500):
+        program, _ = mutate(program if i % 20 else ADAMW, space, rng)
+        several.append(program)
     assert behave_many(several) == [behave(p) for p in several]
 
 
@@ -58,7 +73,7 @@ def interpreted(program: Program) -> list[Tensor]:
 
 
 @given(programs(max_body=6, fallback=False))
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_agrees_with_the_interpreter(program: Program) -> None:
     values, (updates,), _ = run_together([program], probes())
     for index, expected in zip(updates, interpreted(program), strict=True):

@@ -94,11 +94,11 @@ def test_endless_files_are_not_read(tmp_path: Path) -> None:
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
-    """Ten million instructions are refused by a process that may have little more memory than importing takes."""
+    """Four million instructions are refused by a process that may have little more memory than importing takes."""
     file = tmp_path / "large.txt"
     with file.open("wb") as out:
         out.write(b"optforge 1\n")
-        for _ in range(100):
+        for _ in range(40):
             out.write(b"x0 = neg(g)\n" * 100_000)
     code = (
         "import resource\nfrom experiments.programs import resolve_program\n"
@@ -109,4 +109,4 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     name, kilobytes = done.stdout.split()
     assert name == "ProgramError", done.stderr
-    assert int(kilobytes) < 64_000
+    assert int(kilobytes) < 32_000
