@@ -6,17 +6,25 @@ effect, as was done by hand with Lion's raw find.
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
+from experiments.comparison import finite_or_null
+from experiments.errors import UserError
+from experiments.files import write_atomic
+from experiments.programs import resolve_program
 from experiments.statistics import Interval, mean_interval
-from primitives import Const, Instr, Kind, Program
+from primitives import Const, Instr, Kind, Program, print_program
 from primitives.program import Arg, show_arg
 from search.fitness import Evaluator, Fitness, Status
 
 Progress = Callable[[str], None]
+LADDER = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(-7, 0))
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,40 @@ class Ablation:
     removed: tuple[str, ...]
     program: Program
     interval: Interval | None
+
+
+def ablate_command(name: str, *, task: str, seeds: int, steps: int | None, json_file: Path | None) -> None:
+    """`optforge ablate`: print the effect of each statement and what remains; write it as JSON if asked to.
+
+    Raises:
+        UserError: if something named does not exist, or the program does not train.
+    """
+    import torch
+
+    from experiments.tasks import get_task
+    from search.fitness import Protocol
+    from search.population import Population
+
+    torch.set_num_threads(1)
+    _, program = resolve_program(name)
+    if seeds < 2:
+        raise UserError(f"--seeds must be at least 2, got {seeds}")
+    protocol = Protocol(get_task(task), LADDER, tuple(range(seeds)), steps or 0)
+    try:
+        found = ablate(program, Population(protocol), progress=lambda words: print(words, file=sys.stderr))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    rows = [(e, "no longer trains" if e.interval is None else f"{e.difference:+.4g}") for e in found.effects]
+    print(f"mean change of the {task} validation loss when a statement is left out, over {seeds} seeds:")
+    for effect, change in rows:
+        interval = "" if effect.interval is None else f"[{effect.interval.low:+.3g}, {effect.interval.high:+.3g}]"
+        print(f"  {change:>16} {interval:24} {effect.statement}  (instead: {effect.instead})")
+    print(f"removed: {'; '.join(found.removed) or 'nothing'}\n\n{print_program(found.program)}", end="")
+    if json_file is not None:
+        effects = [asdict(e) | {"program": print_program(e.program)} for e in found.effects]
+        content = {"task": task, "seeds": seeds, "effects": effects, "removed": found.removed}
+        content |= {"program": print_program(found.program), "interval": found.interval and asdict(found.interval)}
+        write_atomic(json_file, json.dumps(finite_or_null(content), indent=1) + "\n")
 
 
 def ablate(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from experiments.cli_programs import certify, equivalent, export, show, simplify
+from experiments.cli_programs import ProgramName, certify, equivalent, export, show, simplify
 from experiments.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -190,6 +190,26 @@ def compare(
     )
     if code:
         raise typer.Exit(code)
+
+
+@command
+def ablate(
+    program: ProgramName,
+    task: TaskName = "digits",
+    seeds: Annotated[int, typer.Option(min=2, metavar="N", help="Seeds that the intervals come from.")] = 6,
+    steps: Steps = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Leave out each statement of a program and train; then find the smallest program that is not worse.
+
+    \b
+    Examples:
+      optforge ablate adamw
+      optforge ablate runs/first#1 --seeds 10 --json effects.json
+    """
+    from experiments.ablation import ablate_command
+
+    ablate_command(program, task=task, seeds=seeds, steps=steps, json_file=json_file)
 
 
 for inspect in (show, simplify, export, certify, equivalent):
