@@ -49,7 +49,8 @@ class _Rule:
         self.literals: dict[float, str] = {}
         self.casts: dict[str, str] = {}
         update, following, _ = fold(program, self._leaf, self._apply)
-        self.update, self.following = self._pass(str(update)), [self._pass(str(value)) for value in following]
+        self.update = str(update)  # a tensor, hence never shared
+        self.following = [self._pass(str(value)) for value in following]
 
     def _leaf(self, value: str | float) -> str:
         if isinstance(value, str):

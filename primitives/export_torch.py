@@ -43,7 +43,7 @@ class _Rule:
         self.passed: dict[str, None] = {}
         self.literals: dict[float, str] = {}
         update, following, _ = fold(program, self._leaf, self._apply)
-        self.update = self._pass(str(update))
+        self.update = str(update)  # a tensor, hence never shared
         self.following = [self._pass(str(value)) for value in following]
 
     def _leaf(self, value: str | float) -> str:

@@ -49,7 +49,8 @@ for case in cases:
     path = []
     for gradients in case["gradients"]:
         for p, g in zip(parameters, gradients):
-            p.grad = torch.tensor(g, dtype=torch.float64)
+            g = torch.tensor(g, dtype=torch.float64)
+            p.grad = g if p.grad is None else p.grad.copy_(g)  # in place, as zero_grad(set_to_none=False) leads to
         optimizer.step()
         path.append([p.tolist() for p in parameters])
     results.append(path)
@@ -128,12 +129,12 @@ def matrix_program(fallback):
     b = Builder()
     rows, cols = b.slot("rows", Kind.ROW), b.slot("cols", Kind.COL, 0.5)
     count, first = b.slot("count", Kind.SCALAR, 1.0), b.slot("first", init="g")
-    m = b.slot("m")
-    m.next = m * 0.9 + b.g
+    m, rate = b.slot("m"), b.slot("rate", Kind.SCALAR)
+    m.next, rate.next = m * 0.9 + b.g, b.lr
     rows.next, cols.next = b.row_mean(b.square(b.g)), b.lerp(cols, b.col_mean(b.square(b.g)), b.hyper("class", 0.1))
     count.next, first.next = b.norm(m.next) * 1e-3 + count, m
     factored = b.g / (b.sqrt(b.outer(rows.next, cols.next)) + 1e-3)
-    return b.build(b.orthogonalise(m.next) * count + factored + 0.1 * b.tanh(first) + 0.01 * b.p, fallback)
+    return b.build(b.orthogonalise(m.next) * count + factored * (1 + rate) + 0.1 * b.tanh(first) + 0.01 * b.p, fallback)
 
 
 SPECIAL = [
@@ -217,6 +218,9 @@ def test_state_moves_between_the_exported_optimizer_and_optforge(tmp_path):
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for x, y in zip(trained(first, here), trained(second, there), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)
+    for p, q in zip(here, there, strict=True):
+        ours, theirs = ({k: v.shape for k, v in o.state[x].items()} for o, x in ((first, p), (second, q)))
+        assert ours == theirs
 
 
 def test_closure_maximize_and_missing_gradients():
