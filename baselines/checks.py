@@ -12,6 +12,13 @@ def check_not_negative(**values: float) -> None:
             raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
 
 
+def check_positive(**values: float) -> None:
+    """Raise `ValueError` naming the first value that is not a finite number above 0."""
+    for name, value in values.items():
+        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+
+
 def check_beta(**values: tuple[float, ...]) -> None:
     """Raise `ValueError` naming the first value that is not a pair of numbers in [0, 1)."""
     for name, pair in values.items():

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch.optim.optimizer import Optimizer
 
-from baselines import adamw, lion
+from baselines import adafactor, adamw, lion
 from baselines.raw import lion_raw
 from primitives import Program
 
@@ -36,6 +36,9 @@ BASELINES: dict[str, Baseline] = {
     row.name: row
     for row in (
         Baseline("adamw", adamw.AdamW, adamw.program, "Loshchilov & Hutter 2019, arXiv:1711.05101", (3e-4, 1e-2)),
+        Baseline(
+            "adafactor", adafactor.AdaFactor, adafactor.program, "Shazeer & Stern 2018, arXiv:1804.04235", (1e-2, 1e-1)
+        ),
         Baseline("lion", lion.Lion, lion.program, "Chen et al. 2023, arXiv:2302.06675", (3e-5, 1e-3)),
     )
 }

@@ -10,7 +10,7 @@ from strategies import random_gradients
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baselines import BASELINES, AdamW, Lion
+from baselines import BASELINES, AdaFactor, AdamW, Lion
 from primitives import ProgramOptimizer
 
 SHAPES = ((4, 3), (5,), (), (2, 3, 2))
@@ -22,6 +22,11 @@ OPTIONS: dict[str, list[dict[str, float]]] = {
         {"weight_decay": 0.0},
         {"beta1": 0.0},
         {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3},
+    ],
+    "adafactor": [
+        {},
+        {"weight_decay": 0.3, "clip_threshold": 0.5},
+        {"decay": 0.5, "eps1": 1e-3, "eps2": 0.1},
     ],
     "lion": [
         {},
@@ -35,8 +40,11 @@ CASES = [(name, options) for name in BASELINES for options in OPTIONS[name]]
 
 def by_hand(options: Mapping[str, float], defaults: Mapping[str, float]) -> dict[str, object]:
     """The program's hyperparameters as hand-written optimizers name them."""
-    values = dict(defaults) | options
-    return {"betas": (values.pop("beta1"), values.pop("beta2")), **values}
+    values: dict[str, object] = dict(defaults) | options
+    for name in ("beta", "eps"):
+        if f"{name}1" in values:
+            values[f"{name}s" if name == "beta" else name] = (values.pop(f"{name}1"), values.pop(f"{name}2"))
+    return values
 
 
 def train(
@@ -106,6 +114,20 @@ def test_lion_is_that_of_lion_pytorch(options: dict[str, float]) -> None:
     )
 
 
+def test_adafactor_is_that_of_torch() -> None:
+    """Where they mean the same: matrices and vectors, and a relative step below torch's bound of 1/√step."""
+    runs = [random_gradients(shape, STEPS, seed) for seed, shape in enumerate([(4, 3), (5,)])]
+    mine, theirs = ([nn.Parameter(run[0].clone()) for run in runs] for _ in range(2))
+    optimizers = [AdaFactor(mine, lr=0.1, weight_decay=0.2), torch.optim.Adafactor(theirs, lr=0.1, weight_decay=0.2)]
+    for t in range(1, STEPS + 1):
+        for parameters in (mine, theirs):
+            for p, run in zip(parameters, runs, strict=True):
+                p.grad = 10 ** float(t % 5 - 3) * run[t]
+        for optimizer in optimizers:
+            optimizer.step()
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+
+
 def test_first_steps_by_hand() -> None:
     p = nn.Parameter(torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64))
     p.grad = torch.tensor([0.3, -20.0, 0.0], dtype=torch.float64)
@@ -119,9 +141,9 @@ def test_first_steps_by_hand() -> None:
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_rule_is_invariant_to_the_scale_of_gradients(name: str) -> None:
-    """Both normalise: a thousand times the gradient moves the same way (epsilon aside)."""
+    """All normalise: a thousand times the gradient moves the same way (epsilon aside)."""
     row = BASELINES[name]
-    options = {"eps": 1e-30} if name == "adamw" else {}
+    options: dict[str, object] = {"adamw": {"eps": 1e-30}, "adafactor": {"eps": (1e-60, 1e-3)}}.get(name, {})  # type: ignore[assignment]
     one, other = (train(lambda ps: row.optimizer(ps, lr=0.01, **options), scale=s) for s in (1.0, 1024.0))
     assert_equal(one, other)
 
@@ -151,12 +173,22 @@ def test_invalid_hyperparameters_are_refused_by_name(
         make([nn.Parameter(torch.zeros(1))], **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({"lr": -1.0}, "lr"), ({"decay": float("nan")}, "decay"), ({"clip_threshold": 0.0}, "clip_threshold"),
+     ({"eps": 1e-30}, "eps"), ({"eps": (1e-30, -1.0)}, r"eps\[1\]")],
+)  # fmt: skip
+def test_adafactor_refuses_by_name(options: dict[str, object], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be .*, got "):
+        AdaFactor([nn.Parameter(torch.zeros(1))], **options)  # type: ignore[arg-type]
+
+
 def test_adamw_refuses_negative_epsilon() -> None:
     with pytest.raises(ValueError, match=r"^eps must be a finite number of at least 0, got -1e-08"):
         AdamW([nn.Parameter(torch.zeros(1))], eps=-1e-8)
 
 
-@pytest.mark.parametrize("make", [AdamW, Lion])
+@pytest.mark.parametrize("make", [AdamW, Lion, AdaFactor])
 def test_parameters_without_gradient_are_untouched(make: Callable[..., Optimizer]) -> None:
     p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = make([p, q], lr=0.1, weight_decay=0.5)
@@ -193,4 +225,5 @@ def test_row_is_complete(name: str) -> None:
 def test_programs_have_the_state_and_size_of_the_papers() -> None:
     assert [s.name for s in BASELINES["adamw"].program.live_state] == ["m", "v"]
     assert [s.name for s in BASELINES["lion"].program.live_state] == ["m"]
+    assert [s.name for s in BASELINES["adafactor"].program.live_state] == ["row", "col"]
     assert "sign" in {instr.op for instr in BASELINES["lion"].program.body}

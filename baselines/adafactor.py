@@ -1,0 +1,114 @@
+"""AdaFactor: Shazeer & Stern 2018, Adaptive Learning Rates with Sublinear Memory Cost, algorithms 4 and 5."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from baselines.checks import check_not_negative, check_positive
+from primitives import Builder, Kind, Program
+from primitives.builder import Expr
+
+
+class AdaFactor(Optimizer):
+    """Second moments of a matrix as an outer product of row and column means: n + m numbers instead of n · m.
+
+    Variant: the paper's update clipping and its decay that increases with the step, ``1 - step^-decay``; the step is
+    relative to the size of the parameter, ``lr · max(eps[1], RMS(p))``, with `lr` as the paper's relative step ρ,
+    which a scheduler may lower as 1/√step; no first moment. Tensors of more than two dimensions are seen as a matrix of
+    their first dimension by all others (`torch.optim.Adafactor` factors the last two). Vectors are not factored.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: relative step size.
+        decay: exponent of the increasing decay of second moments.
+        eps: what is added to squared gradients, and the least size that a parameter counts as.
+        clip_threshold: largest root mean square of an update, d in the paper.
+        weight_decay: decoupled, scaled by `lr` alone.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-2,
+        decay: float = 0.8,
+        eps: tuple[float, float] = (1e-30, 1e-3),
+        clip_threshold: float = 1.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        check_not_negative(lr=lr, decay=decay, weight_decay=weight_decay)
+        check_positive(clip_threshold=clip_threshold)
+        if not (isinstance(eps, tuple | list) and len(eps) == 2):
+            raise ValueError(f"eps must be two numbers, got {eps!r}")
+        check_not_negative(**{"eps[0]": eps[0], "eps[1]": eps[1]})
+        options = {"lr": lr, "decay": decay, "eps": eps, "clip_threshold": clip_threshold}
+        super().__init__(params, {**options, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient; returns the closure's loss, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._step(p, p.grad, group)
+        return loss
+
+    def _step(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        state, (eps1, eps2) = self.state[p], group["eps"]
+        if not state:
+            state["step"] = torch.zeros(())
+            shapes = {"row": (len(p), 1), "col": (1, p[0].numel())} if p.ndim >= 2 else {"v": p.shape}
+            state |= {name: p.new_zeros(shape) for name, shape in shapes.items()}
+        state["step"] += 1
+        weight = state["step"].item() ** -group["decay"]  # one minus the decay: all of the first gradient
+        squared = g.square() + eps1
+        if p.ndim >= 2:
+            squared = squared.flatten(1)
+            row = state["row"].lerp_(squared.mean(1, keepdim=True), weight)
+            col = state["col"].lerp_(squared.mean(0, keepdim=True), weight)
+            # the paper divides sums; of means, the same quotient
+            second_moment = (row * col / row.mean()).view_as(p)
+        else:
+            second_moment = state["v"].lerp_(squared, weight)
+        update = g / second_moment.sqrt()
+        update /= (_rms(update) / group["clip_threshold"]).clamp(min=1.0)
+        size = _rms(p).clamp(min=eps2)
+        p.mul_(1 - group["lr"] * group["weight_decay"])
+        p.sub_(group["lr"] * size * update)
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean().sqrt()
+
+
+def program() -> Program:
+    """AdaFactor in the primitive language; its fallback keeps the whole second moment of a vector."""
+    return _program(factored=True, fallback=_program(factored=False, fallback=None))
+
+
+def _program(factored: bool, fallback: Program | None) -> Program:
+    b = Builder()
+    decay, weight_decay = b.hyper("decay", 0.8, "log"), b.hyper("weight_decay", 0.0, "log")
+    eps1, eps2 = b.hyper("eps1", 1e-30, "log"), b.hyper("eps2", 1e-3, "log")
+    clip_threshold = b.hyper("clip_threshold", 1.0, "log")
+    weight, squared = b.pow(b.step, -decay), b.square(b.g) + eps1
+    second_moment: Expr
+    if factored:
+        row, col = b.slot("row", Kind.ROW), b.slot("col", Kind.COL)
+        row.next = b.lerp(row, b.row_mean(squared), weight)
+        col.next = b.lerp(col, b.col_mean(squared), weight)
+        second_moment = b.outer(row.next, col.next) / b.mean_of(row.next)
+    else:
+        v = b.slot("v")
+        second_moment = v.next = b.lerp(v, squared, weight)
+    update = b.g / b.sqrt(second_moment)
+    clipped = update / b.max(b.rms(update) / clip_threshold, 1.0)
+    return b.build(b.max(b.rms(b.p), eps2) * clipped + weight_decay * b.p, fallback)
