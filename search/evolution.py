@@ -17,7 +17,7 @@ from primitives import Program
 from search.cache import DuplicateCache, Identity, Verdict
 from search.mutation import Space, mutate
 
-PARENTS = 200  # tried for one candidate before the space counts as exhausted
+PARENTS = 50  # tried for one candidate before the space counts as exhausted
 CHILDREN = 20  # of one parent
 
 

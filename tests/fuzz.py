@@ -54,7 +54,7 @@ def corpus(count: int, seed: int) -> list[str]:
         else:
             program = random_program(rng, subset("all"), statements=rng.randint(1, 12))
             if rng.random() < 0.2:
-                fallback = rng.choice(named)
+                fallback = rng.choice([p for p in named if not p.needs_matrix])
                 program = Program(
                     program.state, program.hypers, program.body, program.update, program.next_state, fallback
                 )

@@ -150,7 +150,7 @@ def test_run_directories_are_numbered_and_never_overwritten(run, tmp_path):
     [
         (["--task", "digts"], ["unknown task 'digts'; did you mean digits?"]),
         (["--optimizer", "adamv"], ["unknown optimizer 'adamv'; did you mean adamw?", "lion", "RUN_DIR#RANK"]),
-        (["--optimizer", "zzz"], ["unknown optimizer 'zzz' (optimizers: adamw, lion"]),
+        (["--optimizer", "zzz"], ["unknown optimizer 'zzz' (optimizers: adamw, "]),
         (["--optimizer", "none.txt"], ["there is no program file none.txt"]),
         (["--optimizer", "runs/none#1"], ["there is no run directory runs/none"]),
         (["--learn", "lr,beta1"], ["cannot learn 'beta1'; choose from: lr"]),

@@ -171,10 +171,10 @@ def test_what_is_asked_does_not_depend_on_later_history() -> None:
 
 
 def test_an_exhausted_space_ends_with_a_sentence() -> None:
-    narrow = Evolution((ADAMW,), Space(("sign",), weights=(("delete", 1.0),), signals=("g",)), batch=64)
+    narrow = Evolution((ADAMW,), Space(("sign",), weights=(("delete", 1.0),), signals=("g",)), batch=4)
     cache = DuplicateCache()
     with pytest.raises(SpaceExhausted, match="no new program in"):
-        for batch in range(20):
+        for batch in range(100):
             narrow.ask([Individual(0, 0, ADAMW, 1.0)], cache, batch)
 
 
