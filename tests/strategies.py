@@ -194,7 +194,8 @@ def train(
             s.name: value.to(p.dtype).expand(slot_shape(s.kind, p.shape)).clone()
             for s, value in zip(program.state, following, strict=True)
         }
-        p = p - (lr * update).to(p.dtype)
+        rate = torch.tensor(lr, dtype=torch.float64).to(p.dtype)  # a shared number is rounded where it meets a tensor
+        p = p - rate * update
         run.parameters.append(p)
         run.states.append(tuple(state[s.name] for s in program.live_state))
     return run
