@@ -33,6 +33,7 @@ from torch.optim.optimizer import ParamsT
 
 from primitives import Program, ProgramError, ProgramOptimizer
 from primitives.interpret import Stepped
+from primitives.numbers import Numbers
 from primitives.source import compile_step
 
 WHAT = ("lr",)
@@ -91,6 +92,8 @@ class LearnedOptimizer(ProgramOptimizer):
         self.hyper_lr = RULES[rule] if hyper_lr is None else hyper_lr
         if not (isinstance(self.hyper_lr, int | float) and 0 <= self.hyper_lr < math.inf):
             raise ProgramError(f"hyper_lr must be a finite number of at least 0, got {hyper_lr!r}")
+        if options.get("compile"):
+            raise ProgramError("learning the rate needs the update itself, which a compiled step does not keep")
         self.hypergradient: Tensor | None = None
         """Derivative of the last step's loss with respect to the learned rate of the step before, or None."""
         super().__init__(params, program, lr, **options)
@@ -167,25 +170,25 @@ class LearnedOptimizer(ProgramOptimizer):
         dot, gradient_square, update_square = torch.stack([d.to(dots[0].device) for d in dots]).sum(0)
         return dot, gradient_square, update_square
 
-    def _execute(self, p: Tensor, program: Program, inputs: dict[str, Tensor]) -> Stepped:
+    def _execute(self, p: Tensor, program: Program, inputs: dict[str, Tensor], numbers: Numbers) -> Stepped:
         """The step itself; keeps its derivative with respect to the rate, d(lr·update)/d(lr), for the next one.
 
         That is the update, unless the update reads the signal `lr`; then forward-mode differentiation gives it.
         """
         if "lr" not in program.live.names:
-            stepped = super()._execute(p, program, inputs)
+            stepped = super()._execute(p, program, inputs, numbers)
             fresh = type(program.update) is int  # a result of this step; a name would be changed by others
             self.state[p][_DERIVATIVE] = stepped.update if fresh else stepped.update.clone()
             return stepped
 
         def moved(lr: Tensor) -> tuple[Tensor, Stepped]:
-            stepped = compile_step(program)(inputs | {"lr": lr}, range(p.ndim))
+            stepped = compile_step(program)({**numbers.values, **inputs, "lr": lr}, range(inputs["g"].ndim))
             return lr * stepped.update, stepped
 
         _load_forward_mode()
-        rate = inputs["lr"]
+        rate = numbers.values["lr"]
         _, derivative, stepped = torch.func.jvp(moved, (rate,), (torch.ones_like(rate),), has_aux=True)  # type: ignore[misc]
-        self.state[p][_DERIVATIVE] = derivative.detach().to(p.dtype)
+        self.state[p][_DERIVATIVE] = derivative.detach().to(inputs["g"].dtype)
         return Stepped(*stepped)
 
 

@@ -3,53 +3,83 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from primitives.interpret import Stepped, initial_slot
+from primitives.compiled import Bound
+from primitives.interpret import Stepped, slot_shape
 from primitives.kinds import Kind, ProgramError
+from primitives.numbers import Numbers
+from primitives.parameters import begin, check_gradient, global_norm, is_sharded, local, placed_like
 from primitives.program import Program, check_hypers
-from primitives.source import compile_step
+
+_REST = "p"  # a key of the state that no slot can have, because the word is a signal
+
+
+class Move(NamedTuple):
+    """A parameter that has a gradient, with its state."""
+
+    p: Tensor
+    g: Tensor
+    state: dict[str, Any]
 
 
 class ProgramOptimizer(Optimizer):
     """Train with a program: ``p ← p - lr · update`` for each parameter.
 
     Args:
-        params: parameters or parameter groups. A group may override `lr` and every hyperparameter.
+        params: parameters or parameter groups. A group may override `lr`, `maximize` and every hyperparameter.
         program: the update rule, or its fallback for parameters of fewer than two dimensions if it has one.
         lr: learning rate, positive or zero; schedulers change it as they do for any torch optimizer.
+        compile: compile the step with `torch.compile`: the first one takes seconds, all others run in place at the
+            speed of memory.
+        state_dtype: dtype of state and arithmetic, by default the parameter's. With ``torch.float32``, parameters in
+            bfloat16 also keep what rounding takes from them (``state["p"]``), so that small updates add up.
         maximize: ascend instead of descend.
+        differentiable: let gradients flow through the step, into its inputs.
         total_steps: length of training, needed only by programs that read the signal `progress`.
         **hypers: values for the program's hyperparameters; defaults come from the program.
 
+    Parameters sharded by FSDP2 (any `DTensor`) are trained shard by shard.
+
     Raises:
-        ProgramError: for unknown hyperparameters or values outside their scale, at construction; for sparse or
-            complex gradients, in `step`.
+        ProgramError: for unknown hyperparameters or values outside their scale, and for sharded parameters if the
+            program mixes elements of a parameter, at construction; for sparse or complex gradients, in `step`.
     """
 
     def __init__(
         self,
         params: ParamsT,
         program: Program,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         *,
+        compile: bool = False,
+        state_dtype: torch.dtype | None = None,
         maximize: bool = False,
+        differentiable: bool = False,
         total_steps: int | None = None,
         **hypers: float,
     ) -> None:
         if not isinstance(program, Program):
             raise ProgramError(f"expected a Program, got {type(program).__name__}; BASELINES[name].program is one")
+        if state_dtype is not None and not (isinstance(state_dtype, torch.dtype) and state_dtype.is_floating_point):
+            raise ProgramError(f"state_dtype must be a floating-point dtype like torch.float32, got {state_dtype!r}")
+        if compile and differentiable:
+            raise ProgramError("a compiled step writes in place; choose compile or differentiable, not both")
         self.program = program
+        self.compile = compile
+        self.state_dtype = state_dtype
         self.total_steps = total_steps
+        self._bound: dict[int, Bound] = {}
         if "progress" in self._reads() and not (isinstance(total_steps, int) and total_steps > 0):
             raise ProgramError("this program reads the training progress; pass total_steps=NUMBER_OF_STEPS")
-        defaults = {"lr": lr, "maximize": maximize, **self._check_hypers(hypers)}
-        super().__init__(params, defaults)
+        options = {"lr": lr, "maximize": maximize, "differentiable": differentiable}
+        super().__init__(params, options | self._check_hypers(hypers))
 
     def _programs(self) -> list[Program]:
         return [p for p in (self.program, self.program.fallback) if p is not None]
@@ -76,7 +106,11 @@ class ProgramOptimizer(Optimizer):
         lr = options.pop("lr", self.defaults["lr"])
         if not isinstance(lr, Tensor) and not (isinstance(lr, int | float) and math.isfinite(lr) and lr >= 0):
             raise ProgramError(f"lr must be a finite number of at least 0, got {lr!r}")
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ProgramError(f"lr must be one number, got a tensor of shape {tuple(lr.shape)}")
         options.pop("maximize", None)
+        if options.pop("differentiable", self.defaults["differentiable"]) != self.defaults["differentiable"]:
+            raise ProgramError("differentiable holds for the whole optimizer, not for one group")
         own = {k: v for k, v in options.items() if k != "initial_lr"}  # schedulers leave initial_lr in groups
         self._check_hypers(own)
         super().add_param_group(param_group)
@@ -89,7 +123,34 @@ class ProgramOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold; torch alone would keep its own attributes and lose these."""
-        return super().__getstate__() | {"program": self.program, "total_steps": self.total_steps}
+        own = ("program", "compile", "state_dtype", "total_steps")
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._bound = {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load as torch does, except that state is never rounded to the dtype of the parameter."""
+        seen = [state_dict]
+        hook = self.register_load_state_dict_pre_hook(lambda _, final: seen.append(final))  # after the user's hooks
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        saved = seen[-1]
+        names = chain.from_iterable(g["params"] for g in saved["param_groups"])
+        own = chain.from_iterable(g["params"] for g in self.param_groups)
+        for name, p in zip(names, own, strict=True):
+            for key, value in saved["state"].get(name, {}).items():
+                if key == "step":
+                    self.state[p][key] = value.detach().clone()
+                elif isinstance(value, Tensor):
+                    self.state[p][key] = value.detach().to(p.device, self._dtype(p), copy=True)
+            if p in self.state and self._dtype(p) != p.dtype:
+                self.state[p].setdefault(_REST, torch.zeros_like(p, dtype=self._dtype(p), requires_grad=False))
+            elif p in self.state:
+                self.state[p].pop(_REST, None)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -98,22 +159,55 @@ class ProgramOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                _check_gradient(p)  # of all, before any parameter moves
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            self._step()
+        return loss
+
+    def _step(self) -> None:
+        ready = [
+            [(p, p.grad) for p in group["params"] if p.grad is not None and p.numel()] for group in self.param_groups
+        ]
+        for p, g in chain.from_iterable(ready):
+            check_gradient(p, g)  # of all, before any parameter moves
         self._before_step()
         signals = {}
         if "global_norm" in self._reads():
-            signals["global_norm"] = global_norm(
-                p.grad for group in self.param_groups for p in group["params"]
-            ).double()
-        for group in self.param_groups:
+            signals["global_norm"] = global_norm(g for _, g in chain.from_iterable(ready)).double()
+        run = self._step_compiled if self.compile else self._step_eager
+        for group, pairs in zip(self.param_groups, ready, strict=True):
             scalars = {name: _scalar(group[name]) for name in self._hyper_names()} | signals
             scalars["lr"] = self._rate(group)
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._step_parameter(p, -p.grad if group["maximize"] else p.grad, scalars)
-        return loss
+            moves = [Move(p, -g if group["maximize"] else g, self._state(p)) for p, g in pairs]
+            if moves:
+                torch._foreach_add_([move.state["step"] for move in moves], 1)
+            together: dict[tuple[bool, float], list[Move]] = {}  # parameters may differ in program and step
+            for move in moves:
+                together.setdefault((move.p.ndim < 2, move.state["step"].item()), []).append(move)
+            for (_, step), some in together.items():
+                program = self._program(some[0].p)
+                run(some, self._numbers(program, scalars, step))
+
+    def _numbers(self, program: Program, scalars: dict[str, Tensor], step: float) -> Numbers:
+        values = scalars | {"step": _scalar(step)}
+        if self.total_steps is not None:
+            values["progress"] = values["step"] / self.total_steps
+        return Numbers(program, values)
+
+    def _state(self, p: Tensor) -> dict[str, Any]:
+        """State of `p`, begun if there is none."""
+        state = self.state[p]
+        if not state:
+            dtype = self._dtype(p)
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            with torch.no_grad():
+                for slot in self.route(p).state:
+                    state[slot.name] = begin(slot, p).to(dtype)
+                if dtype != p.dtype:
+                    state[_REST] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
+        return state
+
+    def _dtype(self, p: Tensor) -> torch.dtype:
+        return self.state_dtype or p.dtype
 
     def _before_step(self) -> None:
         """For subclasses: called once a step, when all gradients are there and no parameter has moved."""
@@ -122,59 +216,89 @@ class ProgramOptimizer(Optimizer):
         """Learning rate of this step for a group, 0-dimensional."""
         return _scalar(group["lr"])
 
-    def _execute(self, p: Tensor, program: Program, inputs: dict[str, Tensor]) -> Stepped:
-        """What `program` makes of `inputs` for parameter `p`."""
-        return compile_step(program)(inputs, range(p.ndim))
+    def _execute(self, p: Tensor, program: Program, inputs: dict[str, Tensor], numbers: Numbers) -> Stepped:
+        """What `program` makes of `inputs` (parameter, gradient, slots) and `numbers` for parameter `p`."""
+        return numbers.hoisted(inputs, numbers.rounded(inputs["g"]), range(inputs["g"].ndim))
 
     def _hyper_names(self) -> list[str]:
         return [name for program in self._programs() for name in program.defaults()]
 
-    def _step_parameter(self, p: Tensor, g: Tensor, scalars: dict[str, Tensor]) -> None:
-        program = self.route(p)
-        state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            for slot in program.state:
-                state[slot.name] = initial_slot(slot, p, g)
-        state["step"] = state["step"] + 1  # not in place: another optimizer may have loaded this state
-        inputs = scalars | {"g": g, "p": p, "step": state["step"].double()}
-        if self.total_steps is not None:
-            inputs["progress"] = inputs["step"] / self.total_steps
-        for slot in program.state:
-            inputs[slot.name] = state[slot.name]
-        update, following = self._execute(p, program, inputs)
+    def _step_eager(self, moves: list[Move], numbers: Numbers) -> None:
+        for p, g, state in moves:
+            self._step_parameter(p, g, state, numbers)
+
+    def _step_parameter(self, p: Tensor, g: Tensor, state: dict[str, Any], numbers: Numbers) -> None:
+        program, dtype = numbers.program, self._dtype(p)
+        held = local(p)
+        whole = held.to(dtype) + local(state[_REST]) if _REST in state else held
+        inputs = {"g": local(g).to(dtype), "p": whole} | {s.name: local(state[s.name]) for s in program.state}
+        update, following = self._execute(p, program, inputs, numbers)
         for slot, arg, value in zip(program.state, program.next_state, following, strict=True):
             own = type(arg) is int and slot.kind is Kind.TENSOR  # a fresh tensor; anything else may alias
-            state[slot.name] = value if own else value.to(p.dtype).expand(state[slot.name].shape).clone()
-        self._apply(p, update, scalars["lr"])
+            value = value if own else value.to(dtype).expand(inputs[slot.name].shape).clone()
+            state[slot.name] = placed_like(state[slot.name], value)
+        if _REST in state:
+            whole = whole - numbers.rate(dtype) * update
+            held.copy_(whole)
+            state[_REST] = placed_like(state[_REST], whole - held.to(dtype))
+        else:
+            held.sub_(numbers.rate(dtype) * update)
 
-    def _apply(self, p: Tensor, update: Tensor, lr: Tensor) -> None:
-        p.sub_(lr * update)
+    def _step_compiled(self, moves: list[Move], numbers: Numbers) -> None:
+        calls = []
+        for p, g, state in moves:
+            if not g.numel():  # nothing of a sharded parameter is here
+                continue
+            bound = self._bound.get(id(p))
+            if bound is None or not bound.holds(p, state):
+                self._bound[id(p)] = bound = self._bind(p, state, numbers)
+            calls.append((bound, local(g), numbers.packed(self._dtype(p), bound.device)))
+        for bound, g, packed in calls:  # apart, because each call empties the caches that Python needs
+            bound(packed, g)
+
+    def _bind(self, p: Tensor, state: dict[str, Any], numbers: Numbers) -> Bound:
+        """Compiled code reads memory unchecked, so that everything is checked here."""
+        held, dtype = local(p), self._dtype(p)
+        kinds = {s.name: s.kind for s in numbers.program.live_state} | (
+            {_REST: Kind.TENSOR} if dtype != p.dtype else {}
+        )
+        for name, kind in kinds.items():
+            x = state.get(name)
+            if x is None or x.shape != slot_shape(kind, p.shape) or local(x).device != held.device:
+                raise ProgramError(
+                    f"state {name!r} of a parameter of shape {tuple(p.shape)} does not fit it; load a checkpoint of "
+                    "this program, or begin with empty state"
+                )
+            if x.dtype != dtype:
+                state[name] = x.to(dtype)
+        return Bound(numbers.kernel(held, dtype), p, held, state, list(kinds))
+
+    def _program(self, p: Tensor) -> Program:
+        """The program that trains `p`, which can be trained."""
+        program = self.program
+        return program.fallback if p.ndim < 2 and program.needs_matrix else program  # type: ignore[return-value]
 
     def route(self, p: Tensor) -> Program:
-        """The program that trains `p`: the fallback for parameters without rows and columns, if it is needed."""
-        if p.ndim >= 2 or not self.program.needs_matrix:
-            return self.program
-        if self.program.fallback is None:
+        """The program that trains `p`: the fallback for parameters without rows and columns, if it is needed.
+
+        Raises:
+            ProgramError: if the program cannot train `p`.
+        """
+        program = self.program
+        if p.ndim < 2 and program.needs_matrix:
+            if program.fallback is None:
+                raise ProgramError(
+                    f"this program works on rows and columns, but a parameter has shape {tuple(p.shape)}; "
+                    "give the program a fallback for such parameters"
+                )
+            program = program.fallback
+        if (program.reduces or program.needs_matrix) and is_sharded(p):
             raise ProgramError(
-                f"this program works on rows and columns, but a parameter has shape {tuple(p.shape)}; "
-                "give the program a fallback for such parameters"
+                f"this program mixes the elements of a parameter, of which a shard of {tuple(p.shape)} has only some; "
+                "shard with an elementwise program, or do not shard"
             )
-        return self.program.fallback
-
-
-def _check_gradient(p: Tensor) -> None:
-    sparse = p.grad is not None and p.grad.layout is not torch.strided
-    if sparse or (p.grad is not None and torch.is_complex(p)):
-        kind = "sparse gradients" if sparse else "complex parameters"
-        raise ProgramError(f"programs do not define a meaning for {kind} (parameter of shape {tuple(p.shape)})")
-
-
-def global_norm(gradients: Iterable[Tensor | None]) -> Tensor:
-    """Euclidean norm of all gradients together, 0-dimensional; 0 if there are none."""
-    norms = [torch.linalg.vector_norm(g) for g in gradients if g is not None]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+        return program
 
 
 def _scalar(value: float | Tensor) -> Tensor:
-    return value.double() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    return value.double().reshape(()) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)

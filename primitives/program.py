@@ -165,7 +165,7 @@ class Program:
                 found.add(index)
         return frozenset(found)
 
-    @property
+    @cached_property
     def needs_matrix(self) -> bool:
         """Whether a live part of it is only meaningful for parameters of at least two dimensions."""
         rows = (Kind.ROW, Kind.COL)
@@ -173,7 +173,7 @@ class Program:
             s.kind in rows for s in self.live_state
         )
 
-    @property
+    @cached_property
     def reduces(self) -> bool:
         """Whether a live part of it mixes elements of a parameter (so that it cannot run on a shard)."""
         return any(OPS[self.body[i].op].reduces for i in self.live.instructions)

@@ -1,0 +1,55 @@
+"""Parameters and gradients as torch has them: sharded, sparse or complex ones, too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from primitives.interpret import initial_slot
+from primitives.kinds import Kind, ProgramError, Slot
+
+
+def local(x: Tensor) -> Tensor:
+    """What this process holds of a distributed tensor; any other tensor itself."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
+def begin(slot: Slot, p: Tensor) -> Tensor:
+    """First value of `slot`; what has the parameter's shape is distributed like the parameter."""
+    if hasattr(p, "placements") and slot.kind is Kind.TENSOR and not isinstance(slot.init, str):
+        return torch.full_like(p, slot.init)
+    return initial_slot(slot, p, p.grad)  # type: ignore[arg-type]
+
+
+def placed_like(old: Tensor, value: Tensor) -> Tensor:
+    """`value` as new state in place of `old`, which keeps its distribution."""
+    if not hasattr(old, "to_local"):
+        return value
+    local(old).copy_(value)
+    return old
+
+
+def is_sharded(x: Tensor) -> bool:
+    """Whether this process holds only some elements of `x`."""
+    return any(not placement.is_replicate() for placement in getattr(x, "placements", ()))
+
+
+def check_gradient(p: Tensor, g: Tensor) -> None:
+    """`ProgramError` if no program can make use of `g`."""
+    sparse = g.layout is not torch.strided
+    if sparse or p.is_complex():
+        kind = "sparse gradients" if sparse else "complex parameters"
+        raise ProgramError(f"programs do not define a meaning for {kind} (parameter of shape {tuple(p.shape)})")
+
+
+def global_norm(gradients: Iterable[Tensor | None]) -> Tensor:
+    """Euclidean norm of all gradients together, 0-dimensional; 0 if there are none."""
+    norms = [whole(torch.linalg.vector_norm(g)) for g in gradients if g is not None]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+
+def whole(x: Tensor) -> Tensor:
+    """A distributed tensor with all its elements; any other tensor itself."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
