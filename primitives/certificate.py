@@ -76,8 +76,8 @@ class Certificate:
             f"The update is {grows} in the gradient: at most {self.largest_update:.3g} for gradients of size "
             "1e-6 to 1e6 and parameters of size 1.",
             "It has no state." if not self.state_bytes and self.state_growth == 1
-            else f"State is {'' if self.bounded_state else 'not '}bounded over {LONG:,} steps: its largest value in the "
-            f"second half is {self.state_growth:.3g} times that in the first.",
+            else f"State is {'' if self.bounded_state else 'not '}bounded over {LONG:,} steps: its largest value in "
+            f"the second half is {self.state_growth:.3g} times that in the first.",
             scaling.get(self.scaling, f"The update's size is about the gradient's to the power {self.exponent:.2f}."),
             f"State takes {self.state_bytes:.4g} bytes for each element of a large matrix, in float32.",
         ]  # fmt: skip

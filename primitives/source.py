@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from primitives.interpret import Stepped, own_dims
-from primitives.kinds import Kind
 from primitives.ops import Op, namespace
 from primitives.program import Const, Program, fold
 
@@ -171,101 +170,3 @@ def define(
     scope = namespace() | dict(extra or {})
     exec(compile(code, "<optforge program>", "exec"), scope)
     return scope["step"]
-
-
-class Segments:
-    """Several parameters of a model, flattened and laid end to end along the last dimension of one arena.
-
-    Elementwise work then costs one call for the whole model. Only what mixes elements looks at the boundaries.
-
-    Args:
-        sizes: number of elements of each parameter, in order.
-        device: where the arena lives.
-    """
-
-    def __init__(self, sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.sizes = list(sizes)
-        self.index = torch.repeat_interleave(
-            torch.arange(len(self.sizes), device=device), torch.tensor(self.sizes, device=device)
-        )
-
-    def reduce(self, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
-        """Apply a reduction to each parameter's stretch: ``[…, elements]`` to ``[…, parameters]``."""
-        pieces = zip(*(a.split(self.sizes, dim=-1) for a in args), strict=True)
-        return torch.cat([function(*piece, dims=(-1,)) for piece in pieces], dim=-1)
-
-    def spread(self, x: Tensor) -> Tensor:
-        """Repeat per-parameter numbers over each parameter's elements: ``[…, parameters]`` to ``[…, elements]``."""
-        return x.index_select(-1, self.index)
-
-
-class SegmentedStep:
-    """A program over a whole arena: all parameters of a model, or of a stack of models, in one call per statement.
-
-    Inputs of kind TENSOR are ``[…, elements]``, slots of kind SCALAR ``[…, parameters]``; `lr` and `global_norm`
-    broadcast against both. Whatever depends on nothing but hyperparameters, step number and progress is known in
-    advance and computed once for all steps by `schedule`.
-
-    Raises:
-        ValueError: if the program needs rows and columns, which an arena does not have.
-    """
-
-    def __init__(self, program: Program) -> None:
-        if program.needs_matrix:
-            raise ValueError("programs over rows, columns or matrices need each parameter's own shape")
-        self.program = program
-        known = frozenset(h.name for h in program.hypers) | {"step", "progress"}
-        source = _ArenaEmitter(program, program.depends_only_on(known), known)
-        self.reads = [None if name in known else name for name in source.reads]
-        count = len(source.reads)
-        unpack = [f"{''.join(f'{new}, ' for new in source.casts.values())} = c"] if source.casts else []
-        self._step = define(
-            "a, c, dims", count, [*unpack, *source.lines], source.update, source.state, source.functions
-        )
-        self._schedule = define("a, k, dims", count, source.shared_lines, "0", list(source.casts))
-        self._names, self._literals = source.reads, source.literals()
-
-    def schedule(self, steps: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> list[tuple[Tensor, ...]]:
-        """For each of `steps` steps the numbers that do not depend on training, rounded to `dtype`, on `device`."""
-        step = torch.arange(1, steps + 1, dtype=torch.float64)
-        known = {n: torch.tensor(v, dtype=torch.float64) for n, v in self.program.defaults().items()}
-        known |= {"step": step, "progress": step / steps}
-        _, columns = self._schedule([known.get(n) for n in self._names], self._literals, ())
-        if not columns:
-            return [()] * steps
-        return list(zip(*(c.to(device, dtype).expand(steps).unbind() for c in columns), strict=True))
-
-    def __call__(self, inputs: Mapping[str, Tensor], known: tuple[Tensor, ...], segments: Segments) -> Stepped:
-        """One step; `known` is this step's row of the schedule."""
-        return Stepped(*self._step([None if n is None else inputs[n] for n in self.reads], known, segments))
-
-
-class _ArenaEmitter(Emitter):
-    """Reductions run per stretch; numbers that differ between the parameters of a model are spread over elements."""
-
-    def __init__(self, program: Program, shared: frozenset[int], shared_names: frozenset[str]) -> None:
-        self.functions: dict[str, Any] = {}
-        self.per_parameter: set[str] = set()
-        self.scalar_slots = {s.name for s in program.state if s.kind is Kind.SCALAR}
-        super().__init__(program, shared, shared_names)
-
-    def leaf(self, value: str | float) -> str:
-        name = super().leaf(value)
-        if value in self.scalar_slots:
-            self.per_parameter.add(name)
-        return name
-
-    def call(self, op: Op, args: list[str], index: int) -> str:
-        name = f"x{index}"
-        if op.reduces:
-            self.functions[f"f_{op.name}"] = op.function
-            self.per_parameter.add(name)
-            return f"dims.reduce(f_{op.name}, {', '.join(args)})"
-        if self.program.kinds[index] is Kind.TENSOR:
-            args = [f"dims.spread({a})" if a in self.per_parameter else a for a in args]
-        elif self.per_parameter.intersection(args):
-            self.per_parameter.add(name)
-        return op.torch.format(*args)
-
-
-compile_segmented = lru_cache(maxsize=4096)(SegmentedStep)

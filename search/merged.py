@@ -19,7 +19,7 @@ from torch import Tensor
 
 from primitives import Kind, Program, fold
 from primitives.ops import OPS, Op, namespace
-from primitives.source import Segments
+from search.segments import Segments
 
 Table = dict[object, int]
 LEAVES = ("g", "p", "lr", "global_norm")
@@ -257,7 +257,7 @@ class MergedRules:
             low, high = self.rows[first], self.rows[last]
             update = self._result(self.listings[first].update, first, last)
             p, lr = (self._leaf(self.numbers[name], low, high) for name in ("p", "lr"))
-            self.updates.append(f"{p}.addcmul_({lr}, {update}, value=-1)")
+            self.updates.append(f"{p}.sub_({lr} * {update})")
 
     def _result(self, value: int | Tensor, first: int, last: int) -> str:
         return self._column([value], first, last) if isinstance(value, Tensor) else self._value(value, first, last)

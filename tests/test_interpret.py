@@ -28,7 +28,8 @@ from torch import Tensor
 from baselines import BASELINES
 from primitives import Instr, Kind, Program, ProgramOptimizer, Slot, execute, parse_program
 from primitives.interpret import Stepped, initial_slot, slot_shape
-from primitives.source import Segments, compile_segmented, compile_step
+from primitives.source import compile_step
+from search.stacked import Plan, StackedRules
 
 
 def generated(program: Program, inputs: Mapping[str, Tensor], dims: Sequence[int]) -> Stepped:
@@ -170,19 +171,13 @@ LEAD = (2, 3)  # seeds, members
 
 def train_arena(program: Program, starts: Tensor, gradients: Sequence[Tensor], lr: Tensor, steps: int) -> Tensor:
     """Train all parameters of all members at once, ``[seeds, members, elements]``, as the population evaluator does."""
-    segments, step = Segments(SIZES), compile_segmented(program)
-    arena = starts.clone()
-    inputs: dict[str, Tensor] = {}
-    for slot in program.state:
-        width = sum(SIZES) if slot.kind is Kind.TENSOR else len(SIZES)
-        copy = {"p": starts, "g": gradients[0]}.get(str(slot.init))
-        inputs[slot.name] = starts.new_full((*LEAD, width), float(slot.init)) if copy is None else copy.clone()
-    for known, g in zip(step.schedule(steps, arena.dtype), gradients, strict=False):
-        norm = torch.linalg.vector_norm(g, dim=-1, keepdim=True)
-        update, state = step(inputs | {"g": g, "p": arena, "lr": lr, "global_norm": norm}, known, segments)
-        for slot, value in zip(program.state, state, strict=True):
-            inputs[slot.name] = value.expand(inputs[slot.name].shape).clone()
-        arena = arena - lr * update
+    arena, buffer = starts.clone(), torch.zeros_like(starts)
+    rules = StackedRules(
+        Plan([(program, lr.flatten().tolist())], steps), [torch.Size(s) for s in SHAPES], arena, buffer
+    )
+    for index, g in enumerate(gradients):
+        buffer.copy_(g)
+        rules.step(index)
     return arena
 
 
@@ -246,11 +241,6 @@ def test_arena_equals_interpreter(program: Program, seed: int) -> None:
 @pytest.mark.parametrize("name", [name for name, row in BASELINES.items() if not row.program.needs_matrix])
 def test_arena_equals_interpreter_for_baselines(name: str) -> None:
     compare_arena(BASELINES[name].program, seed=1, steps=10, rtol=1e-11)
-
-
-def test_arena_refuses_programs_over_rows() -> None:
-    with pytest.raises(ValueError, match="each parameter's own shape"):
-        compile_segmented(parse_program("optforge 1\nx0 = centralise(g)\nupdate x0"))
 
 
 def test_generated_code_contains_no_text_of_the_program() -> None:
