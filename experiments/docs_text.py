@@ -136,7 +136,7 @@ Rows with reductions name a rule for kinds (`rule=reduction`, see `primitives/op
 from primitives.testing import check_op
 
 def test_my_row():
-    check_op(SMOOTH_SIGN)   # shapes, dtypes, stacks, domain, commutativity, formula
+    check_op(SMOOTH_SIGN)  # shapes, dtypes, stacks, domain, commutativity, formula
 ```
 
 ## Blocks
