@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from operator import is_
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,16 @@ from torch import Tensor
 from primitives.program import Program
 from primitives.source import hoist
 
-SMALL = 1 << 14  # elements
+SMALL = 1 << 14  # with fewer elements, waking other threads takes longer than the work
+
+Code = Callable[[list[Any]], object]
+
+
+class Direct(NamedTuple):
+    """Compiled code and its arguments: a tensor's position (True, i), or a size (False, n)."""
+
+    code: Code
+    arguments: tuple[tuple[bool, Any], ...]
 
 
 class Kernel:
@@ -32,16 +41,16 @@ class Kernel:
     Args:
         program: the rule.
         keeps_rest: whether what rounding to the parameter's dtype loses is kept in a tensor of its own.
-        small: whether one thread is enough; waking others takes longer than a few thousand elements.
+        threads: how many share the work on a CPU.
         sides: see `primitives.source.HoistedStep`.
     """
 
     def __init__(
-        self, program: Program, keeps_rest: bool, small: bool, sides: tuple[tuple[int, bool], ...] = ()
+        self, program: Program, keeps_rest: bool, threads: int, sides: tuple[tuple[int, bool], ...] = ()
     ) -> None:
-        self.matrix, self.small = program.needs_matrix, small
-        self._direct: dict[tuple[int, ...], Callable[[Sequence[Tensor]], object]] = {}
-        self._seen: tuple[list[Any], Callable[[list[Any]], object]] | None = None
+        self.matrix, self.threads = program.needs_matrix, threads
+        self._direct: dict[tuple[int, ...], Direct] = {}
+        self._seen: tuple[list[Any], Code] | None = None
         self._compiled = torch.compile(
             _in_place(program, keeps_rest, sides), dynamic=True, fullgraph=True, backend=self._backend
         )
@@ -50,20 +59,23 @@ class Kernel:
         """`x` in the shape that the kernel wants, contiguous: a view if `x` is, else a copy."""
         return x.contiguous().view(x.shape[0], -1) if self.matrix else x.ravel()
 
-    def __call__(self, shape: tuple[int, ...], tensors: Sequence[Tensor]) -> None:
+    def direct(self, tensors: Sequence[Tensor]) -> Direct | None:
+        """How to make the call with `tensors` once the shape of their parameter, the second, is known."""
+        return self._direct.get(tensors[1].shape)
+
+    def __call__(self, tensors: Sequence[Tensor]) -> None:
         """One step in place; `tensors`: numbers, parameter, gradient, live slots and the rest, in `view`'s shape."""
-        direct = self._direct.get(shape)
-        if direct is not None:
-            direct(tensors)
-            return
         bare = [_without_base(t) for t in tensors]
         torch._dynamo.mark_static(bare[0])
         self._seen = None
         self._compiled(*bare)
         if self._seen is not None:
-            direct = _shortcut(bare, *self._seen)
-            if direct is not None:
-                self._direct[shape] = direct
+            arguments, code = self._seen
+            self._seen = None
+            known = [_find(a, bare) if isinstance(a, Tensor) else a for a in arguments]
+            where = [isinstance(a, Tensor) for a in arguments]
+            if None not in known:  # else torch made tensors of its own from ours
+                self._direct[tensors[1].shape] = Direct(code, tuple(zip(where, known, strict=True)))
 
     def _backend(self, graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         """TorchInductor, with a note of the compiled code that each call ends up in."""
@@ -77,9 +89,8 @@ class Kernel:
                 "emulate_precision_casts": True,  # rounding to bfloat16 means it
                 "size_asserts": False,  # `view` has seen to it
                 "alignment_asserts": False,
+                "cpp.threads": self.threads,
             }
-            if self.small:
-                options["cpp.threads"] = 1
             with config.patch(options):
                 compiled = compile_fx_inner(lowered, example)
             code = getattr(compiled, "current_callable", None) or compiled
@@ -119,20 +130,39 @@ class Bound:
         self.tensors = [local.detach(), *(x.to_local() if hasattr(x, "to_local") else x for x in self.held)]
         self.flat = [compiled.view(x) for x in self.tensors]
         self.copies = [(x, f) for x, f in zip(self.tensors, self.flat, strict=True) if not x.is_contiguous()]
-        self.shape, self.dtype = self.flat[0].shape, local.dtype
+        self.dtype = local.dtype
+        self._template: tuple[Code, list[Any], int, int] | None = None
 
     def holds(self, p: Tensor, state: Mapping[str, Tensor]) -> bool:
         """Whether parameter and state are still the tensors that were bound."""
         same = p is self.p and p.data_ptr() == self.pointer
         return same and all(map(is_, map(state.get, self.names), self.held))
 
-    def __call__(self, numbers: Tensor, g: Tensor) -> None:
-        """One step in place; what is no view of its tensor is copied there and back."""
+    def call(self, numbers: Tensor, g: Tensor) -> tuple[Code, list[Any]]:
+        """What to call, with what, for one step in place."""
+        if self._template is None or g.dtype != self.dtype:
+            return self._first, [numbers, g]
+        code, template, first, second = self._template
+        arguments = template.copy()
+        arguments[first], arguments[second] = numbers, self.kernel.view(g)
+        return code, arguments
+
+    def _first(self, arguments: list[Any]) -> None:
+        """A call that may compile. What is no view of its tensor is copied there and back."""
+        numbers, g = arguments
         for x, flat in self.copies:
             flat.copy_(x.reshape(flat.shape))
-        if g.dtype != self.dtype:
-            g = g.to(self.dtype)
-        self.kernel(self.shape, [numbers, self.flat[0], self.kernel.view(g), *self.flat[1:]])
+        tensors = [numbers, self.flat[0], self.kernel.view(g.to(self.dtype)), *self.flat[1:]]
+        direct = self.kernel.direct(tensors)
+        if direct is None:
+            self.kernel(tensors)
+        else:
+            direct.code([tensors[a] if is_tensor else a for is_tensor, a in direct.arguments])
+            known = direct.arguments
+            if not self.copies and known.count((True, 0)) == known.count((True, 2)) == 1:
+                template = [self.flat[max(0, a - 2)] if is_tensor else a for is_tensor, a in known]
+                self._template = (direct.code, template, known.index((True, 0)), known.index((True, 2)))
+                template[self._template[2]] = template[self._template[3]] = None
         for x, flat in self.copies:
             x.copy_(flat.view(x.shape))
 
@@ -170,32 +200,15 @@ def kernel(
     dtype: torch.dtype,
     state_dtype: torch.dtype,
     device: torch.device,
-    small: bool,
+    threads: int,
     sides: tuple[tuple[int, bool], ...],
 ) -> Kernel:
     """The kernel for parameters of `dtype` on `device` whose state has `state_dtype`."""
-    return Kernel(program, dtype != state_dtype, small and device.type == "cpu", sides)
+    return Kernel(program, dtype != state_dtype, threads, sides)
 
 
-def _shortcut(
-    tensors: Sequence[Tensor], arguments: list[Any], code: Callable[[list[Any]], object]
-) -> Callable[[Sequence[Tensor]], object] | None:
-    """How to call `code` for other tensors of the same shapes, or None if its arguments are not just these tensors."""
-    where: list[int | None] = []
-    for argument in arguments:
-        found = [i for i, t in enumerate(tensors) if t is argument]
-        if isinstance(argument, Tensor) and not found:
-            return None
-        where.append(found[0] if found else None)
-
-    sizes = [a for a in arguments if not isinstance(a, Tensor)]
-    order = [len(tensors) + sizes.index(a) if i is None else i for i, a in zip(where, arguments, strict=True)]
-
-    def call(fresh: Sequence[Tensor]) -> object:
-        everything = [*fresh, *sizes]
-        return code([everything[i] for i in order])
-
-    return call
+def _find(x: Tensor, among: Sequence[Tensor]) -> int | None:
+    return next((i for i, t in enumerate(among) if t is x), None)
 
 
 def _without_base(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class Numbers:
         self.program, self.values = program, values
         self.hoisted = hoist(program)
         self._known = self.hoisted.numbers(values)
-        self._kernels: dict[tuple[torch.dtype, torch.dtype, torch.device, bool], Kernel] = {}
+        self._kernels: dict[tuple[torch.dtype, torch.dtype, torch.device, int], Kernel] = {}
         self._rounded: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
         self._rates: dict[torch.dtype, Tensor] = {}
         self._packed: dict[tuple[torch.dtype, torch.device], Tensor] = {}
@@ -49,7 +49,7 @@ class Numbers:
 
     def kernel(self, p: Tensor, state_dtype: torch.dtype) -> Kernel:
         """The compiled step for `p`."""
-        key = (p.dtype, state_dtype, p.device, p.numel() < SMALL)
+        key = (p.dtype, state_dtype, p.device, 1 if p.numel() < SMALL else torch.get_num_threads())
         if key not in self._kernels:
             rounded = [float(n.to(state_dtype)) for n in self._known]
             sides = tuple((i, abs(rounded[at]) >= 0.5) for i, at in self.hoisted.weights.items())

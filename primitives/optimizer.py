@@ -5,28 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from primitives.compiled import Bound
+from primitives.compiled import Bound, Kernel
 from primitives.interpret import Stepped, slot_shape
 from primitives.kinds import Kind, ProgramError
 from primitives.numbers import Numbers
-from primitives.parameters import begin, check_gradient, global_norm, is_sharded, local, placed_like
+from primitives.parameters import begin, global_norm, is_sharded, local, placed_like, refuse
 from primitives.program import Program, check_hypers
 
 _REST = "p"  # a key of the state that no slot can have, because the word is a signal
 
 
-class Move(NamedTuple):
-    """A parameter that has a gradient, with its state."""
-
-    p: Tensor
-    g: Tensor
-    state: dict[str, Any]
+Move = tuple[Tensor, Tensor, dict[str, Any]]  # a parameter, its gradient, its state
 
 
 class ProgramOptimizer(Optimizer):
@@ -168,7 +163,8 @@ class ProgramOptimizer(Optimizer):
             [(p, p.grad) for p in group["params"] if p.grad is not None and p.numel()] for group in self.param_groups
         ]
         for p, g in chain.from_iterable(ready):
-            check_gradient(p, g)  # of all, before any parameter moves
+            if g.layout is not torch.strided or g.is_complex():
+                refuse(p, g)  # before any parameter moves
         self._before_step()
         signals = {}
         if "global_norm" in self._reads():
@@ -177,15 +173,14 @@ class ProgramOptimizer(Optimizer):
         for group, pairs in zip(self.param_groups, ready, strict=True):
             scalars = {name: _scalar(group[name]) for name in self._hyper_names()} | signals
             scalars["lr"] = self._rate(group)
-            moves = [Move(p, -g if group["maximize"] else g, self._state(p)) for p, g in pairs]
-            if moves:
-                torch._foreach_add_([move.state["step"] for move in moves], 1)
             together: dict[tuple[bool, float], list[Move]] = {}  # parameters may differ in program and step
-            for move in moves:
-                together.setdefault((move.p.ndim < 2, move.state["step"].item()), []).append(move)
-            for (_, step), some in together.items():
-                program = self._program(some[0].p)
-                run(some, self._numbers(program, scalars, step))
+            for p, g in pairs:
+                state = self.state[p] or self._begin(p)
+                step = state["step"].item() + 1
+                state["step"].fill_(step)
+                together.setdefault((p.ndim < 2, step), []).append((p, -g if group["maximize"] else g, state))
+            for (_, step), moves in together.items():
+                run(moves, self._numbers(self._program(moves[0][0]), scalars, step))
 
     def _numbers(self, program: Program, scalars: dict[str, Tensor], step: float) -> Numbers:
         values = scalars | {"step": _scalar(step)}
@@ -193,17 +188,15 @@ class ProgramOptimizer(Optimizer):
             values["progress"] = values["step"] / self.total_steps
         return Numbers(program, values)
 
-    def _state(self, p: Tensor) -> dict[str, Any]:
-        """State of `p`, begun if there is none."""
-        state = self.state[p]
-        if not state:
-            dtype = self._dtype(p)
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            with torch.no_grad():
-                for slot in self.route(p).state:
-                    state[slot.name] = begin(slot, p).to(dtype)
-                if dtype != p.dtype:
-                    state[_REST] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
+    def _begin(self, p: Tensor) -> dict[str, Any]:
+        """State of `p` before its first step."""
+        state, dtype = self.state[p], self._dtype(p)
+        state["step"] = torch.zeros((), dtype=torch.float32)
+        with torch.no_grad():
+            for slot in self.route(p).state:
+                state[slot.name] = begin(slot, p).to(dtype)
+            if dtype != p.dtype:
+                state[_REST] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
         return state
 
     def _dtype(self, p: Tensor) -> torch.dtype:
@@ -246,15 +239,18 @@ class ProgramOptimizer(Optimizer):
 
     def _step_compiled(self, moves: list[Move], numbers: Numbers) -> None:
         calls = []
+        packed: dict[Kernel, Tensor] = {}
         for p, g, state in moves:
-            if not g.numel():  # nothing of a sharded parameter is here
-                continue
             bound = self._bound.get(id(p))
             if bound is None or not bound.holds(p, state):
                 self._bound[id(p)] = bound = self._bind(p, state, numbers)
-            calls.append((bound, local(g), numbers.packed(self._dtype(p), bound.device)))
-        for bound, g, packed in calls:  # apart, because each call empties the caches that Python needs
-            bound(packed, g)
+            if bound.kernel not in packed:
+                packed[bound.kernel] = numbers.packed(self._dtype(p), bound.device)
+            g = local(g)
+            if g.numel():  # a shard may be empty
+                calls.append(bound.call(packed[bound.kernel], g))
+        for code, arguments in calls:  # apart, because each empties the caches that Python needs
+            code(arguments)
 
     def _bind(self, p: Tensor, state: dict[str, Any], numbers: Numbers) -> Bound:
         """Compiled code reads memory unchecked, so that everything is checked here."""

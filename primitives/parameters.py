@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -36,12 +37,10 @@ def is_sharded(x: Tensor) -> bool:
     return any(not placement.is_replicate() for placement in getattr(x, "placements", ()))
 
 
-def check_gradient(p: Tensor, g: Tensor) -> None:
-    """`ProgramError` if no program can make use of `g`."""
-    sparse = g.layout is not torch.strided
-    if sparse or p.is_complex():
-        kind = "sparse gradients" if sparse else "complex parameters"
-        raise ProgramError(f"programs do not define a meaning for {kind} (parameter of shape {tuple(p.shape)})")
+def refuse(p: Tensor, g: Tensor) -> NoReturn:
+    """`ProgramError` for a gradient that is sparse or complex."""
+    kind = "complex parameters" if g.layout is torch.strided else "sparse gradients"
+    raise ProgramError(f"programs do not define a meaning for {kind} (parameter of shape {tuple(p.shape)})")
 
 
 def global_norm(gradients: Iterable[Tensor | None]) -> Tensor:
