@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.comparison import finite_or_null
 from experiments.errors import UserError
-from experiments.files import write_atomic
+from experiments.files import check_can_write, write_atomic
 from experiments.programs import resolve_program
 from experiments.statistics import Interval, mean_interval
 from primitives import Const, Instr, Kind, Program, print_program
@@ -80,6 +80,7 @@ def ablate_command(name: str, *, task: str, seeds: int, steps: int | None, json_
 
     torch.set_num_threads(1)
     _, program = resolve_program(name)
+    check_can_write("--json", json_file)
     if seeds < 2:
         raise UserError(f"--seeds must be at least 2, got {seeds}")
     protocol = Protocol(get_task(task), LADDER, tuple(range(seeds)), steps or 0)

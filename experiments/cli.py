@@ -16,6 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 INTERRUPTED = 130
 MISUSE = 2
+MAX_SEED = 2**63 - 1  # what torch's generators take
 
 app = typer.Typer(
     name="optforge",
@@ -55,7 +56,9 @@ def command(function: F) -> F:
 
 
 TaskName = Annotated[str, typer.Option("--task", metavar="NAME", help="What to train on; see: optforge tasks")]
-Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Of initial weights, batches and chance in general.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Of initial weights, batches and chance in general.")
+]
 Steps = Annotated[int | None, typer.Option(min=1, metavar="N", help="Length of a run.", show_default="the task's own")]
 RunDir = Annotated[
     Path | None,
@@ -106,7 +109,9 @@ def search(
     start: Annotated[
         str | None, typer.Option(metavar="PROGRAM", help="What evolution starts from.", show_default="adamw")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of all randomness.", show_default="0")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Of all randomness.", show_default="0")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Processes that evaluate.")] = None,
     steps: Steps = None,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="Named settings, as in: minutes")] = None,

@@ -12,7 +12,7 @@ from experiments.batches import Progress, train_all
 from experiments.comparison import LADDER, SEEDS, TUNE_SEEDS, Comparison, Protocol
 from experiments.entries import make_entry, runs_of
 from experiments.errors import UserError
-from experiments.files import write_atomic
+from experiments.files import check_can_write, write_atomic
 from experiments.ladder import tune
 from experiments.provenance import data_hash, provenance
 from experiments.statistics import compare_pairs
@@ -170,8 +170,7 @@ def compare_command(
             raise UserError(f"{what} must be at least 1, got {count}")
     if tune_seeds > SEEDS[0] - TUNE_SEEDS[0]:
         raise UserError(f"--tune-seeds must be at most {SEEDS[0] - TUNE_SEEDS[0]}, got {tune_seeds}")
-    if json is not None and (json.is_dir() or not json.absolute().parent.is_dir()):
-        raise UserError(f"--json {json} cannot be written: its folder does not exist or it is itself one")
+    check_can_write("--json", json)
     folder = new_run_dir(run_dir, "compare", chosen.name)
     try:
         with comparison_progress() as progress:

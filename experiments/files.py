@@ -6,6 +6,14 @@ import os
 import tempfile
 from pathlib import Path
 
+from experiments.errors import UserError
+
+
+def check_can_write(option: str, path: Path | None) -> None:
+    """Raise `UserError` if `path`, given as `option`, is a folder or in none: before the work, not after it."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise UserError(f"{option} {path} cannot be written: its folder does not exist or it is itself one")
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write `content` (text as UTF-8) to `path`: readers see the old file or the whole new one, never a part.

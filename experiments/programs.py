@@ -34,6 +34,8 @@ def resolve_program(text: str) -> tuple[str, Program]:
         UserError: if there is no such thing, with the nearest valid names.
         ProgramError: if a file or hall of fame holds text that is no program; it names the file and the line.
     """
+    if not text.strip():
+        raise UserError(f"a PROGRAM is missing; name an optimizer ({', '.join(BASELINES)}), a file or RUN_DIR#RANK")
     if text in BASELINES:
         return text, BASELINES[text].program
     if text in NAMED:
@@ -124,7 +126,7 @@ def _read(path: Path, limit: int) -> str:
     if len(data) > limit:
         raise ProgramError(f"{path} is too large for a program (more than {limit} bytes)")
     try:
-        return data.decode("utf-8").replace("\r\n", "\n")
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ProgramError(f"{path} is not a text file (byte {error.start} is not UTF-8)") from None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.errors import UserError, unknown
-from experiments.files import write_atomic
+from experiments.files import check_can_write, write_atomic
 from experiments.programs import resolve_program
 from experiments.tasks import get_task
 from primitives import print_program, subset
@@ -92,6 +92,7 @@ def run_search(options: SearchOptions) -> bool:
     from search.workers import Workers
 
     torch.set_num_threads(1)  # the workers have the other cores; two threads that wait for each other lose tenfold
+    check_can_write("--json", options.json)
     options = _with_preset(options)
     ledger, config = _open(options)
     evolution = Evolution(
@@ -119,6 +120,8 @@ def run_search(options: SearchOptions) -> bool:
         view.summary(search, interrupted=not finished)
         if search.best:
             conclude(options.run_dir, options.json, config, search, fast=not finished)
+        elif finished and not search.statistics.trained:
+            raise UserError("the time was over before the first batch; go on with --resume and more --minutes")
         elif finished:
             raise UserError(f"none of {search.statistics.trained} programs could be trained; try another --start")
     finally:
@@ -183,7 +186,10 @@ def _with_preset(options: SearchOptions) -> SearchOptions:
         options = replace(options, **{n: v for n, v in preset.items() if getattr(options, n) is None})
     stored = options.run_dir / BUDGET
     if options.resume and options.programs is None and options.minutes is None and stored.is_file():
-        options = replace(options, **json.loads(stored.read_text()))
+        try:
+            options = replace(options, **json.loads(stored.read_text()))
+        except (ValueError, TypeError):
+            raise UserError(f"{stored} is damaged; say how far to go with --programs or --minutes") from None
     if options.programs is None and options.minutes is None:
         options = replace(options, **PRESETS["minutes"])
     return options

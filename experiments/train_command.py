@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import UserError
-from experiments.files import write_atomic
+from experiments.files import check_can_write, write_atomic
 from experiments.programs import describe, resolve_program
 from experiments.provenance import provenance
 from experiments.results import RunResult
@@ -38,8 +37,7 @@ def train_command(
     """
     problem = get_task(task)
     name, program = resolve_program(optimizer)
-    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
-        raise UserError(f"--json {json_file} cannot be written: its folder does not exist, or it is one itself")
+    check_can_write("--json", json_file)
     folder = new_run_dir(run_dir, "train", task)
     try:
         from experiments.training import train

@@ -98,8 +98,12 @@ def _parse_lines(lines: list[tuple[int, str]], fallback: Program | None) -> Prog
         try:
             if found := _HYPER.fullmatch(line):
                 hypers.append(Hyper(found[1], float(found[2]), found[3]))
+                if any(hyper.name == found[1] for hyper in hypers[:-1]):
+                    raise ProgramError(f"hyper {found[1]!r} is named twice")
             elif found := _SLOT.fullmatch(line):
                 slots.append(Slot(found[1], _parse_kind(found[3]), _parse_init(found[2])))
+                if any(slot.name == found[1] for slot in slots[:-1]):
+                    raise ProgramError(f"slot {found[1]!r} is named twice")
             elif found := _UPDATE.fullmatch(line):
                 if update is not None:
                     raise ProgramError("update is given twice")

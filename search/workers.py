@@ -45,10 +45,12 @@ class Workers:
         self.pool = None if count == 0 else self._start()
 
     def _start(self) -> ProcessPoolExecutor:
-        methods = multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
+        forks = "forkserver" in multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("forkserver" if forks else "spawn")
+        if forks:
             context.set_forkserver_preload(["search.population"])  # import torch and lightning once, not per worker
+            if threading.current_thread() is threading.main_thread():
+                _start_forkserver()
         return ProcessPoolExecutor(self.count, mp_context=context, initializer=_initialise, initargs=(self.factory,))
 
     def submit(self, programs: Sequence[Program]) -> Job:
@@ -61,7 +63,11 @@ class Workers:
     def _send(self, job: Job) -> None:
         if self.pool is not None:
             job.attempts += 1
-            job.future = self.pool.submit(_evaluate, [print_program(p) for p in job.programs])
+            try:
+                job.future = self.pool.submit(_evaluate, [print_program(p) for p in job.programs])
+            except KeyboardInterrupt:  # while processes start: what they were asked for must not start after all
+                _kill_forkserver()
+                raise
 
     def result(self, job: Job) -> list[Fitness]:
         """Wait for a batch. Programs whose worker died in every attempt come back as failed."""
@@ -96,6 +102,25 @@ class Workers:
             self.pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.kill()
+
+
+def _start_forkserver() -> None:
+    """Start it deaf to Ctrl-C, which reaches every process of a terminal: the driver decides what it means."""
+    from multiprocessing import forkserver
+
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _kill_forkserver() -> None:
+    from multiprocessing import forkserver
+
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
 
 
 def _initialise(factory: Callable[[], Evaluator]) -> None:
