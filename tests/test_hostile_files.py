@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from baselines import BASELINES
 from experiments.errors import UserError
 from experiments.programs import HALL_OF_FAME, resolve_program
-from primitives import ProgramError
+from primitives import ProgramError, print_program
 
 GOOD = "optforge 1\nx0 = sign(g)\nupdate x0\n"
 
@@ -19,7 +20,6 @@ FILES = {
     # name: (bytes of the file, what the sentence says)
     "not UTF-8": (GOOD.encode() + b"# \xff\xfe", r"not a text file \(byte 36 is not UTF-8\)"),
     "UTF-16": (GOOD.encode("utf-16"), "not a text file"),
-    "byte order mark": (b"\xef\xbb\xbf" + GOOD.encode(), "expected the first line to be 'optforge 1'"),
     "NUL bytes": (GOOD.replace("sign", "si\0gn").encode(), r"line 2: 'x0 = si\\x00gn\(g\)'"),
     "NUL bytes only": (b"\0" * 100_000, "expected the first line|longer than"),
     "nothing": (b"", "got nothing"),
@@ -110,3 +110,9 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     name, kilobytes = done.stdout.split()
     assert name == "ProgramError", done.stderr
     assert int(kilobytes) < 32_000
+
+
+def test_a_byte_order_mark_as_editors_write_it_is_no_part_of_the_text(tmp_path):
+    path = tmp_path / "lion.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + print_program(BASELINES["lion"].program).encode())
+    assert resolve_program(str(path)) == ("lion", BASELINES["lion"].program)
