@@ -17,6 +17,7 @@ from primitives.kinds import Kind, ProgramError
 from primitives.numbers import Numbers
 from primitives.parameters import begin, global_norm, is_sharded, local, placed_like, refuse
 from primitives.program import Program, check_hypers
+from primitives.routing import route
 
 _REST = "p"  # a key of the state that no slot can have, because the word is a signal
 
@@ -271,8 +272,7 @@ class ProgramOptimizer(Optimizer):
 
     def _program(self, p: Tensor) -> Program:
         """The program that trains `p`, which can be trained."""
-        program = self.program
-        return program.fallback if p.ndim < 2 and program.needs_matrix else program  # type: ignore[return-value]
+        return route(self.program, p.shape)
 
     def route(self, p: Tensor) -> Program:
         """The program that trains `p`: the fallback for parameters without rows and columns, if it is needed.
@@ -280,14 +280,7 @@ class ProgramOptimizer(Optimizer):
         Raises:
             ProgramError: if the program cannot train `p`.
         """
-        program = self.program
-        if p.ndim < 2 and program.needs_matrix:
-            if program.fallback is None:
-                raise ProgramError(
-                    f"this program works on rows and columns, but a parameter has shape {tuple(p.shape)}; "
-                    "give the program a fallback for such parameters"
-                )
-            program = program.fallback
+        program = route(self.program, p.shape)
         if (program.reduces or program.needs_matrix) and is_sharded(p):
             raise ProgramError(
                 f"this program mixes the elements of a parameter, of which a shard of {tuple(p.shape)} has only some; "

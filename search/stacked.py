@@ -10,6 +10,7 @@ from torch import Tensor
 
 from primitives import Program
 from primitives.interpret import initial_slot
+from primitives.routing import route
 from primitives.source import compile_step
 from search.merged import Listing, MergedRules, Table, dictionary_order, listing
 
@@ -86,12 +87,7 @@ class _MatrixGroup:
         self.sizes = [prod(s) for s in shapes]
         self.shapes = [s or torch.Size((1,)) for s in shapes]
         self.parameters = self._split(stretch)
-        self.programs: list[Program] = []
-        for shape in shapes:
-            chosen = program if len(shape) >= 2 else program.fallback
-            if chosen is None:
-                raise ValueError(f"the program works on rows and columns and has no fallback for shape {tuple(shape)}")
-            self.programs.append(chosen)
+        self.programs = [route(program, shape) for shape in shapes]
         self.state: list[dict[str, Tensor]] = []
 
     def _split(self, x: Tensor) -> list[Tensor]:
