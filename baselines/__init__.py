@@ -2,7 +2,8 @@
 
 from baselines.adafactor import AdaFactor
 from baselines.adamw import AdamW
+from baselines.base import HandWritten
 from baselines.lion import Lion
-from baselines.table import BASELINES, NAMED, Baseline
+from baselines.table import BASELINES, NAMED, Baseline, Oracle
 
-__all__ = ["BASELINES", "NAMED", "AdaFactor", "AdamW", "Baseline", "Lion"]
+__all__ = ["BASELINES", "NAMED", "AdaFactor", "AdamW", "Baseline", "HandWritten", "Lion", "Oracle"]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
+from baselines.base import HandWritten, Lists
 from baselines.checks import check_not_negative, check_positive
 from primitives import Builder, Kind, Program
 from primitives.builder import Expr
 
 
-class AdaFactor(Optimizer):
+class AdaFactor(HandWritten):
     """Second moments of a matrix as an outer product of row and column means: n + m numbers instead of n · m.
 
     Variant: the paper's update clipping and its decay that increases with the step, ``1 - step^-decay``; the step is
@@ -39,36 +39,31 @@ class AdaFactor(Optimizer):
         eps: tuple[float, float] = (1e-30, 1e-3),
         clip_threshold: float = 1.0,
         weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
-        check_not_negative(lr=lr, decay=decay, weight_decay=weight_decay)
-        check_positive(clip_threshold=clip_threshold)
-        if not (isinstance(eps, tuple | list) and len(eps) == 2):
-            raise ValueError(f"eps must be two numbers, got {eps!r}")
-        check_not_negative(**{"eps[0]": eps[0], "eps[1]": eps[1]})
-        options = {"lr": lr, "decay": decay, "eps": eps, "clip_threshold": clip_threshold}
-        super().__init__(params, {**options, "weight_decay": weight_decay})
+        options = {"lr": lr, "decay": decay, "eps": eps, "clip_threshold": clip_threshold, "weight_decay": weight_decay}
+        super().__init__(params, options, maximize=maximize, state_dtype=state_dtype)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient; returns the closure's loss, if one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._step(p, p.grad, group)
-        return loss
+    def _check(self, group: dict[str, Any]) -> None:
+        check_not_negative(group, "lr", "decay", "weight_decay")
+        check_positive(group, "clip_threshold")
+        if not (isinstance(group["eps"], tuple | list) and len(group["eps"]) == 2):
+            raise ValueError(f"eps must be two numbers, got {group['eps']!r}")
+        check_not_negative(group, "eps")
 
-    def _step(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
-        state, (eps1, eps2) = self.state[p], group["eps"]
-        if not state:
-            state["step"] = torch.zeros(())
-            shapes = {"row": (len(p), 1), "col": (1, p[0].numel())} if p.ndim >= 2 else {"v": p.shape}
-            state |= {name: p.new_zeros(shape) for name, shape in shapes.items()}
-        state["step"] += 1
-        weight = state["step"].item() ** -group["decay"]  # one minus the decay: all of the first gradient
+    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        shapes = {"row": (len(p), 1), "col": (1, p[0].numel())} if p.ndim >= 2 else {"v": p.shape}
+        return {name: p.new_zeros(shape) for name, shape in shapes.items()}
+
+    def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
+        for i, (p, g) in enumerate(zip(params, grads, strict=True)):  # each shape has its own means
+            self._update_one(group, p, g, {name: values[i] for name, values in state.items()}, step)
+
+    def _update_one(self, group: dict[str, Any], p: Tensor, g: Tensor, state: dict[str, Tensor], step: int) -> None:
+        eps1, eps2 = group["eps"]
+        weight = step ** -group["decay"]  # one minus the decay: all of the first gradient
         squared = g.square() + eps1
         if p.ndim >= 2:
             squared = squared.flatten(1)

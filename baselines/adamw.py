@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
+from baselines.base import HandWritten, Lists
 from baselines.checks import check_beta, check_not_negative
 from primitives import Builder, Program
 from primitives.blocks import debias, decoupled_weight_decay, momentum, rms_normalise
 
 
-class AdamW(Optimizer):
+class AdamW(HandWritten):
     """Adam with decoupled weight decay, as in `torch.optim.AdamW`: the decay is scaled by the learning rate.
 
     Variant: epsilon is added outside the square root, to the bias-corrected second moment (Kingma & Ba 2015,
@@ -27,36 +28,30 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
-        check_not_negative(lr=lr, eps=eps, weight_decay=weight_decay)
-        check_beta(betas=betas)
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, options, maximize=maximize, state_dtype=state_dtype)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient; returns the closure's loss, if one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            lr, (beta1, beta2) = group["lr"], group["betas"]
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["step"] = torch.zeros(())
-                    state["m"] = torch.zeros_like(p)
-                    state["v"] = torch.zeros_like(p)
-                state["step"] += 1
-                t = state["step"].item()
-                m = state["m"].lerp_(p.grad, 1 - beta1)
-                v = state["v"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-                denominator = (v / (1 - beta2**t)).sqrt_().add_(group["eps"])
-                p.mul_(1 - lr * group["weight_decay"])
-                p.addcdiv_(m, denominator, value=-lr / (1 - beta1**t))
-        return loss
+    def _check(self, group: dict[str, Any]) -> None:
+        check_not_negative(group, "lr", "eps", "weight_decay")
+        check_beta(group, "betas")
+
+    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {"m": torch.zeros_like(p), "v": torch.zeros_like(p)}
+
+    def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
+        lr, (beta1, beta2), m, v = group["lr"], group["betas"], state["m"], state["v"]
+        torch._foreach_lerp_(m, grads, 1 - beta1)
+        torch._foreach_mul_(v, beta2)
+        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
+        denominator = torch._foreach_div(v, 1 - beta2**step)
+        torch._foreach_sqrt_(denominator)
+        torch._foreach_add_(denominator, group["eps"])
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        torch._foreach_addcdiv_(params, m, denominator, -lr / (1 - beta1**step))
 
 
 def program() -> Program:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
+from baselines.base import HandWritten, Lists
 from baselines.checks import check_beta, check_not_negative
 from primitives import Builder, Program
 from primitives.blocks import decoupled_weight_decay, momentum
 
 
-class Lion(Optimizer):
+class Lion(HandWritten):
     """Evolved sign momentum: the sign of one interpolation steps, a second, slower one is remembered.
 
     Variant: two betas as in the paper (write-ups with a single one compute something else), and decoupled weight
@@ -26,30 +27,27 @@ class Lion(Optimizer):
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
-        check_not_negative(lr=lr, weight_decay=weight_decay)
-        check_beta(betas=betas)
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        options = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        super().__init__(params, options, maximize=maximize, state_dtype=state_dtype)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient; returns the closure's loss, if one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            lr, (beta1, beta2) = group["lr"], group["betas"]
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["m"] = torch.zeros_like(p)
-                direction = state["m"].lerp(p.grad, 1 - beta1).sign_()
-                p.mul_(1 - lr * group["weight_decay"]).add_(direction, alpha=-lr)
-                state["m"].lerp_(p.grad, 1 - beta2)
-        return loss
+    def _check(self, group: dict[str, Any]) -> None:
+        check_not_negative(group, "lr", "weight_decay")
+        check_beta(group, "betas")
+
+    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {"m": torch.zeros_like(p)}
+
+    def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
+        lr, (beta1, beta2), m = group["lr"], group["betas"], state["m"]
+        direction = torch._foreach_lerp(m, grads, 1 - beta1)
+        torch._foreach_sign_(direction)
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(params, direction, alpha=-lr)
+        torch._foreach_lerp_(m, grads, 1 - beta2)
 
 
 def program() -> Program:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch.optim.optimizer import Optimizer
 
@@ -14,32 +16,90 @@ from primitives import Program
 
 
 @dataclass(frozen=True)
+class Oracle:
+    """Somebody else's implementation of the same rule, which tests compare with.
+
+    Attributes:
+        path: module and class, as in ``torch.optim.AdamW``.
+        options: what it must be told to mean the same as our defaults, beside the hyperparameters.
+        renamed: hyperparameters that it calls by other names, ours to theirs; None for one that it does not have.
+        note: where the two differ, and hence are not compared.
+    """
+
+    path: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    renamed: Mapping[str, str | None] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Baseline:
     """A hand-written optimizer and its program; each is the oracle of the other.
 
-    `lr_range` is where its best learning rate usually lies for networks trained from scratch.
+    Attributes:
+        name: as in commands, lower case with dashes.
+        optimizer: the hand-written form.
+        build: makes the program.
+        paper: authors, year and where to find it.
+        lr_range: where the best learning rate usually lies for networks trained from scratch.
+        oracles: independent implementations.
+        full_batch: whether the rule is meant for gradients of the whole training set.
     """
 
     name: str
-    optimizer: type[Optimizer]
+    optimizer: Callable[..., Optimizer]
     build: Callable[[], Program]
     paper: str
     lr_range: tuple[float, float]
+    oracles: tuple[Oracle, ...] = ()
+    full_batch: bool = False
 
     @cached_property
     def program(self) -> Program:
         """The rule in the primitive language, with the paper's default hyperparameters."""
         return self.build()
 
+    def by_hand(self, **hypers: float) -> dict[str, Any]:
+        """The program's hyperparameters, with `hypers` in place of defaults, as the hand-written form names them.
+
+        Numbered ones are gathered: ``beta1`` and ``beta2`` become ``betas=(…, …)``, ``eps1`` and ``eps2`` ``eps``.
+        """
+        gathered: dict[str, list[float]] = {}
+        options: dict[str, Any] = {}
+        for name, value in (self.program.defaults() | hypers).items():
+            if numbered := re.fullmatch(r"(beta|eps)[0-9]", name):
+                gathered.setdefault({"beta": "betas", "eps": "eps"}[numbered[1]], []).append(value)
+            else:
+                options[name] = value
+        return options | {name: tuple(values) for name, values in gathered.items()}
+
 
 BASELINES: dict[str, Baseline] = {
     row.name: row
     for row in (
-        Baseline("adamw", adamw.AdamW, adamw.program, "Loshchilov & Hutter 2019, arXiv:1711.05101", (3e-4, 1e-2)),
         Baseline(
-            "adafactor", adafactor.AdaFactor, adafactor.program, "Shazeer & Stern 2018, arXiv:1804.04235", (1e-2, 1e-1)
+            "adamw",
+            adamw.AdamW,
+            adamw.program,
+            "Loshchilov & Hutter 2019, arXiv:1711.05101",
+            (3e-4, 1e-2),
+            (Oracle("torch.optim.AdamW"),),
         ),
-        Baseline("lion", lion.Lion, lion.program, "Chen et al. 2023, arXiv:2302.06675", (3e-5, 1e-3)),
+        Baseline(
+            "adafactor",
+            adafactor.AdaFactor,
+            adafactor.program,
+            "Shazeer & Stern 2018, arXiv:1804.04235",
+            (1e-2, 1e-1),
+        ),
+        Baseline(
+            "lion",
+            lion.Lion,
+            lion.program,
+            "Chen et al. 2023, arXiv:2302.06675",
+            (3e-5, 1e-3),
+            (Oracle("lion_pytorch.Lion"),),
+        ),
     )
 }
 

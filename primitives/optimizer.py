@@ -15,12 +15,9 @@ from primitives.compiled import Bound, Kernel
 from primitives.interpret import Stepped, slot_shape
 from primitives.kinds import Kind, ProgramError
 from primitives.numbers import Numbers
-from primitives.parameters import begin, global_norm, is_sharded, local, placed_like, refuse
+from primitives.parameters import REST, begin, global_norm, is_sharded, load_unrounded, local, placed_like, refuse
 from primitives.program import Program, check_hypers
 from primitives.routing import route
-
-_REST = "p"  # a key of the state that no slot can have, because the word is a signal
-
 
 Move = tuple[Tensor, Tensor, dict[str, Any]]  # a parameter, its gradient, its state
 
@@ -128,25 +125,7 @@ class ProgramOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load as torch does, except that state is never rounded to the dtype of the parameter."""
-        seen = [state_dict]
-        hook = self.register_load_state_dict_pre_hook(lambda _, final: seen.append(final))  # after the user's hooks
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            hook.remove()
-        saved = seen[-1]
-        names = chain.from_iterable(g["params"] for g in saved["param_groups"])
-        own = chain.from_iterable(g["params"] for g in self.param_groups)
-        for name, p in zip(names, own, strict=True):
-            for key, value in saved["state"].get(name, {}).items():
-                if key == "step":
-                    self.state[p][key] = value.detach().clone()
-                elif isinstance(value, Tensor):
-                    self.state[p][key] = value.detach().to(p.device, self._dtype(p), copy=True)
-            if p in self.state and self._dtype(p) != p.dtype:
-                self.state[p].setdefault(_REST, torch.zeros_like(p, dtype=self._dtype(p), requires_grad=False))
-            elif p in self.state:
-                self.state[p].pop(_REST, None)
+        load_unrounded(self, super().load_state_dict, state_dict, self._dtype)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -197,7 +176,7 @@ class ProgramOptimizer(Optimizer):
             for slot in self.route(p).state:
                 state[slot.name] = begin(slot, p).to(dtype)
             if dtype != p.dtype:
-                state[_REST] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
+                state[REST] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
         return state
 
     def _dtype(self, p: Tensor) -> torch.dtype:
@@ -224,17 +203,17 @@ class ProgramOptimizer(Optimizer):
     def _step_parameter(self, p: Tensor, g: Tensor, state: dict[str, Any], numbers: Numbers) -> None:
         program, dtype = numbers.program, self._dtype(p)
         held = local(p)
-        whole = held.to(dtype) + local(state[_REST]) if _REST in state else held
+        whole = held.to(dtype) + local(state[REST]) if REST in state else held
         inputs = {"g": local(g).to(dtype), "p": whole} | {s.name: local(state[s.name]) for s in program.state}
         update, following = self._execute(p, program, inputs, numbers)
         for slot, arg, value in zip(program.state, program.next_state, following, strict=True):
             own = type(arg) is int and slot.kind is Kind.TENSOR  # a fresh tensor; anything else may alias
             value = value if own else value.to(dtype).expand(inputs[slot.name].shape).clone()
             state[slot.name] = placed_like(state[slot.name], value)
-        if _REST in state:
+        if REST in state:
             whole = whole - numbers.rate(dtype) * update
             held.copy_(whole)
-            state[_REST] = placed_like(state[_REST], whole - held.to(dtype))
+            state[REST] = placed_like(state[REST], whole - held.to(dtype))
         else:
             held.sub_(numbers.rate(dtype) * update)
 
@@ -256,9 +235,7 @@ class ProgramOptimizer(Optimizer):
     def _bind(self, p: Tensor, state: dict[str, Any], numbers: Numbers) -> Bound:
         """Compiled code reads memory unchecked, so that everything is checked here."""
         held, dtype = local(p), self._dtype(p)
-        kinds = {s.name: s.kind for s in numbers.program.live_state} | (
-            {_REST: Kind.TENSOR} if dtype != p.dtype else {}
-        )
+        kinds = {s.name: s.kind for s in numbers.program.live_state} | ({REST: Kind.TENSOR} if dtype != p.dtype else {})
         for name, kind in kinds.items():
             x = state.get(name)
             if x is None or x.shape != slot_shape(kind, p.shape) or local(x).device != held.device:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
 from primitives.interpret import initial_slot
 from primitives.kinds import Kind, ProgramError, Slot
+
+REST = "p"
+"""Key of the state for what rounding takes from a parameter; no slot can have it, because the word is a signal."""
 
 
 def local(x: Tensor) -> Tensor:
@@ -40,7 +45,7 @@ def is_sharded(x: Tensor) -> bool:
 def refuse(p: Tensor, g: Tensor) -> NoReturn:
     """`ProgramError` for a gradient that is sparse or complex."""
     kind = "complex parameters" if g.layout is torch.strided else "sparse gradients"
-    raise ProgramError(f"programs do not define a meaning for {kind} (parameter of shape {tuple(p.shape)})")
+    raise ProgramError(f"update rules do not define a meaning for {kind} (parameter of shape {tuple(p.shape)})")
 
 
 def global_norm(gradients: Iterable[Tensor | None]) -> Tensor:
@@ -52,3 +57,37 @@ def global_norm(gradients: Iterable[Tensor | None]) -> Tensor:
 def whole(x: Tensor) -> Tensor:
     """A distributed tensor with all its elements; any other tensor itself."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def load_unrounded(
+    optimizer: Optimizer,
+    load: Callable[[dict[str, Any]], None],
+    state_dict: dict[str, Any],
+    dtype: Callable[[Tensor], torch.dtype],
+) -> None:
+    """Call torch's `load`, then undo that it rounds state to the dtype of its parameter; `dtype` says what it shall be.
+
+    What rounding takes from a parameter is kept in ``state[REST]`` if, and only if, the two dtypes differ.
+    """
+    seen = [state_dict]
+    hook = optimizer.register_load_state_dict_pre_hook(lambda _, final: seen.append(final))  # after the user's hooks
+    try:
+        load(state_dict)
+    finally:
+        hook.remove()
+    saved = seen[-1]
+    names = chain.from_iterable(g["params"] for g in saved["param_groups"])
+    own = chain.from_iterable(g["params"] for g in optimizer.param_groups)
+    for name, p in zip(names, own, strict=True):
+        state = optimizer.state.get(p)
+        if state is None:
+            continue
+        for key, value in saved["state"].get(name, {}).items():
+            if key == "step":
+                state[key] = value.detach().clone()
+            elif isinstance(value, Tensor):
+                state[key] = value.detach().to(p.device, dtype(p), copy=True)
+        if dtype(p) != p.dtype:
+            state.setdefault(REST, torch.zeros_like(p, dtype=dtype(p), requires_grad=False))
+        else:
+            state.pop(REST, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -38,15 +38,6 @@ OPTIONS: dict[str, list[dict[str, float]]] = {
 CASES = [(name, options) for name in BASELINES for options in OPTIONS[name]]
 
 
-def by_hand(options: Mapping[str, float], defaults: Mapping[str, float]) -> dict[str, object]:
-    """The program's hyperparameters as hand-written optimizers name them."""
-    values: dict[str, object] = dict(defaults) | options
-    for name in ("beta", "eps"):
-        if f"{name}1" in values:
-            values[f"{name}s" if name == "beta" else name] = (values.pop(f"{name}1"), values.pop(f"{name}2"))
-    return values
-
-
 def train(
     make: Callable[[list[nn.Parameter]], Optimizer], steps: int = STEPS, scale: float = 1.0
 ) -> list[list[Tensor]]:
@@ -74,7 +65,7 @@ def test_every_baseline_has_cases() -> None:
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_hand_written_equals_program(name: str, options: dict[str, float]) -> None:
     row = BASELINES[name]
-    hand = train(lambda ps: row.optimizer(ps, lr=0.01, **by_hand(options, row.program.defaults())))  # type: ignore[call-arg]
+    hand = train(lambda ps: row.optimizer(ps, lr=0.01, **row.by_hand(**options)))  # type: ignore[call-arg]
     program = train(lambda ps: ProgramOptimizer(ps, row.program, lr=0.01, **options))
     assert_equal(hand, program)
     moved = max(float((a - b).abs().max()) for a, b in zip(hand[0], hand[-1], strict=True))
@@ -85,13 +76,13 @@ def test_hand_written_equals_program(name: str, options: dict[str, float]) -> No
 def test_both_forms_have_the_same_defaults(name: str) -> None:
     row = BASELINES[name]
     p = [nn.Parameter(torch.zeros(1))]
-    hand, program = row.optimizer(p).defaults, row.program.defaults()
-    assert {k: hand[k] for k in by_hand({}, program)} == by_hand({}, program)
+    hand = row.optimizer(p).defaults
+    assert {k: hand[k] for k in row.by_hand()} == row.by_hand()
 
 
 @pytest.mark.parametrize("options", OPTIONS["adamw"])
 def test_adamw_is_that_of_torch(options: dict[str, float]) -> None:
-    values = by_hand(options, BASELINES["adamw"].program.defaults())
+    values = BASELINES["adamw"].by_hand(**options)
     assert_equal(
         train(lambda ps: AdamW(ps, lr=0.01, **values)),  # type: ignore[arg-type]
         train(lambda ps: torch.optim.AdamW(ps, lr=0.01, **values)),  # type: ignore[arg-type]
@@ -101,13 +92,14 @@ def test_adamw_is_that_of_torch(options: dict[str, float]) -> None:
 def test_adamw_has_the_defaults_of_torch() -> None:
     p = [nn.Parameter(torch.zeros(1))]
     torch_defaults = torch.optim.AdamW(p).defaults
-    assert AdamW(p).defaults == {k: torch_defaults[k] for k in ("lr", "betas", "eps", "weight_decay")}
+    same = ("lr", "betas", "eps", "weight_decay", "maximize")
+    assert AdamW(p).defaults == {k: torch_defaults[k] for k in same} | {"state_dtype": None}
 
 
 @pytest.mark.parametrize("options", OPTIONS["lion"])
 def test_lion_is_that_of_lion_pytorch(options: dict[str, float]) -> None:
     peer = pytest.importorskip("lion_pytorch", reason="lion-pytorch is not installed (extra: peers)")
-    values = by_hand(options, BASELINES["lion"].program.defaults())
+    values = BASELINES["lion"].by_hand(**options)
     assert_equal(
         train(lambda ps: Lion(ps, lr=0.01, **values)),  # type: ignore[arg-type]
         train(lambda ps: peer.Lion(ps, lr=0.01, **values)),

@@ -1,0 +1,128 @@
+"""What all hand-written optimizers share, so that each file holds one paper's rule and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from primitives.parameters import REST, load_unrounded, refuse
+
+Lists = dict[str, list[Tensor]]
+
+
+class HandWritten(Optimizer):
+    """A `torch.optim.Optimizer` whose rule is `_apply`, over lists of tensors and in place.
+
+    A subclass names its hyperparameters in ``__init__``, refuses wrong ones in `_check`, makes the state of a parameter
+    in `_start`, and writes the paper's formulas down in `_apply`. Here are closures, groups, `maximize`, arithmetic in
+    another dtype, and a step number for each parameter: one that is unfrozen late begins at step 1.
+
+    Args:
+        params: parameters or parameter groups; a group may override every hyperparameter.
+        defaults: the hyperparameters.
+        maximize: ascend instead of descend.
+        state_dtype: dtype of state and arithmetic, by default the parameter's. With ``torch.float32``, parameters in
+            bfloat16 also keep what rounding takes from them (``state["p"]``), so that small updates add up.
+
+    Raises:
+        ValueError: for a hyperparameter out of range, by its name, in the constructor or in a group; for an option
+            that the optimizer does not have.
+        ProgramError: for sparse or complex gradients, in `step`.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        defaults: dict[str, Any],
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        if state_dtype is not None and not (isinstance(state_dtype, torch.dtype) and state_dtype.is_floating_point):
+            raise ValueError(f"state_dtype must be a floating-point dtype like torch.float32, got {state_dtype!r}")
+        super().__init__(params, {**defaults, "maximize": maximize, "state_dtype": state_dtype})
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Raise `ValueError` naming the first hyperparameter of `group` that is out of range."""
+        raise NotImplementedError
+
+    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """State of `p` before its first step; `p` has the dtype of the state."""
+        raise NotImplementedError
+
+    def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
+        """One update in place of parameters that are all at the same `step`, 1 for the first.
+
+        `state` has one list for each key of `_start`; the lists run in the order of `params`.
+        """
+        raise NotImplementedError
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as torch does, after a check of its options."""
+        known = {**self.defaults, "params": None, "param_names": None, "initial_lr": None}
+        for name in param_group:
+            if name not in known:
+                raise ValueError(f"unknown option {name!r} in a parameter group; known: {', '.join(self.defaults)}")
+        self._check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient; returns the closure's loss, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        ready = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        for params in ready:
+            for p in params:
+                if p.grad.layout is not torch.strided or p.grad.is_complex():
+                    refuse(p, p.grad)  # before any parameter moves
+        self._before_step(ready)
+        for options, params in zip(self.param_groups, ready, strict=True):
+            group = {**options, "lr": float(options["lr"])}  # which may be a tensor
+            alike: dict[tuple[Any, ...], list[Tensor]] = {}
+            for p in params:
+                state = self.state[p] or self._begin(p, group)
+                state["step"] += 1
+                alike.setdefault((state["step"].item(), p.dtype, *state), []).append(p)
+            for (step, *_), moved in alike.items():
+                self._update(group, moved, int(step))
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load as torch does, except that state is never rounded to the dtype of the parameter."""
+        dtypes = {p: group["state_dtype"] or p.dtype for group in self.param_groups for p in group["params"]}
+        load_unrounded(self, super().load_state_dict, state_dict, dtypes.__getitem__)
+
+    def _before_step(self, ready: Sequence[Sequence[Tensor]]) -> None:
+        """For rules that need all parameters of all groups at once; called before any of them moves."""
+
+    def _begin(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        dtype = group["state_dtype"] or p.dtype
+        state = self.state[p]
+        state |= {"step": torch.zeros(()), **self._start(p.detach().to(dtype), group)}
+        if dtype != p.dtype:
+            state[REST] = torch.zeros_like(p, dtype=dtype)
+        return state
+
+    def _update(self, group: dict[str, Any], moved: list[Tensor], step: int) -> None:
+        states = [self.state[p] for p in moved]
+        grads: list[Tensor] = [p.grad for p in moved]  # type: ignore[misc]
+        if group["maximize"]:
+            grads = list(torch._foreach_neg(grads))
+        params = moved
+        if REST in states[0]:
+            dtype = states[0][REST].dtype
+            grads = [g.to(dtype) for g in grads]
+            params = [p.to(dtype) + state[REST] for p, state in zip(moved, states, strict=True)]
+        lists = {name: [s[name] for s in states] for name in states[0] if name not in ("step", REST)}
+        self._apply(group, params, grads, lists, step)
+        if params is not moved:
+            for p, whole, state in zip(moved, params, states, strict=True):
+                p.copy_(whole)
+                state[REST].copy_(whole.sub_(p))
