@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
 
@@ -15,9 +15,9 @@ from primitives.compiled import Bound, Kernel
 from primitives.interpret import Stepped, slot_shape
 from primitives.kinds import Kind, ProgramError
 from primitives.numbers import Numbers
-from primitives.parameters import REST, begin, global_norm, is_sharded, load_unrounded, local, placed_like, refuse
+from primitives.parameters import REST, begin, global_norm, load_unrounded, local, placed_like, refuse
 from primitives.program import Program, check_hypers
-from primitives.routing import route
+from primitives.routing import Predicate, Route, routing
 
 Move = tuple[Tensor, Tensor, dict[str, Any]]  # a parameter, its gradient, its state
 
@@ -26,8 +26,12 @@ class ProgramOptimizer(Optimizer):
     """Train with a program: ``p ← p - lr · update`` for each parameter.
 
     Args:
-        params: parameters or parameter groups. A group may override `lr`, `maximize` and every hyperparameter.
-        program: the update rule, or its fallback for parameters of fewer than two dimensions if it has one.
+        params: parameters or parameter groups. A group may override `lr`, `maximize` and every hyperparameter, and
+            ``use_fallback=True`` hands its parameters to the program's fallback.
+        program: the update rule; its fallback, if it has one, trains what the rule cannot or shall not.
+        where: says of a parameter's name and the parameter whether the program itself shall train it; asked once, when
+            its group is added. Names are those of ``model.named_parameters()``; parameters without names have ``""``.
+            Copies may hold any predicate, pickles only a function of a module, no lambda.
         lr: learning rate, positive or zero; schedulers change it as they do for any torch optimizer.
         compile: compile the step with `torch.compile`: the first one takes seconds, all others run in place at the
             speed of memory.
@@ -51,6 +55,7 @@ class ProgramOptimizer(Optimizer):
         program: Program,
         lr: float | Tensor = 1e-3,
         *,
+        where: Predicate | None = None,
         compile: bool = False,
         state_dtype: torch.dtype | None = None,
         maximize: bool = False,
@@ -65,6 +70,8 @@ class ProgramOptimizer(Optimizer):
         if compile and differentiable:
             raise ProgramError("a compiled step writes in place; choose compile or differentiable, not both")
         self.program = program
+        self.where = where
+        self._routes: dict[Tensor, Route] = {}
         self.compile = compile
         self.state_dtype = state_dtype
         self.total_steps = total_steps
@@ -102,21 +109,22 @@ class ProgramOptimizer(Optimizer):
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ProgramError(f"lr must be one number, got a tensor of shape {tuple(lr.shape)}")
         options.pop("maximize", None)
+        if not isinstance(aside := options.pop("use_fallback", False), bool):
+            raise ProgramError(f"use_fallback must be True or False, got {aside!r}")
         if options.pop("differentiable", self.defaults["differentiable"]) != self.defaults["differentiable"]:
             raise ProgramError("differentiable holds for the whole optimizer, not for one group")
         own = {k: v for k, v in options.items() if k != "initial_lr"}  # schedulers leave initial_lr in groups
         self._check_hypers(own)
         super().add_param_group(param_group)
         try:
-            for p in self.param_groups[-1]["params"]:
-                self.route(p)  # refuses what the program cannot train, before training starts
-        except ProgramError:
+            self._routes |= self._decided(self.param_groups[-1:])  # refuses what cannot be trained
+        except Exception:
             self.param_groups.pop()
             raise
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold; torch alone would keep its own attributes and lose these."""
-        own = ("program", "compile", "state_dtype", "total_steps")
+        own = ("program", "where", "_routes", "compile", "state_dtype", "total_steps")
         return super().__getstate__() | {name: getattr(self, name) for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -153,14 +161,14 @@ class ProgramOptimizer(Optimizer):
         for group, pairs in zip(self.param_groups, ready, strict=True):
             scalars = {name: _scalar(group[name]) for name in self._hyper_names()} | signals
             scalars["lr"] = self._rate(group)
-            together: dict[tuple[bool, float], list[Move]] = {}  # parameters may differ in program and step
+            together: dict[tuple[str, float], list[Move]] = {}  # parameters may differ in program and step
             for p, g in pairs:
-                state = self.state[p] or self._begin(p)
+                which, state = self._routed(p).which, self.state[p] or self._begin(p)
                 step = state["step"].item() + 1
                 state["step"].fill_(step)
-                together.setdefault((p.ndim < 2, step), []).append((p, -g if group["maximize"] else g, state))
+                together.setdefault((which, step), []).append((p, -g if group["maximize"] else g, state))
             for (_, step), moves in together.items():
-                run(moves, self._numbers(self._program(moves[0][0]), scalars, step))
+                run(moves, self._numbers(self.route(moves[0][0]), scalars, step))
 
     def _numbers(self, program: Program, scalars: dict[str, Tensor], step: float) -> Numbers:
         values = scalars | {"step": _scalar(step)}
@@ -247,23 +255,30 @@ class ProgramOptimizer(Optimizer):
                 state[name] = x.to(dtype)
         return Bound(numbers.kernel(held, dtype), p, held, state, list(kinds))
 
-    def _program(self, p: Tensor) -> Program:
-        """The program that trains `p`, which can be trained."""
-        return route(self.program, p.shape)
+    @property
+    def routes(self) -> list[Route]:
+        """Where each parameter goes, in order: to the program or to its fallback."""
+        return [self._routed(p) for group in self.param_groups for p in group["params"]]
 
     def route(self, p: Tensor) -> Program:
-        """The program that trains `p`: the fallback for parameters without rows and columns, if it is needed.
+        """The program that trains `p`, which is a parameter of this optimizer."""
+        chosen = self.program if self._routed(p).which == "program" else self.program.fallback
+        assert chosen is not None
+        return chosen
 
-        Raises:
-            ProgramError: if the program cannot train `p`.
-        """
-        program = route(self.program, p.shape)
-        if (program.reduces or program.needs_matrix) and is_sharded(p):
-            raise ProgramError(
-                f"this program mixes the elements of a parameter, of which a shard of {tuple(p.shape)} has only some; "
-                "shard with an elementwise program, or do not shard"
-            )
-        return program
+    def _routed(self, p: Tensor) -> Route:
+        if p not in self._routes:  # put in another's place, as what shards models does
+            self._routes = self._decided(self.param_groups)
+        return self._routes[p]
+
+    def _decided(self, groups: Iterable[dict[str, Any]]) -> dict[Tensor, Route]:
+        found: dict[Tensor, Route] = {}
+        for group in groups:
+            params = group["params"]
+            named = zip(group.get("param_names", [""] * len(params)), params, strict=True)
+            where = (lambda name, p: False) if group.get("use_fallback") else self.where
+            found |= zip(params, routing(self.program, named, where), strict=True)
+        return found
 
 
 def _scalar(value: float | Tensor) -> Tensor:

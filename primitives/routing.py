@@ -8,14 +8,15 @@ from typing import NamedTuple
 from torch import Tensor
 
 from primitives.kinds import ProgramError
+from primitives.parameters import is_sharded
 from primitives.program import Program
 
 Predicate = Callable[[str, Tensor], bool]
-"""Says of a parameter's name and the parameter whether the program itself shall train it."""
+"""Says of a parameter's name and the parameter whether the program itself shall train it; the name may be empty."""
 
 
 class Route(NamedTuple):
-    """Where one parameter goes: `which` is ``"program"`` or ``"fallback"``."""
+    """Where one parameter goes: `which` is ``"program"`` or ``"fallback"``; `name` is empty if it has none."""
 
     name: str
     shape: tuple[int, ...]
@@ -53,14 +54,20 @@ def routing(
     orthogonalised rule.
 
     Raises:
-        ProgramError: if a parameter would go to a fallback that does not exist, with the parameter's name.
+        ProgramError: with the parameter's name, if it would go to a fallback that does not exist, or is sharded
+            although the program mixes its elements.
     """
     routes = []
     for name, parameter in named_parameters:
         wanted = predicate is None or bool(predicate(name, parameter))
         try:
             chosen = route(program, parameter.shape, wanted=wanted)
+            if (chosen.reduces or chosen.needs_matrix) and is_sharded(parameter):
+                raise ProgramError(
+                    f"this program mixes the elements of a parameter, of which a shard of {tuple(parameter.shape)} has "
+                    "only some; shard with an elementwise program, or do not shard"
+                )
         except ProgramError as error:
-            raise ProgramError(f"parameter {name!r}: {error}") from None
+            raise ProgramError(f"parameter {name!r}: {error}" if name else str(error)) from None
         routes.append(Route(name, tuple(parameter.shape), "program" if chosen is program else "fallback"))
     return routes
