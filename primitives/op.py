@@ -40,6 +40,11 @@ def fold_row_or_col(kind: Kind) -> Kind | None:
     return S if kind in (R, C) else None
 
 
+def side(kind: Kind) -> Kind | None:
+    """A tensor to a number that its shape as a matrix decides."""
+    return S if kind is T else None
+
+
 def outer_product(a: Kind, b: Kind) -> Kind | None:
     """A row statistic times a column statistic: a tensor."""
     return T if (a, b) == (R, C) else None
@@ -106,7 +111,7 @@ class Op:
     @property
     def needs_matrix(self) -> bool:
         """Whether it is only meaningful for parameters with at least two dimensions."""
-        return self.rule in (row_reduction, col_reduction, fold_row_or_col, outer_product, whole_tensor)
+        return self.rule in (row_reduction, col_reduction, fold_row_or_col, side, outer_product, whole_tensor)
 
 
 def namespace() -> dict[str, Any]:

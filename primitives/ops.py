@@ -27,10 +27,12 @@ from primitives.op import (
     outer_product,
     reduction,
     row_reduction,
+    side,
     whole_tensor,
 )
 
 _SUM = "torch.sum({}, dim={{dims}}, keepdim=True)"
+_COUNT = "torch.amax(torch.sum(torch.ones_like({{0}}), dim={{dims}}[{}], keepdim=True), dim={{dims}}, keepdim=True)"
 _LION = frozenset({"lion45"})
 _PROTECTED = frozenset({"protected"})
 _MATRIX = frozenset({"matrix"})
@@ -139,6 +141,10 @@ _ROWS: tuple[Op, ...] = (
        2, False, ("real",), "Euclidean norm of each column", _MATRIX),
     Op("mean_of", 1, "torch.mean({0}, dim={dims}, keepdim=True)", None, fold_row_or_col, 1, False, ("real",),
        "mean over the entries of a row or column statistic", _MATRIX),
+    Op("rows", 1, _COUNT.format(":1"), None, side, 1, False, ("real",),
+       "number of rows; Liu et al. 2025, arXiv:2502.16982, scales with it", _MATRIX),
+    Op("cols", 1, _COUNT.format("1:"), None, side, 1, False, ("real",),
+       "number of columns, which is that of elements in a row; Liu et al. 2025", _MATRIX),
     Op("outer", 2, "{0} * {1}", None, outer_product, 1, False, ("real", "real"),
        "row statistic times column statistic; Shazeer & Stern 2018", _MATRIX),
     Op("centralise", 1, "{0} - torch.mean({0}, dim={dims}[1:], keepdim=True)", None, whole_tensor, 2, False, ("real",),

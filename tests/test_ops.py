@@ -89,6 +89,8 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "row_norm": lambda x: np.array([np.linalg.norm(row.ravel()) for row in x]).reshape(-1, *[1] * (x.ndim - 1)),
     "col_norm": lambda x: sum(row * row for row in x)[None] ** 0.5,
     "mean_of": lambda x: np.average(x),
+    "rows": len,
+    "cols": lambda x: x.size / len(x),
     "outer": lambda r, c: np.multiply.outer(r.ravel(), c[0]),
     "centralise": lambda x: np.stack([row - np.average(row) for row in x]),
 }  # fmt: skip
