@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
@@ -11,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from primitives.checkpoint import check_fits
 from primitives.compiled import Bound, Kernel
 from primitives.interpret import Stepped, slot_shape
 from primitives.kinds import Kind, ProgramError
 from primitives.numbers import Numbers
+from primitives.options import check_group, merged_hypers, with_fallback
 from primitives.parameters import REST, begin, global_norm, load_unrounded, local, placed_like, refuse
-from primitives.program import Program, check_hypers
+from primitives.program import Program
 from primitives.routing import Predicate, Route, routing
 
 Move = tuple[Tensor, Tensor, dict[str, Any]]  # a parameter, its gradient, its state
@@ -79,42 +80,14 @@ class ProgramOptimizer(Optimizer):
         if "progress" in self._reads() and not (isinstance(total_steps, int) and total_steps > 0):
             raise ProgramError("this program reads the training progress; pass total_steps=NUMBER_OF_STEPS")
         options = {"lr": lr, "maximize": maximize, "differentiable": differentiable}
-        super().__init__(params, options | self._check_hypers(hypers))
-
-    def _programs(self) -> list[Program]:
-        return [p for p in (self.program, self.program.fallback) if p is not None]
+        super().__init__(params, options | merged_hypers(program, hypers))
 
     def _reads(self) -> set[str]:
-        return set().union(*(p.live.names for p in self._programs()))
-
-    def _check_hypers(self, values: dict[str, float]) -> dict[str, float]:
-        """Defaults of the program and its fallback, overridden by `values`; a name they share has one value."""
-        merged: dict[str, float] = {}
-        for program in reversed(self._programs()):
-            merged |= program.defaults()
-        if unknown := sorted(values.keys() - merged.keys()):
-            known = ", ".join(merged) or "none"
-            raise ProgramError(f"unknown hyperparameter {unknown[0]!r}; this program has: {known}")
-        for program in self._programs():
-            own = {name: value for name, value in values.items() if name in program.defaults()}
-            merged |= {name: value for name, value in check_hypers(program, own).items() if name in own}
-        return merged
+        return set().union(*(p.live.names for p in with_fallback(self.program)))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch does, refusing values outside their range and options the program does not have."""
-        options = {k: v for k, v in param_group.items() if k not in ("params", "param_names")}
-        lr = options.pop("lr", self.defaults["lr"])
-        if not isinstance(lr, Tensor) and not (isinstance(lr, int | float) and math.isfinite(lr) and lr >= 0):
-            raise ProgramError(f"lr must be a finite number of at least 0, got {lr!r}")
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ProgramError(f"lr must be one number, got a tensor of shape {tuple(lr.shape)}")
-        options.pop("maximize", None)
-        if not isinstance(aside := options.pop("use_fallback", False), bool):
-            raise ProgramError(f"use_fallback must be True or False, got {aside!r}")
-        if options.pop("differentiable", self.defaults["differentiable"]) != self.defaults["differentiable"]:
-            raise ProgramError("differentiable holds for the whole optimizer, not for one group")
-        own = {k: v for k, v in options.items() if k != "initial_lr"}  # schedulers leave initial_lr in groups
-        self._check_hypers(own)
+        check_group(self.program, param_group, self.defaults)
         super().add_param_group(param_group)
         try:
             self._routes |= self._decided(self.param_groups[-1:])  # refuses what cannot be trained
@@ -131,9 +104,21 @@ class ProgramOptimizer(Optimizer):
         super().__setstate__(state)
         self._bound = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with the text of the program and where each parameter goes."""
+        return super().state_dict() | {"program": str(self.program), "routes": [r.which for r in self.routes]}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load as torch does, except that state is never rounded to the dtype of the parameter."""
-        load_unrounded(self, super().load_state_dict, state_dict, self._dtype)
+        """Load as torch does, except that state is never rounded to the dtype of the parameter.
+
+        Raises:
+            ProgramError: before anything changes, if another program or other routes left the checkpoint.
+        """
+        load_unrounded(self, super().load_state_dict, state_dict, self._dtype, self._check_saved)
+
+    def _check_saved(self, saved: dict[str, Any]) -> None:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        check_fits(saved, self.program, list(zip(parameters, self.routes, strict=True)))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -202,7 +187,7 @@ class ProgramOptimizer(Optimizer):
         return numbers.hoisted(inputs, numbers.rounded(inputs["g"]), range(inputs["g"].ndim))
 
     def _hyper_names(self) -> list[str]:
-        return [name for program in self._programs() for name in program.defaults()]
+        return [name for program in with_fallback(self.program) for name in program.defaults()]
 
     def _step_eager(self, moves: list[Move], numbers: Numbers) -> None:
         for p, g, state in moves:

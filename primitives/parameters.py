@@ -64,13 +64,20 @@ def load_unrounded(
     load: Callable[[dict[str, Any]], None],
     state_dict: dict[str, Any],
     dtype: Callable[[Tensor], torch.dtype],
+    check: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> None:
     """Call torch's `load`, then undo that it rounds state to the dtype of its parameter; `dtype` says what it shall be.
 
+    `check` sees what is loaded, after the user's hooks, before anything changes.
     What rounding takes from a parameter is kept in ``state[REST]`` if, and only if, the two dtypes differ.
     """
     seen = [state_dict]
-    hook = optimizer.register_load_state_dict_pre_hook(lambda _, final: seen.append(final))  # after the user's hooks
+
+    def look(_: Optimizer, final: dict[str, Any]) -> None:
+        check(final)
+        seen.append(final)
+
+    hook = optimizer.register_load_state_dict_pre_hook(look)
     try:
         load(state_dict)
     finally:
