@@ -14,6 +14,12 @@ from primitives.parameters import REST, load_unrounded, refuse
 Lists = dict[str, list[Tensor]]
 
 
+def with_l2(group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    """Gradients of the loss plus ``weight_decay / 2 · ‖p‖²``: coupled decay, as in most of `torch.optim`."""
+    weight_decay = group["weight_decay"]  # the gradients are the caller's, so that the sum is never in place
+    return list(torch._foreach_add(grads, params, alpha=weight_decay)) if weight_decay else grads
+
+
 class HandWritten(Optimizer):
     """A `torch.optim.Optimizer` whose rule is `_apply`, over lists of tensors and in place.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.optim.optimizer import Optimizer
 
-from baselines import adafactor, adamw, lion
+from baselines import adafactor, adagrad, adam, adamw, lion, nadam, rmsprop, sgd
 from baselines.raw import lion_raw
 from primitives import Program
 
@@ -78,12 +78,85 @@ BASELINES: dict[str, Baseline] = {
     row.name: row
     for row in (
         Baseline(
+            "gradient-descent",
+            sgd.GradientDescent,
+            sgd.gradient_descent_program,
+            "Cauchy 1847; Curry 1944, doi:10.1090/qam/10667",
+            (1e-1, 1.0),
+            (Oracle("torch.optim.SGD"),),
+            full_batch=True,
+        ),
+        Baseline(
+            "sgd",
+            sgd.SGD,
+            sgd.sgd_program,
+            "Robbins & Monro 1951, doi:10.1214/aoms/1177729586",
+            (1e-1, 1.0),
+            (Oracle("torch.optim.SGD"),),
+        ),
+        Baseline(
+            "momentum",
+            sgd.Momentum,
+            sgd.momentum_program,
+            "Polyak 1964, doi:10.1016/0041-5553(64)90137-5",
+            (1e-2, 1e-1),
+            (Oracle("torch.optim.SGD"),),
+        ),
+        Baseline(
+            "nesterov",
+            sgd.Nesterov,
+            sgd.nesterov_program,
+            "Nesterov 1983; Sutskever et al. 2013, https://proceedings.mlr.press/v28/sutskever13.html",
+            (1e-2, 1e-1),
+            (Oracle("torch.optim.SGD", {"nesterov": True}),),
+        ),
+        Baseline(
+            "adagrad",
+            adagrad.AdaGrad,
+            adagrad.program,
+            "Duchi, Hazan & Singer 2011, https://jmlr.org/papers/v12/duchi11a.html",
+            (1e-2, 1e-1),
+            (Oracle("torch.optim.Adagrad"),),
+        ),
+        Baseline(
+            "rmsprop",
+            rmsprop.RMSProp,
+            rmsprop.program,
+            "Tieleman & Hinton 2012, https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf",
+            (3e-4, 1e-2),
+            (Oracle("torch.optim.RMSprop"),),
+        ),
+        Baseline(
+            "adam",
+            adam.Adam,
+            adam.program,
+            "Kingma & Ba 2015, arXiv:1412.6980",
+            (3e-4, 1e-2),
+            (Oracle("torch.optim.Adam"),),
+        ),
+        Baseline(
+            "adam-l2",
+            adam.AdamL2,
+            adam.l2_program,
+            "Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2 with L2 regularisation",
+            (3e-4, 1e-2),
+            (Oracle("torch.optim.Adam"),),
+        ),
+        Baseline(
             "adamw",
             adamw.AdamW,
             adamw.program,
             "Loshchilov & Hutter 2019, arXiv:1711.05101",
             (3e-4, 1e-2),
             (Oracle("torch.optim.AdamW"),),
+        ),
+        Baseline(
+            "nadam",
+            nadam.NAdam,
+            nadam.program,
+            "Dozat 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ",
+            (3e-4, 1e-2),
+            (Oracle("torch.optim.NAdam"),),
         ),
         Baseline(
             "adafactor",

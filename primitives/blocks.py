@@ -22,6 +22,11 @@ def heavy_ball(b: Builder, slot: SlotExpr, x: Expr, decay: Expr | float) -> Expr
     return slot.next
 
 
+def nesterov(b: Builder, slot: SlotExpr, x: Expr, decay: Expr | float) -> Expr:
+    """Heavy ball that looks ahead, ``x + decay · slot`` with the slot's new value (Sutskever et al. 2013, §2)."""
+    return x + decay * heavy_ball(b, slot, x, decay)
+
+
 def sign(b: Builder, x: Expr) -> Expr:
     """Elementwise sign, 0 at 0 (Bernstein et al. 2018, signSGD)."""
     return b.sign(x)
@@ -49,5 +54,6 @@ def decoupled_weight_decay(b: Builder, direction: Expr, weight_decay: Expr | flo
 
 
 BLOCKS: dict[str, Callable[..., Expr]] = {
-    f.__name__: f for f in (momentum, heavy_ball, sign, rms_normalise, debias, trust_ratio, decoupled_weight_decay)
+    f.__name__: f
+    for f in (momentum, heavy_ball, nesterov, sign, rms_normalise, debias, trust_ratio, decoupled_weight_decay)
 }

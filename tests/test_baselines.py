@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,18 +12,52 @@ from strategies import random_gradients
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baselines import BASELINES, AdaFactor, AdamW, Lion
-from primitives import ProgramOptimizer
+from baselines import (
+    BASELINES,
+    SGD,
+    AdaFactor,
+    AdaGrad,
+    Adam,
+    AdamL2,
+    AdamW,
+    GradientDescent,
+    Lion,
+    Momentum,
+    NAdam,
+    Nesterov,
+    Oracle,
+    RMSProp,
+)
+from baselines.rmsprop import program as rmsprop_program
+from baselines.sgd import momentum_program
+from primitives import Program, ProgramOptimizer
 
 SHAPES = ((4, 3), (5,), (), (2, 3, 2))
 STEPS = 30
 
 OPTIONS: dict[str, list[dict[str, float]]] = {
+    "gradient-descent": [{}],
+    "sgd": [{}, {"weight_decay": 0.3}],
+    "momentum": [{}, {"momentum": 0.0}, {"momentum": 0.5, "weight_decay": 0.3}],
+    "nesterov": [{}, {"momentum": 0.5, "weight_decay": 0.3}],
+    "adagrad": [
+        {},
+        {"lr_decay": 0.3, "weight_decay": 0.3},
+        {"initial_accumulator_value": 0.5, "eps": 1e-2},
+    ],
+    "rmsprop": [{}, {"alpha": 0.0}, {"alpha": 0.9, "eps": 1e-2, "weight_decay": 0.3}],
+    "adam": [{}, {"beta1": 0.0}, {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3}],
+    "adam-l2": [{}, {"weight_decay": 0.0}, {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3}],
     "adamw": [
         {},
         {"weight_decay": 0.0},
         {"beta1": 0.0},
         {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3},
+    ],
+    "nadam": [
+        {},
+        {"beta1": 0.0},
+        {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3, "momentum_decay": 0.2},
     ],
     "adafactor": [
         {},
@@ -80,13 +116,70 @@ def test_both_forms_have_the_same_defaults(name: str) -> None:
     assert {k: hand[k] for k in row.by_hand()} == row.by_hand()
 
 
-@pytest.mark.parametrize("options", OPTIONS["adamw"])
-def test_adamw_is_that_of_torch(options: dict[str, float]) -> None:
-    values = BASELINES["adamw"].by_hand(**options)
+def by_their_names(name: str, oracle: Oracle, options: dict[str, float]) -> dict[str, Any] | None:
+    """What the oracle is to be told; None if it lacks a hyperparameter that is not at its default."""
+    row = BASELINES[name]
+    values, defaults = row.by_hand(**options), row.by_hand()
+    if any(theirs is None and values[ours] != defaults[ours] for ours, theirs in oracle.renamed.items()):
+        return None
+    names = {ours: oracle.renamed.get(ours, ours) for ours in values}
+    return {theirs: values[ours] for ours, theirs in names.items() if theirs} | dict(oracle.options)
+
+
+ORACLE_CASES = [
+    pytest.param(name, oracle.path, told, options, id=f"{name}-{oracle.path}-{i}")
+    for name, row in BASELINES.items()
+    for oracle in row.oracles
+    for i, options in enumerate(OPTIONS.get(name, []))
+    if (told := by_their_names(name, oracle, options)) is not None
+]
+
+
+def find(path: str) -> Callable[..., Optimizer]:
+    module, _, kind = path.rpartition(".")
+    peer = pytest.importorskip(module, reason=f"{module} is not installed (extra: peers)")
+    return getattr(peer, kind)  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """What torch's optimizers keep as single numbers has the default dtype, as NAdam's product of momenta."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("name", "path", "told", "options"), ORACLE_CASES)
+def test_hand_written_equals_oracle(name: str, path: str, told: dict[str, Any], options: dict[str, float]) -> None:
+    row, theirs = BASELINES[name], find(path)
     assert_equal(
-        train(lambda ps: AdamW(ps, lr=0.01, **values)),  # type: ignore[arg-type]
-        train(lambda ps: torch.optim.AdamW(ps, lr=0.01, **values)),  # type: ignore[arg-type]
+        train(lambda ps: row.optimizer(ps, lr=0.01, **row.by_hand(**options))),  # type: ignore[call-arg]
+        train(lambda ps: theirs(ps, lr=0.01, **told)),
     )
+
+
+@pytest.mark.parametrize(
+    ("make", "oracle", "program", "options"),
+    [
+        (Momentum, torch.optim.SGD, momentum_program(dampened=True), {"momentum": 0.8, "dampening": 0.4}),
+        (RMSProp, torch.optim.RMSprop, rmsprop_program(momentum=True), {"momentum": 0.8, "weight_decay": 0.3}),
+        (RMSProp, torch.optim.RMSprop, rmsprop_program(centered=True), {"centered": True, "eps": 1e-3}),
+        (
+            RMSProp,
+            torch.optim.RMSprop,
+            rmsprop_program(momentum=True, centered=True),
+            {"centered": True, "momentum": 0.5},
+        ),
+    ],
+)
+def test_options_that_need_a_program_of_their_own(
+    make: Callable[..., Optimizer], oracle: Callable[..., Optimizer], program: Program, options: dict[str, Any]
+) -> None:
+    hand = train(lambda ps: make(ps, lr=0.01, **options))
+    assert_equal(hand, train(lambda ps: oracle(ps, lr=0.01, **options)))
+    hypers = {name: value for name, value in options.items() if name != "centered"}
+    assert_equal(hand, train(lambda ps: ProgramOptimizer(ps, program, lr=0.01, **hypers)))
 
 
 def test_adamw_has_the_defaults_of_torch() -> None:
@@ -94,16 +187,6 @@ def test_adamw_has_the_defaults_of_torch() -> None:
     torch_defaults = torch.optim.AdamW(p).defaults
     same = ("lr", "betas", "eps", "weight_decay", "maximize")
     assert AdamW(p).defaults == {k: torch_defaults[k] for k in same} | {"state_dtype": None}
-
-
-@pytest.mark.parametrize("options", OPTIONS["lion"])
-def test_lion_is_that_of_lion_pytorch(options: dict[str, float]) -> None:
-    peer = pytest.importorskip("lion_pytorch", reason="lion-pytorch is not installed (extra: peers)")
-    values = BASELINES["lion"].by_hand(**options)
-    assert_equal(
-        train(lambda ps: Lion(ps, lr=0.01, **values)),  # type: ignore[arg-type]
-        train(lambda ps: peer.Lion(ps, lr=0.01, **values)),
-    )
 
 
 def test_adafactor_is_that_of_torch() -> None:
@@ -129,15 +212,75 @@ def test_first_steps_by_hand() -> None:
     p.grad = torch.tensor([0.3, -20.0, 0.0], dtype=torch.float64)
     AdamW([p], lr=0.1, weight_decay=0.5, eps=1e-30).step()
     torch.testing.assert_close(p.detach(), torch.tensor([0.85, -0.85, 1.9], dtype=torch.float64))
+    p = nn.Parameter(torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64))
+    p.grad = torch.tensor([0.3, -20.0, 0.0], dtype=torch.float64)
+    AdamL2([p], lr=0.1, weight_decay=0.5, eps=1e-30).step()  # the size of the decay is lost: only its sign counts
+    torch.testing.assert_close(p.detach(), torch.tensor([0.9, -0.9, 1.9], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name", BASELINES)
-def test_rule_is_invariant_to_the_scale_of_gradients(name: str) -> None:
-    """All normalise: a thousand times the gradient moves the same way (epsilon aside)."""
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("adagrad", {"eps": 1e-30}),
+        ("rmsprop", {"eps": 1e-30}),
+        ("adam", {"eps": 1e-30}),
+        ("adam-l2", {"eps": 1e-30, "weight_decay": 0.0}),
+        ("adamw", {"eps": 1e-30}),
+        ("nadam", {"eps": 1e-30}),
+        ("adafactor", {"eps": (1e-60, 1e-3)}),
+        ("lion", {}),
+    ],
+)
+def test_rules_that_normalise_are_invariant_to_the_scale_of_gradients(name: str, options: dict[str, Any]) -> None:
+    """A thousand times the gradient moves the same way (epsilon aside)."""
     row = BASELINES[name]
-    options: dict[str, object] = {"adamw": {"eps": 1e-30}, "adafactor": {"eps": (1e-60, 1e-3)}}.get(name, {})  # type: ignore[assignment]
     one, other = (train(lambda ps: row.optimizer(ps, lr=0.01, **options), scale=s) for s in (1.0, 1024.0))
     assert_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["gradient-descent", "sgd", "momentum", "nesterov"])
+def test_linear_rules_trade_the_scale_of_gradients_for_the_learning_rate(name: str) -> None:
+    row = BASELINES[name]
+    one = train(lambda ps: row.optimizer(ps, lr=0.01))  # type: ignore[call-arg]
+    assert_equal(one, train(lambda ps: row.optimizer(ps, lr=0.01 / 1024), scale=1024.0))  # type: ignore[call-arg]
+
+
+def test_centered_rmsprop_survives_constant_gradients() -> None:
+    """The variance is 0 then, and rounding may leave less than that."""
+    for program in (None, rmsprop_program(centered=True)):
+        p = nn.Parameter(torch.zeros(64))
+        options = {"lr": 1e-9, "alpha": 0.9}
+        optimizer = ProgramOptimizer([p], program, **options) if program else RMSProp([p], centered=True, **options)
+        for _ in range(200):
+            p.grad = torch.linspace(0.1, 1.0, 64)
+            optimizer.step()
+        assert p.isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{"momentum": 0.9}, {"centered": True}])
+def test_rmsprop_refuses_state_that_it_never_had(options: dict[str, Any]) -> None:
+    p = nn.Parameter(torch.zeros(2))
+    p.grad = torch.ones(2)
+    optimizer = RMSProp([p])
+    optimizer.step()
+    optimizer.param_groups[0].update(options)
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} must be set before the first step, got"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (GradientDescent, {"lr": -1.0}), (SGD, {"weight_decay": -1.0}), (Momentum, {"momentum": 1.0}),
+        (Momentum, {"dampening": -0.1}), (Nesterov, {"momentum": -0.1}), (AdaGrad, {"lr_decay": -1.0}),
+        (AdaGrad, {"initial_accumulator_value": float("nan")}), (AdaGrad, {"eps": -1.0}), (RMSProp, {"alpha": 1.0}),
+        (RMSProp, {"centered": 1}), (RMSProp, {"momentum": 1.0}), (Adam, {"betas": (0.9, 1.0)}),
+        (AdamL2, {"weight_decay": -1.0}), (NAdam, {"momentum_decay": -1.0}),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_refused_by_name(make: Callable[..., Optimizer], options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} must be .*, got "):
+        make([nn.Parameter(torch.zeros(1))], **options)
 
 
 @pytest.mark.parametrize("make", [AdamW, Lion])
@@ -209,13 +352,17 @@ def test_closure_is_called_with_gradients_on_and_its_loss_returned(make: Callabl
 def test_row_is_complete(name: str) -> None:
     row = BASELINES[name]
     assert row.name == name
-    assert "arXiv:" in row.paper
+    assert re.search(r"\b(18|19|20)\d\d\b", row.paper) and re.search("arXiv:|doi:|https://", row.paper)
     assert 0 < row.lr_range[0] < row.lr_range[1]
     assert row.program is row.program
 
 
 def test_programs_have_the_state_and_size_of_the_papers() -> None:
-    assert [s.name for s in BASELINES["adamw"].program.live_state] == ["m", "v"]
-    assert [s.name for s in BASELINES["lion"].program.live_state] == ["m"]
-    assert [s.name for s in BASELINES["adafactor"].program.live_state] == ["row", "col"]
+    none, one, two = [], ["m"], ["m", "v"]
+    expected = {
+        "gradient-descent": none, "sgd": none, "momentum": one, "nesterov": one, "adagrad": ["total"], "rmsprop": ["v"],
+        "adam": two, "adam-l2": two, "adamw": two, "nadam": [*two, "mu_product"], "adafactor": ["row", "col"],
+        "lion": one,
+    }  # fmt: skip
+    assert {name: [s.name for s in BASELINES[name].program.live_state] for name in expected} == expected
     assert "sign" in {instr.op for instr in BASELINES["lion"].program.body}

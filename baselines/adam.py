@@ -1,0 +1,97 @@
+"""Adam: Kingma & Ba 2015, Adam: A Method for Stochastic Optimization, algorithm 1; and Adam with an L2 penalty."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from baselines.base import HandWritten, Lists, with_l2
+from baselines.checks import check_beta, check_not_negative
+from primitives import Builder, Program
+from primitives.blocks import debias, momentum, rms_normalise
+from primitives.builder import Expr
+
+
+class Adam(HandWritten):
+    """The average gradient divided by the root mean square gradient, both corrected for starting at zero.
+
+    Variant: as in `torch.optim.Adam`, weight decay is an L2 penalty, which the division rescales; `AdamW` decouples it.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, options, maximize=maximize, state_dtype=state_dtype)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        check_not_negative(group, "lr", "eps", "weight_decay")
+        check_beta(group, "betas")
+
+    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {"m": torch.zeros_like(p), "v": torch.zeros_like(p)}
+
+    def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
+        self._adam(group, params, with_l2(group, params, grads), state, step)
+
+    @staticmethod
+    def _adam(group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
+        (beta1, beta2), m, v = group["betas"], state["m"], state["v"]
+        torch._foreach_lerp_(m, grads, 1 - beta1)
+        torch._foreach_mul_(v, beta2)
+        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
+        denominator = torch._foreach_div(v, 1 - beta2**step)
+        torch._foreach_sqrt_(denominator)
+        # Epsilon joins the root of the corrected average, below the fraction bar. Write-ups have it under the root, or
+        # beside the quotient, where it would be a constant drift; TensorFlow's joins the uncorrected root.
+        torch._foreach_add_(denominator, group["eps"])
+        torch._foreach_addcdiv_(params, m, denominator, -group["lr"] / (1 - beta1**step))
+
+
+class AdamL2(Adam):
+    """Adam with an L2 penalty by default, to be set beside `AdamW` (Loshchilov & Hutter 2019, algorithm 2)."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize, state_dtype=state_dtype)
+
+
+def direction(b: Builder, g: Expr) -> Expr:
+    """Adam's step for the gradient `g` at learning rate 1; declares ``beta1``, ``beta2``, ``eps`` and two slots."""
+    beta1, beta2 = b.hyper("beta1", 0.9, "unit"), b.hyper("beta2", 0.999, "unit")
+    eps = b.hyper("eps", 1e-8, "log")
+    m = momentum(b, b.slot("m"), g, beta1)
+    v = momentum(b, b.slot("v"), b.square(g), beta2)
+    return rms_normalise(b, debias(b, m, beta1), debias(b, v, beta2), eps)
+
+
+def program() -> Program:
+    """Adam in the primitive language, without weight decay, as in the paper."""
+    b = Builder()
+    return b.build(direction(b, b.g))
+
+
+def l2_program() -> Program:
+    """Adam with an L2 penalty in the primitive language: weight decay enters the gradient."""
+    b = Builder()
+    return b.build(direction(b, b.g + b.hyper("weight_decay", 0.01, "log") * b.p))

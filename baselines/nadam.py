@@ -1,0 +1,83 @@
+"""NAdam: Dozat 2016, Incorporating Nesterov Momentum into Adam, algorithm 2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from baselines.base import HandWritten, Lists, with_l2
+from baselines.checks import check_beta, check_not_negative
+from primitives import Builder, Kind, Program
+from primitives.blocks import debias, momentum, rms_normalise
+from primitives.builder import Expr
+
+
+class NAdam(HandWritten):
+    """Adam that looks ahead: the step holds the gradient of now and the momentum that the next step would apply.
+
+    Variant: that of `torch.optim.NAdam` and Keras. The momentum warms up, ``μ(t) = β₁ · (1 - 0.96^(t · ψ) / 2)`` with
+    ψ = `momentum_decay`, and weighs what enters the step; the average of gradients itself decays with β₁. In the paper
+    it decays with μ(t), of which the bias correction by the product of all μ so far is exact. The paper's factor β₂ on
+    the corrected average of squares is left out. Weight decay is coupled, an L2 penalty.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum_decay: float = 4e-3,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum_decay": momentum_decay}
+        super().__init__(params, options, maximize=maximize, state_dtype=state_dtype)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        check_not_negative(group, "lr", "eps", "weight_decay", "momentum_decay")
+        check_beta(group, "betas")
+
+    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {"m": torch.zeros_like(p), "v": torch.zeros_like(p), "mu_product": p.new_ones(())}
+
+    def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
+        (beta1, beta2), m, v, products = group["betas"], state["m"], state["v"], state["mu_product"]
+        mu, following = (beta1 * (1 - 0.5 * 0.96 ** (t * group["momentum_decay"])) for t in (step, step + 1))
+        grads = with_l2(group, params, grads)
+        torch._foreach_mul_(products, mu)
+        torch._foreach_lerp_(m, grads, 1 - beta1)
+        torch._foreach_mul_(v, beta2)
+        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
+        denominator = torch._foreach_div(v, 1 - beta2**step)
+        torch._foreach_sqrt_(denominator)
+        torch._foreach_add_(denominator, group["eps"])
+        direction = torch._foreach_mul(grads, [(1 - mu) / (1 - x) for x in products])
+        ahead = torch._foreach_mul(m, [following / (1 - x * following) for x in products])
+        torch._foreach_add_(direction, ahead)
+        torch._foreach_addcdiv_(params, direction, denominator, -group["lr"])
+
+
+def program() -> Program:
+    """NAdam in the primitive language; one number for each parameter holds the product of momenta so far."""
+    b = Builder()
+    beta1, beta2 = b.hyper("beta1", 0.9, "unit"), b.hyper("beta2", 0.999, "unit")
+    eps, weight_decay = b.hyper("eps", 1e-8, "log"), b.hyper("weight_decay", 0.0, "log")
+    momentum_decay = b.hyper("momentum_decay", 4e-3, "log")
+
+    def mu(t: Expr) -> Expr:
+        return beta1 * (1.0 - 0.5 * b.pow(0.96, t * momentum_decay))
+
+    now, following = mu(b.step), mu(b.step + 1.0)
+    g = b.g + weight_decay * b.p
+    m = momentum(b, b.slot("m"), g, beta1)
+    v = momentum(b, b.slot("v"), b.square(g), beta2)
+    product = b.slot("mu_product", Kind.SCALAR, 1.0)
+    product.next = product * now
+    direction = (1.0 - now) / (1.0 - product.next) * g + following / (1.0 - product.next * following) * m
+    return b.build(rms_normalise(b, direction, debias(b, v, beta2), eps))
