@@ -49,8 +49,16 @@ prove otherwise; 1,200,000 cases (seed 0) have not.
 ### Fallback
 
 Vectors have no rows and columns, and cannot be orthogonalised. A program that needs a matrix may name another one for
-parameters that are none, after a line `fallback`. `primitives.routing.routing(program, model.named_parameters())`
-tells which parameter goes where; a predicate may send more of them to the fallback, such as embeddings.
+parameters that are none, after a line `fallback`. More parameters go there by their names, such as embeddings, or by
+group:
+
+```python
+optimizer = ProgramOptimizer(model.named_parameters(), program, where=lambda name, p: "embed" not in name)
+optimizer = ProgramOptimizer([{"params": hidden}, {"params": embeddings, "use_fallback": True}], program)
+optimizer.routes  # which parameter goes where
+```
+
+`primitives.routing.routing(program, model.named_parameters(), predicate)` tells it beforehand.
 
 ## Kinds
 
