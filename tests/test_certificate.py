@@ -26,13 +26,10 @@ def rule(update, *slots):
 
 MOMENTUM = ("m", lambda b, m: m * 0.9 + b.g, Kind.TENSOR)
 RULES = {
-    "sgd": rule(lambda b: b.g),
-    "momentum": rule(lambda b, m: m.next, MOMENTUM),
     "square": rule(lambda b: b.square(b.g) * b.sign(b.g)),
     "root": rule(lambda b: b.sqrt_abs(b.g) * b.sign(b.g)),
     "inverse": rule(lambda b: b.reciprocal(b.g)),
     "logarithm": rule(lambda b: b.log_abs(b.g)),
-    "adagrad": rule(lambda b, s: b.g / b.sqrt(s.next), ("s", lambda b, s: s + b.square(b.g), Kind.TENSOR)),
     "walk": rule(lambda b, s: b.g + 0 * s.next, ("s", lambda b, s: s + b.step * b.norm(b.g), Kind.SCALAR)),
     "small": rule(  # the slot that grows is hidden behind one that is a million times larger
         lambda b, s, big: b.g + 0 * s + 0 * big,
@@ -50,6 +47,7 @@ RULES = {
     "orthogonal": rule(lambda b, m: b.orthogonalise(m.next), MOMENTUM),
     "timed": rule(lambda b: b.sign(b.g) * (1 - b.progress)),
 }  # fmt: skip
+LINEAR = {"gradient-descent", "sgd", "momentum", "nesterov"}
 ALL = RULES | {name: row.program for name, row in BASELINES.items()} | {name: build() for name, build in NAMED.items()}
 
 
@@ -67,7 +65,7 @@ def test_dependence_on_the_gradient(found):
 
 
 def test_scaling(found):
-    assert those(found, lambda c: c.scaling == "linear") == {"sgd", "momentum", "walk", "ascent", "explosion", "small"}
+    assert those(found, lambda c: c.scaling == "linear") == LINEAR | {"walk", "ascent", "explosion", "small"}
     others = {"square", "root", "inverse", "logarithm", "not a number", "lion-raw"}
     assert those(found, lambda c: c.scaling == "other") == others
     assert those(found, lambda c: c.scaling == "invariant") >= {
@@ -83,8 +81,8 @@ def test_scaling(found):
 
 
 def test_bounded_updates(found):
-    unbounded = {"sgd", "momentum", "square", "root", "inverse", "logarithm", "walk", "small", "explosion", "ascent",
-                 "not a number"}  # fmt: skip
+    unbounded = LINEAR | {"square", "root", "inverse", "logarithm", "walk", "small", "explosion", "ascent",
+                          "not a number"}  # fmt: skip
     assert those(found, lambda c: not c.bounded_update) == unbounded
     assert found["lion"].largest_update == 1 and found["sgd"].largest_update > 1e6
     assert math.isnan(found["not a number"].largest_update)

@@ -201,7 +201,6 @@ def test_key_of_baselines_ignores(name: str, rewrite: object) -> None:
 # What it must see.
 
 DIFFERENT = {
-    "g": read("update g"),
     "p": read("update p"),
     "neg": read("x0 = neg(g)", "update x0"),
     "difference": read("x0 = sub(g, p)", "update x0"),
@@ -211,7 +210,7 @@ DIFFERENT = {
     "lr in place of it": read("x0 = mul(g, lr)", "update x0"),
     "step in place of it": read("x0 = mul(g, step)", "update x0"),
     "progress in place of it": read("x0 = mul(g, progress)", "update x0"),
-    "momentum": read("slot m = 0 tensor", "x0 = lerp(m, g, 0.1)", "update x0", "next m = x0"),
+    "average": read("slot m = 0 tensor", "x0 = lerp(m, g, 0.1)", "update x0", "next m = x0"),
     "momentum of another start": read("slot m = 1 tensor", "x0 = lerp(m, g, 0.1)", "update x0", "next m = x0"),
     "momentum from p": read("slot m = p tensor", "x0 = lerp(m, g, 0.1)", "update x0", "next m = x0"),
     "momentum from g": read("slot m = g tensor", "x0 = lerp(m, g, 0.1)", "update x0", "next m = x0"),
@@ -353,4 +352,4 @@ def test_builder_and_text_give_the_same_key() -> None:
     b = Builder()
     m = b.slot("m")
     m.next = b.lerp(m, b.g, 0.1)
-    assert b.build(m.next).key == DIFFERENT["momentum"].key
+    assert b.build(m.next).key == DIFFERENT["average"].key
