@@ -69,7 +69,7 @@ class HandWritten(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch does, after a check of its options."""
-        known = {**self.defaults, "params": None, "param_names": None, "initial_lr": None}
+        known = {**self.defaults, "params": None, "param_names": None, "name": None, "initial_lr": None}
         for name in param_group:
             if name not in known:
                 raise ValueError(f"unknown option {name!r} in a parameter group; known: {', '.join(self.defaults)}")

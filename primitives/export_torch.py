@@ -178,7 +178,7 @@ _ROUTES = """
     Parameters of fewer than two dimensions are trained by the functions whose names end in `_fallback`."""
 
 _CLASS = '''_RULES = ((_initial, _numbers, _rule)@FALLBACK@,)
-_OPTIONS = ("params", "param_names", "maximize", "total_steps", "initial_lr")
+_OPTIONS = ("params", "param_names", "name", "maximize", "total_steps", "initial_lr")
 
 
 class @NAME@(Optimizer):

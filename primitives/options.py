@@ -42,7 +42,7 @@ def check_group(program: Program, group: Mapping[str, Any], defaults: Mapping[st
         ProgramError: naming the option.
     """
     options = {**group}
-    for name in ("params", "param_names", "maximize", "initial_lr"):  # schedulers leave initial_lr in groups
+    for name in ("params", "param_names", "name", "maximize", "initial_lr"):  # schedulers leave initial_lr in groups
         options.pop(name, None)
     lr = options.pop("lr", defaults["lr"])
     if not isinstance(lr, Tensor) and not (isinstance(lr, int | float) and math.isfinite(lr) and lr >= 0):
