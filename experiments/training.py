@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -24,6 +25,9 @@ from search.lightning_fit import fit, quiet
 
 Factory = Callable[..., Optimizer]
 """Makes an optimizer of parameters and the keyword `lr`, as the classes of `torch.optim` do."""
+
+MAX_FULL_BATCH = 65_536
+"""Most training examples that one batch holds, if it is to hold them all."""
 
 
 class TrainingRun(LightningModule):
@@ -111,6 +115,7 @@ def train(
     steps: int | None = None,
     log_dir: Path | str | None = None,
     learn: Sequence[str] | None = None,
+    full_batch: bool = False,
     progress: bool = False,
 ) -> RunResult:
     """Train `task`'s model once.
@@ -126,6 +131,7 @@ def train(
         steps: number of steps; the task's own by default.
         log_dir: where TensorBoard logs go; none are written without it.
         learn: names of hyperparameters to learn on the way (see `learned.learn`), for programs only.
+        full_batch: make every batch the whole training split, as gradient descent means it.
         progress: show a progress bar on standard error, if that is a terminal.
 
     Returns:
@@ -133,14 +139,15 @@ def train(
         exception.
 
     Raises:
-        UserError: if the steps are not positive, or learning was asked for something that is not a program.
+        UserError: if the steps are not positive, if learning was asked for something that is not a program, or if the
+            training split is too large for one batch that must hold it.
         ProgramError: if the program and the learning rate do not fit.
     """
     total = task.steps if steps is None else steps
     if total < 1:
         raise UserError(f"the number of steps must be at least 1, got {total}")
     run = TrainingRun(task, _factory(optimizer, total, learn), lr, seed, total)
-    indices = batch_indices(len(run.splits.train), task.batch_size, total, seed)
+    indices = _indices(task, len(run.splits.train), total, seed, full_batch)
     with quiet(), progress_bar(task.name, total) if progress else nullcontext(run.report) as run.report:
         trainer = Trainer(
             accelerator="auto",
@@ -157,6 +164,18 @@ def train(
         fit(trainer, run, _Batches(run.splits.train, indices))
         seconds = time.perf_counter() - start
     return _result(run, lr, seed, total, seconds)
+
+
+def _indices(task: Task, examples: int, steps: int, seed: int, full_batch: bool) -> Tensor:
+    """Which examples each step sees, ``[steps, examples of a batch]``."""
+    if not full_batch:
+        return batch_indices(examples, task.batch_size, steps, seed)
+    if examples > MAX_FULL_BATCH:
+        raise UserError(
+            f"task {task.name} has {examples:,} training examples, and a full batch holds at most {MAX_FULL_BATCH:,}; "
+            "use sgd, the same rule on small batches, or a smaller task"
+        )
+    return torch.arange(examples).expand(steps, -1)
 
 
 def learned_values(optimizer: object) -> dict[str, float]:

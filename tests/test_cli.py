@@ -119,6 +119,19 @@ def test_train_writes_logs_program_and_numbers(run, tmp_path):
     assert {"commit", "versions", "hardware"} <= set(result["provenance"])
 
 
+def test_train_gives_full_batches_to_what_is_meant_for_them(run, tmp_path):
+    """The same rule with and without, from the same start: the loss of the first step is that of the batch."""
+    records = []
+    for name in ("gradient-descent", "sgd"):
+        code, out, _ = run("train", "--optimizer", name, "--lr", "0.3", "--steps", "3", "--json", f"{name}.json")
+        assert code == 0 and ("3 steps on the whole training set in" in out) == (name == "gradient-descent")
+        records.append(json.loads((tmp_path / f"{name}.json").read_text()))
+    assert [r["full_batch"] for r in records] == [True, False]
+    full, small = (r["curve"] for r in records)
+    assert full[0] > full[1] > full[2] and abs(full[0] - small[0]) > 1e-3
+    assert refused(run("train", "--optimizer", "gradient-descent", "--task", "charlm"), "charlm has", "use sgd")
+
+
 def test_train_with_a_learned_rate(run, tmp_path):
     code, out, _ = run("train", "--lr", "1e-4", "--learn", "lr", "--steps", "40", "--json", tmp_path / "r.json")
     result = json.loads((tmp_path / "r.json").read_text())
@@ -149,8 +162,8 @@ def test_run_directories_are_numbered_and_never_overwritten(run, tmp_path):
     ("arguments", "parts"),
     [
         (["--task", "digts"], ["unknown task 'digts'; did you mean digits?"]),
-        (["--optimizer", "adamv"], ["unknown optimizer 'adamv'; did you mean adamw?", "lion", "RUN_DIR#RANK"]),
-        (["--optimizer", "zzz"], ["unknown optimizer 'zzz' (optimizers: adamw, "]),
+        (["--optimizer", "adamv"], ["unknown optimizer 'adamv'; did you mean adam", "adamw", "lion", "RUN_DIR#RANK"]),
+        (["--optimizer", "zzz"], ["unknown optimizer 'zzz' (optimizers: gradient-descent, sgd, "]),
         (["--optimizer", "none.txt"], ["there is no program file none.txt"]),
         (["--optimizer", "runs/none#1"], ["there is no run directory runs/none"]),
         (["--learn", "lr,beta1"], ["cannot learn 'beta1'; choose from: lr"]),

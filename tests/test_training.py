@@ -59,6 +59,27 @@ def test_a_factory_works_like_a_program():
     assert factory.valid_loss == pytest.approx(program.valid_loss, rel=1e-4)
 
 
+def test_a_full_batch_holds_every_training_example_once_whatever_the_seed_of_batches():
+    """Its loss before the first step is that of the training split, and every step is one of exact descent."""
+    result = train(DIGITS, BASELINES["gradient-descent"].program, 0.1, seed=4, steps=5, full_batch=True)
+    model, split = initial_model(DIGITS, 4), DIGITS.data().train
+    curve = []
+    for _ in range(5):
+        loss = DIGITS.loss(model(split.inputs), split.targets)
+        curve.append(loss.item())
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), gradients, strict=True):
+                p -= 0.1 * g
+    assert list(result.curve) == pytest.approx(curve, rel=1e-6)
+    assert result.curve == tuple(sorted(result.curve, reverse=True))
+
+
+def test_a_split_too_large_for_one_batch_is_refused():
+    with pytest.raises(UserError, match=r"task charlm has [0-9,]+ training examples, and a full batch holds at most"):
+        train(TASKS["charlm"], BASELINES["gradient-descent"].program, 0.1, steps=1, full_batch=True)
+
+
 def test_learning_the_rate_lifts_a_small_one():
     plain = train(DIGITS, ADAMW, 1e-4)
     learned = train(DIGITS, ADAMW, 1e-4, learn=("lr",))
