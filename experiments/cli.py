@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from experiments.cli_programs import ProgramName, certify, equivalent, export, show, simplify
+from experiments.cli_programs import ProgramName, certify, equivalent, export, show, simplify, trajectories
 from experiments.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -217,7 +217,7 @@ def ablate(
     ablate_command(program, task=task, seeds=seeds, steps=steps, json_file=json_file)
 
 
-for inspect in (show, simplify, export, certify, equivalent):
+for inspect in (show, simplify, export, certify, equivalent, trajectories):
     command(inspect)
 
 

@@ -90,6 +90,59 @@ def certify(
     print_certificate(*resolve_program(program), as_json=as_json)
 
 
+def trajectories(
+    optimizers: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROGRAM...", show_default="gradient-descent momentum rmsprop adam lion"),
+    ] = None,
+    surface: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="bowl, zigzag, rosenbrock, beale, saddle or noisy; may be repeated.",
+            show_default="all",
+        ),
+    ] = None,
+    lr: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[PROGRAM=]RATE",
+            help="Learning rate of all, or of one; may be repeated.",
+            show_default="0.3 on bowl and zigzag, elsewhere the best of a ladder",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=10_000, metavar="N", help="Length.", show_default="the surface's own")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Of the noise, equal for all.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")] = Path("runs/trajectories"),
+    gif: Annotated[bool, typer.Option("--gif/--no-gif", help="Whether to draw animations, too.")] = True,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all points and losses there as JSON.")
+    ] = None,
+) -> None:
+    """Draw the paths of optimizers on two-dimensional surfaces, as pictures and animations.
+
+    \b
+    Examples:
+      optforge trajectories --surface zigzag
+      optforge trajectories adamw lion runs/first#1 --surface rosenbrock --steps 500
+      optforge trajectories sgd momentum --surface zigzag --lr 0.1 --lr momentum=0.02 --no-gif
+    """
+    from experiments.trajectories_command import trajectories_command
+
+    trajectories_command(
+        optimizers or [],
+        surfaces=surface or [],
+        rates=lr or [],
+        steps=steps,
+        seed=seed,
+        out=out,
+        gif=gif,
+        json_file=json_file,
+    )
+
+
 def equivalent(
     first: Annotated[str, typer.Argument(metavar="PROGRAM")],
     second: Annotated[str, typer.Argument(metavar="PROGRAM")],
