@@ -1,7 +1,6 @@
 """`ProgramOptimizer` beyond one eager process: compiled, distributed, mixed precision, and torch's own expectations.
 
-Inputs of torch's tests for its optimizers (``torch.testing._internal.common_optimizers``, which needs a package that
-users do not have) are repeated here where they have a meaning for programs.
+What torch gives to all its optimizers in its tests is given to programs in `test_torch_inputs`.
 """
 
 from __future__ import annotations
