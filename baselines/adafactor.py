@@ -51,7 +51,7 @@ class AdaFactor(HandWritten):
         check_positive(group, "clip_threshold")
         if not (isinstance(group["eps"], tuple | list) and len(group["eps"]) == 2):
             raise ValueError(f"eps must be two numbers, got {group['eps']!r}")
-        check_not_negative(group, "eps")
+        check_not_negative({f"eps[{i}]": eps for i, eps in enumerate(group["eps"])}, "eps[0]", "eps[1]")
 
     def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         shapes = {"row": (len(p), 1), "col": (1, p[0].numel())} if p.ndim >= 2 else {"v": p.shape}

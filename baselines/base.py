@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from baselines.checks import check_bool, check_dtype
 from primitives.parameters import REST, load_unrounded, refuse
 
 Lists = dict[str, list[Tensor]]
@@ -48,8 +49,6 @@ class HandWritten(Optimizer):
         maximize: bool = False,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        if state_dtype is not None and not (isinstance(state_dtype, torch.dtype) and state_dtype.is_floating_point):
-            raise ValueError(f"state_dtype must be a floating-point dtype like torch.float32, got {state_dtype!r}")
         super().__init__(params, {**defaults, "maximize": maximize, "state_dtype": state_dtype})
 
     def _check(self, group: dict[str, Any]) -> None:
@@ -73,7 +72,10 @@ class HandWritten(Optimizer):
         for name in param_group:
             if name not in known:
                 raise ValueError(f"unknown option {name!r} in a parameter group; known: {', '.join(self.defaults)}")
-        self._check({**self.defaults, **param_group})
+        group = {**self.defaults, **param_group}
+        check_bool(group, "maximize")
+        check_dtype(group, "state_dtype")
+        self._check(group)
         super().add_param_group(param_group)
 
     @torch.no_grad()

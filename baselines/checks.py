@@ -6,26 +6,30 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
 def check_not_negative(group: Mapping[str, Any], *names: str) -> None:
-    """Finite numbers of at least 0; of tuples, every entry."""
-    for name, value in _numbers(group, names):
+    """Finite numbers of at least 0."""
+    for name in names:
+        value = _plain(group[name]) if name == "lr" else group[name]
         if not (_is_number(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
 
 
 def check_positive(group: Mapping[str, Any], *names: str) -> None:
     """Finite numbers above 0."""
-    for name, value in _numbers(group, names):
+    for name in names:
+        value = group[name]
         if not (_is_number(value) and value > 0):
             raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 
 
 def check_unit(group: Mapping[str, Any], *names: str) -> None:
     """Numbers in [0, 1), as decays of averages are."""
-    for name, value in _numbers(group, names):
+    for name in names:
+        value = group[name]
         if not (_is_number(value) and 0 <= value < 1):
             raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
 
@@ -47,16 +51,18 @@ def check_bool(group: Mapping[str, Any], *names: str) -> None:
             raise ValueError(f"{name} must be True or False, got {group[name]!r}")
 
 
+def check_dtype(group: Mapping[str, Any], *names: str) -> None:
+    """Floating-point dtypes, or None."""
+    for name in names:
+        dtype = group[name]
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"{name} must be a floating-point dtype like torch.float32, got {dtype!r}")
+
+
 def _is_number(value: object) -> bool:
-    if isinstance(value, Tensor):  # a learning rate may be one number in a tensor
-        return value.numel() == 1 and math.isfinite(value.item())
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _numbers(group: Mapping[str, Any], names: tuple[str, ...]) -> list[tuple[str, Any]]:
-    named: list[tuple[str, Any]] = []
-    for name in names:
-        value = group[name]
-        several = isinstance(value, tuple | list)
-        named += [(f"{name}[{i}]", v) for i, v in enumerate(value)] if several else [(name, value)]
-    return named
+def _plain(value: Any) -> Any:
+    """A learning rate, which may be one number in a tensor, for schedules that change it in place."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value

@@ -42,13 +42,17 @@ def check_group(program: Program, group: Mapping[str, Any], defaults: Mapping[st
         ProgramError: naming the option.
     """
     options = {**group}
-    for name in ("params", "param_names", "name", "maximize", "initial_lr"):  # schedulers leave initial_lr in groups
+    for name in ("params", "param_names", "name", "initial_lr"):  # schedulers leave initial_lr in groups
         options.pop(name, None)
     lr = options.pop("lr", defaults["lr"])
-    if not isinstance(lr, Tensor) and not (isinstance(lr, int | float) and math.isfinite(lr) and lr >= 0):
-        raise ProgramError(f"lr must be a finite number of at least 0, got {lr!r}")
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ProgramError(f"lr must be one number, got a tensor of shape {tuple(lr.shape)}")
+    value = lr.item() if isinstance(lr, Tensor) else lr
+    if isinstance(value, bool) or not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+        raise ProgramError(f"lr must be a finite number of at least 0, got {lr!r}")
+    maximize = options.pop("maximize", defaults["maximize"])
+    if not isinstance(maximize, bool):
+        raise ProgramError(f"maximize must be True or False, got {maximize!r}")
     aside = options.pop("use_fallback", False)
     if not isinstance(aside, bool):
         raise ProgramError(f"use_fallback must be True or False, got {aside!r}")
