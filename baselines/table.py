@@ -5,12 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from torch.optim.optimizer import Optimizer
 
-from baselines import adafactor, adagrad, adam, adamw, lion, nadam, rmsprop, sgd
+from baselines import (
+    adafactor,
+    adagrad,
+    adam,
+    adamw,
+    adan,
+    lamb,
+    lars,
+    lion,
+    muon,
+    nadam,
+    prodigy,
+    rmsprop,
+    schedule_free,
+    sgd,
+)
+from baselines.cautious import cautious
 from baselines.raw import lion_raw
 from primitives import Program
 
@@ -24,12 +40,14 @@ class Oracle:
         options: what it must be told to mean the same as our defaults, beside the hyperparameters.
         renamed: hyperparameters that it calls by other names, ours to theirs; None for one that it does not have.
         note: where the two differ, and hence are not compared.
+        dims: for parameters of how many dimensions they are the same; none if tests compare them in some other way.
     """
 
     path: str
     options: Mapping[str, Any] = field(default_factory=dict)
     renamed: Mapping[str, str | None] = field(default_factory=dict)
     note: str = ""
+    dims: tuple[int, ...] = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -66,7 +84,8 @@ class Baseline:
         """
         gathered: dict[str, list[float]] = {}
         options: dict[str, Any] = {}
-        for name, value in (self.program.defaults() | hypers).items():
+        fallback = self.program.fallback.defaults() if self.program.fallback else {}
+        for name, value in (fallback | self.program.defaults() | hypers).items():
             if numbered := re.fullmatch(r"(beta|eps)[0-9]", name):
                 gathered.setdefault({"beta": "betas", "eps": "eps"}[numbered[1]], []).append(value)
             else:
@@ -164,6 +183,18 @@ BASELINES: dict[str, Baseline] = {
             adafactor.program,
             "Shazeer & Stern 2018, arXiv:1804.04235",
             (1e-2, 1e-1),
+            (
+                Oracle("torch.optim.Adafactor", note="has relative_step always, and adds epsilon elsewhere", dims=()),
+                Oracle("pytorch_optimizer.AdaFactor", note="ignores lr unless told relative_step=False", dims=()),
+            ),
+        ),
+        Baseline(
+            "adan",
+            adan.Adan,
+            adan.program,
+            "Xie et al. 2022, arXiv:2208.06677",
+            (3e-4, 1e-2),
+            (Oracle("pytorch_optimizer.Adan"),),
         ),
         Baseline(
             "lion",
@@ -173,11 +204,53 @@ BASELINES: dict[str, Baseline] = {
             (3e-5, 1e-3),
             (Oracle("lion_pytorch.Lion"),),
         ),
+        Baseline(
+            "lars",
+            lars.LARS,
+            lars.program,
+            "You, Gitman & Ginsburg 2017, arXiv:1708.03888",
+            (1.0, 1e2),
+            (Oracle("pytorch_optimizer.LARS", note="vectors are exempt there", dims=(2, 3)),),
+        ),
+        Baseline(
+            "lamb",
+            lamb.LAMB,
+            lamb.program,
+            "You et al. 2020, arXiv:1904.00962",
+            (1e-3, 1e-1),
+            (Oracle("pytorch_optimizer.Lamb", note="corrects one bias of two: its first step is 10 lr", dims=()),),
+        ),
+        Baseline(
+            "muon",
+            muon.Muon,
+            muon.program,
+            "Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982",
+            (1e-3, 1e-1),
+            (Oracle("torch.optim.Muon", note="orthogonalises in bfloat16; has no part for vectors", dims=()),),
+        ),
+        Baseline(
+            "schedule-free-adamw",
+            schedule_free.ScheduleFreeAdamW,
+            schedule_free.program,
+            "Defazio et al. 2024, arXiv:2405.15682",
+            (1e-3, 1e-1),
+            (Oracle("schedulefree.AdamWScheduleFree"),),
+        ),
+        Baseline(
+            "prodigy",
+            partial(prodigy.Prodigy, per_tensor=True),  # a program sees one parameter
+            prodigy.program,
+            "Mishchenko & Defazio 2023, arXiv:2306.06101",
+            (0.3, 3.0),
+            (Oracle("prodigyopt.Prodigy", note="one d for all parameters; scales epsilon by the next d", dims=()),),
+        ),
     )
 }
 
 NAMED: dict[str, Callable[[], Program]] = {
     "lion-raw": lion_raw,
     "lion-raw-ablated": lambda: lion_raw(ablated=True),
+    "cautious-adamw": lambda: cautious(BASELINES["adamw"].program),
+    "cautious-lion": lambda: cautious(BASELINES["lion"].program),
 }
 """Programs that go by a name but have no hand-written twin."""

@@ -184,7 +184,8 @@ def _state_growth(program: Program) -> float:
     largest; infinite if anything was not finite."""
     if not program.live_state:
         return 1.0
-    mean, noise, p = _noise(8, 1, *SHAPE), _noise(9, 997, 1, *SHAPE), _noise(10, 1, *SHAPE)
+    # the noise repeats, after a prime number of steps, so that all of it has been looked at in either half
+    mean, noise, p = _noise(8, 1, *SHAPE), _noise(9, 499, 1, *SHAPE), _noise(10, 1, *SHAPE)
     halves = torch.zeros(2, len(program.live_state), dtype=torch.float64)
     steps = _simulate(_only_state(program), p, lambda step, _: mean + noise[step % len(noise)], LONG)
     for step, (_, _, state) in enumerate(steps):

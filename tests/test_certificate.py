@@ -89,7 +89,13 @@ def test_bounded_updates(found):
 
 
 def test_bounded_state(found):
-    assert those(found, lambda c: not c.bounded_state) == {"adagrad", "walk", "small", "explosion"}
+    assert those(found, lambda c: not c.bounded_state) == {
+        "adagrad",
+        "walk",
+        "small",
+        "explosion",
+        "schedule-free-adamw",
+    }
     assert found["adagrad"].state_growth == pytest.approx(2, abs=0.05) and found["explosion"].state_growth == math.inf
     assert found["sgd"].state_growth == 1
 
