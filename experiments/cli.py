@@ -230,11 +230,25 @@ def tasks() -> None:
 
 
 @command
-def optimizers() -> None:
-    """List the optimizers that have a name."""
-    from experiments.listings import print_optimizers
+def optimizers(
+    memory: Annotated[bool, typer.Option("--memory", help="Measure their state, and put it beside theory.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """List the optimizers that have a name; with --memory, how much state they keep.
 
-    print_optimizers()
+    \b
+    Examples:
+      optforge optimizers
+      optforge optimizers --memory --json memory.json
+    """
+    from experiments.listings import print_memory, print_optimizers
+
+    if json_file is not None and not memory:
+        raise UserError("--json writes the measurements of --memory; give both")
+    if memory:
+        print_memory(json_file)
+    else:
+        print_optimizers()
 
 
 @command

@@ -35,7 +35,9 @@ def resolve_program(text: str) -> tuple[str, Program]:
         ProgramError: if a file or hall of fame holds text that is no program; it names the file and the line.
     """
     if not text.strip():
-        raise UserError(f"a PROGRAM is missing; name an optimizer ({', '.join(BASELINES)}), a file or RUN_DIR#RANK")
+        raise UserError(
+            f"a PROGRAM is missing; name an optimizer ({', '.join([*BASELINES, *NAMED])}), a file or RUN_DIR#RANK"
+        )
     if text in BASELINES:
         return text, BASELINES[text].program
     if text in NAMED:
@@ -52,7 +54,7 @@ def resolve_program(text: str) -> tuple[str, Program]:
         raise UserError(f"there is no program file {text if text.isprintable() else repr(text)}"[:300])
     raise UserError(
         f"unknown optimizer {text[:80]!r}{nearest(text, [*BASELINES, *NAMED])} "
-        f"(optimizers: {', '.join(BASELINES)}; or name a program file, or RUN_DIR#RANK)"
+        f"(optimizers: {', '.join([*BASELINES, *NAMED])}; or name a program file, or RUN_DIR#RANK)"
     )
 
 
