@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from primitives.compiled import SMALL, Kernel, kernel
 from primitives.program import Program
 from primitives.source import hoist
 
@@ -22,7 +21,6 @@ class Numbers:
         self.program, self.values = program, values
         self.hoisted = hoist(program)
         self._known = self.hoisted.numbers(values)
-        self._kernels: dict[tuple[torch.dtype, torch.dtype, torch.device, int], Kernel] = {}
         self._rounded: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
         self._rates: dict[torch.dtype, Tensor] = {}
         self._packed: dict[tuple[torch.dtype, torch.device], Tensor] = {}
@@ -40,21 +38,13 @@ class Numbers:
             self._rates[dtype] = self.values["lr"].to(dtype)
         return self._rates[dtype]
 
-    def packed(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The same and the learning rate as one vector."""
+    def packed(self, dtype: torch.dtype, device: torch.device, sign: int) -> Tensor:
+        """The same, the learning rate and the sign of gradients as one vector."""
         key = (dtype, device)
         if key not in self._packed:
-            self._packed[key] = torch.stack([n.cpu() for n in (*self._known, self.values["lr"])]).to(device, dtype)
+            rate, signed = self.values["lr"], torch.tensor(sign, dtype=torch.float64)
+            self._packed[key] = torch.stack([n.cpu() for n in (*self._known, rate, signed)]).to(device, dtype)
         return self._packed[key]
-
-    def kernel(self, p: Tensor, state_dtype: torch.dtype) -> Kernel:
-        """The compiled step for `p`."""
-        key = (p.dtype, state_dtype, p.device, 1 if p.numel() < SMALL else torch.get_num_threads())
-        if key not in self._kernels:
-            rounded = [float(n.to(state_dtype)) for n in self._known]
-            sides = tuple((i, abs(rounded[at]) >= 0.5) for i, at in self.hoisted.weights.items())
-            self._kernels[key] = kernel(self.program, *key, sides)
-        return self._kernels[key]
 
 
 __all__ = ["Numbers"]

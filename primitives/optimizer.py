@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from primitives.checkpoint import check_fits
-from primitives.compiled import Bound, Kernel
+from primitives.compiled import Bound, Kernel, kernel
 from primitives.interpret import Stepped, slot_shape
 from primitives.kinds import Kind, ProgramError
 from primitives.numbers import Numbers
@@ -20,7 +20,7 @@ from primitives.parameters import REST, begin, global_norm, load_unrounded, loca
 from primitives.program import Program
 from primitives.routing import Predicate, Route, routing
 
-Move = tuple[Tensor, Tensor, dict[str, Any]]  # a parameter, its gradient, its state
+Move = tuple[Tensor, Tensor]  # a parameter and its gradient
 
 
 class ProgramOptimizer(Optimizer):
@@ -34,8 +34,7 @@ class ProgramOptimizer(Optimizer):
             its group is added. Names are those of ``model.named_parameters()``; parameters without names have ``""``.
             Copies may hold any predicate, pickles only a function of a module, no lambda.
         lr: learning rate, positive or zero; schedulers change it as they do for any torch optimizer.
-        compile: compile the step with `torch.compile`: the first one takes seconds, all others run in place at the
-            speed of memory.
+        compile: compile the step: the first one takes a second, all others run in place at the speed of memory.
         state_dtype: dtype of state and arithmetic, by default the parameter's. With ``torch.float32``, parameters in
             bfloat16 also keep what rounding takes from them (``state["p"]``), so that small updates add up.
         maximize: ascend instead of descend.
@@ -145,15 +144,7 @@ class ProgramOptimizer(Optimizer):
         run = self._step_compiled if self.compile else self._step_eager
         for group, pairs in zip(self.param_groups, ready, strict=True):
             scalars = {name: _scalar(group[name]) for name in self._hyper_names()} | signals
-            scalars["lr"] = self._rate(group)
-            together: dict[tuple[str, float], list[Move]] = {}  # parameters may differ in program and step
-            for p, g in pairs:
-                which, state = self._routed(p).which, self.state[p] or self._begin(p)
-                step = state["step"].item() + 1
-                state["step"].fill_(step)
-                together.setdefault((which, step), []).append((p, -g if group["maximize"] else g, state))
-            for (_, step), moves in together.items():
-                run(moves, self._numbers(self.route(moves[0][0]), scalars, step))
+            run(pairs, scalars | {"lr": self._rate(group)}, -1 if group["maximize"] else 1)
 
     def _numbers(self, program: Program, scalars: dict[str, Tensor], step: float) -> Numbers:
         values = scalars | {"step": _scalar(step)}
@@ -161,13 +152,14 @@ class ProgramOptimizer(Optimizer):
             values["progress"] = values["step"] / self.total_steps
         return Numbers(program, values)
 
-    def _begin(self, p: Tensor) -> dict[str, Any]:
-        """State of `p` before its first step."""
+    def _begin(self, p: Tensor, sign: int) -> dict[str, Any]:
+        """State of `p` before its first step, whose gradient the rule sees times `sign`."""
         state, dtype = self.state[p], self._dtype(p)
         state["step"] = torch.zeros((), dtype=torch.float32)
         with torch.no_grad():
             for slot in self.route(p).state:
-                state[slot.name] = begin(slot, p).to(dtype)
+                value = begin(slot, p).to(dtype)
+                state[slot.name] = -value if slot.init == "g" and sign == -1 else value
             if dtype != p.dtype:
                 state[REST] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
         return state
@@ -189,9 +181,15 @@ class ProgramOptimizer(Optimizer):
     def _hyper_names(self) -> list[str]:
         return [name for program in with_fallback(self.program) for name in program.defaults()]
 
-    def _step_eager(self, moves: list[Move], numbers: Numbers) -> None:
-        for p, g, state in moves:
-            self._step_parameter(p, g, state, numbers)
+    def _step_eager(self, pairs: list[Move], scalars: dict[str, Tensor], sign: int) -> None:
+        numbers: dict[tuple[str, float], Numbers] = {}  # parameters may differ in program and step
+        for p, g in pairs:
+            which, state = self._routed(p).which, self.state[p] or self._begin(p, sign)
+            step = state["step"].item() + 1
+            state["step"].fill_(step)
+            if (which, step) not in numbers:
+                numbers[which, step] = self._numbers(self.route(p), scalars, step)
+            self._step_parameter(p, g if sign == 1 else -g, state, numbers[which, step])
 
     def _step_parameter(self, p: Tensor, g: Tensor, state: dict[str, Any], numbers: Numbers) -> None:
         program, dtype = numbers.program, self._dtype(p)
@@ -210,25 +208,25 @@ class ProgramOptimizer(Optimizer):
         else:
             held.sub_(numbers.rate(dtype) * update)
 
-    def _step_compiled(self, moves: list[Move], numbers: Numbers) -> None:
-        calls = []
-        packed: dict[Kernel, Tensor] = {}
-        for p, g, state in moves:
+    def _step_compiled(self, pairs: list[Move], scalars: dict[str, Tensor], sign: int) -> None:
+        together: dict[tuple[Kernel, float], tuple[list[Bound], list[Tensor]]] = {}
+        for p, g in pairs:
             bound = self._bound.get(id(p))
-            if bound is None or not bound.holds(p, state):
-                self._bound[id(p)] = bound = self._bind(p, state, numbers)
-            if bound.kernel not in packed:
-                packed[bound.kernel] = numbers.packed(self._dtype(p), bound.device)
-            g = local(g)
+            if bound is None or not bound.holds(p, self.state.get(p)):
+                self._bound[id(p)] = bound = self._bind(p, sign)
+            step, g = bound.advance(), local(g)
             if g.numel():  # a shard may be empty
-                calls.append(bound.call(packed[bound.kernel], g))
-        for code, arguments in calls:  # apart, because each empties the caches that Python needs
-            code(arguments)
+                all_bound, gradients = together.setdefault((bound.kernel, step), ([], []))
+                all_bound.append(bound)
+                gradients.append(g)
+        for (compiled, step), (all_bound, gradients) in together.items():
+            compiled.run(all_bound, gradients, self._numbers(compiled.program, scalars, step), sign)
 
-    def _bind(self, p: Tensor, state: dict[str, Any], numbers: Numbers) -> Bound:
+    def _bind(self, p: Tensor, sign: int) -> Bound:
         """Compiled code reads memory unchecked, so that everything is checked here."""
-        held, dtype = local(p), self._dtype(p)
-        kinds = {s.name: s.kind for s in numbers.program.live_state} | ({REST: Kind.TENSOR} if dtype != p.dtype else {})
+        held, dtype, program = local(p), self._dtype(p), self.route(p)
+        state = self.state[p] or self._begin(p, sign)
+        kinds = {s.name: s.kind for s in program.live_state} | ({REST: Kind.TENSOR} if dtype != p.dtype else {})
         for name, kind in kinds.items():
             x = state.get(name)
             if x is None or x.shape != slot_shape(kind, p.shape) or local(x).device != held.device:
@@ -238,7 +236,7 @@ class ProgramOptimizer(Optimizer):
                 )
             if x.dtype != dtype:
                 state[name] = x.to(dtype)
-        return Bound(numbers.kernel(held, dtype), p, held, state, list(kinds))
+        return kernel(program, dtype, p.dtype, held.device).bind(p, held, state, list(kinds))
 
     @property
     def routes(self) -> list[Route]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from primitives.interpret import Stepped, own_dims
 from primitives.ops import Op, namespace
-from primitives.program import Const, Program, fold
+from primitives.program import Program, fold
 
 
 class Emitter:
@@ -104,18 +104,16 @@ class HoistedStep:
 
     Args:
         program: the rule.
-        sides: for statements ``lerp`` of `weights`, whether the weight is at least ½. Torch's formula depends on that,
-            element by element; where it is known beforehand, only one half of the formula is written.
     """
 
-    def __init__(self, program: Program, sides: tuple[tuple[int, bool], ...] = ()) -> None:
+    def __init__(self, program: Program) -> None:
         own = {s.name for s in program.state} | {"g", "p"}
-        source = _SidedEmitter(program, program.shared, frozenset(program.names) - own, dict(sides))
-        self.weights = source.weights
+        source = Emitter(program, program.shared, frozenset(program.names) - own)
         self.reads = [name if name in own else None for name in source.reads]
         unpack = [f"{''.join(f'{new}, ' for new in source.casts.values())} = c"] if source.casts else []
         count = len(source.reads)
-        self._step = define("a, c, dims", count, [*unpack, *source.lines], source.update, source.state)
+        self.count = len(source.casts)
+        self.function = define("a, c, dims", count, [*unpack, *source.lines], source.update, source.state)
         self._numbers = define("a, k, dims", count, source.shared_lines, "0", list(source.casts))
         self._names, self._literals = source.reads, source.literals()
 
@@ -125,31 +123,7 @@ class HoistedStep:
 
     def __call__(self, inputs: Mapping[str, Tensor], numbers: Sequence[Tensor], dims: Sequence[int]) -> Stepped:
         """One step of a parameter; `numbers` are rounded to its dtype."""
-        return Stepped(*self._step([None if n is None else inputs[n] for n in self.reads], numbers, tuple(dims)))
-
-
-class _SidedEmitter(Emitter):
-    """Notes where interpolation weights that only hyperparameters decide are found among the numbers."""
-
-    def __init__(
-        self, program: Program, shared: frozenset[int], shared_names: frozenset[str], sides: Mapping[int, bool]
-    ) -> None:
-        self.sides = sides
-        self.weights: dict[int, int] = {}  # statement to position
-        literals = {a for instr in program.body for a in instr.args if type(a) is Const}
-        hypers = program.defaults()
-        self._settled = {*program.depends_only_on(frozenset(hypers)), *hypers, *literals}
-        super().__init__(program, shared, shared_names)
-
-    def call(self, op: Op, args: list[str], index: int) -> str:
-        if op.name == "lerp":
-            weight = self.program.body[index].args[2]
-            if weight in self._settled:
-                self.weights[index] = list(self.casts.values()).index(args[2])
-            if index in self.sides:
-                x, y, w = args
-                return f"{y} - ({y} - {x}) * (1 - {w})" if self.sides[index] else f"{x} + {w} * ({y} - {x})"
-        return super().call(op, args, index)
+        return Stepped(*self.function([None if n is None else inputs[n] for n in self.reads], numbers, tuple(dims)))
 
 
 hoist = lru_cache(maxsize=1024)(HoistedStep)

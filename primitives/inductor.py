@@ -1,0 +1,88 @@
+"""Steps compiled with `torch.compile`, for what `primitives.native` does not do: other devices, matrices, 16 bits.
+
+A kernel sees a parameter as a vector (or, if the program needs rows and columns, as a matrix) of any size, so that one
+compilation serves a whole model. Learning rate, step number and all that follows from them enter as one small tensor;
+no value of theirs recompiles anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from primitives.bound import Bound
+from primitives.program import Program
+from primitives.source import hoist
+
+if TYPE_CHECKING:
+    from primitives.numbers import Numbers
+
+
+class InductorKernel:
+    """The compiled step of a program for parameters of dtype `held` whose state and arithmetic have `dtype`."""
+
+    def __init__(self, program: Program, dtype: torch.dtype, held: torch.dtype) -> None:
+        self.program, self.dtype = program, dtype
+        options: dict[str, Any] = {"emulate_precision_casts": True}  # rounding to bfloat16 means it
+        self._step = torch.compile(_in_place(program, dtype != held), dynamic=True, fullgraph=True, options=options)
+
+    def bind(self, p: Tensor, local: Tensor, state: Mapping[str, Tensor], names: Sequence[str]) -> Bound:
+        """A parameter in the shape that the kernel wants: views where memory allows, else copies."""
+        bound = Bound(self, p, local, state, names)
+        bound.flat = [self._view(x) for x in bound.tensors]
+        bound.copies = [(x, f) for x, f in zip(bound.tensors, bound.flat, strict=True) if not x.is_contiguous()]
+        return bound
+
+    def run(self, bound: Sequence[Bound], gradients: Sequence[Tensor], numbers: Numbers, sign: int) -> None:
+        """One step in place of parameters at the same step; gradients are multiplied by `sign`."""
+        values: dict[torch.device, Tensor] = {}
+        for b, g in zip(bound, gradients, strict=True):
+            if b.device not in values:
+                values[b.device] = numbers.packed(self.dtype, b.device, sign)
+                torch._dynamo.mark_static(values[b.device])
+            for x, flat in b.copies:
+                flat.copy_(x.reshape(flat.shape))
+            self._step(values[b.device], *map(_without_base, (b.flat[0], self._view(g.to(b.dtype)), *b.flat[1:])))
+            for x, flat in b.copies:
+                x.copy_(flat.view(x.shape))
+
+    def _view(self, x: Tensor) -> Tensor:
+        return x.contiguous().view(x.shape[0], -1) if self.program.needs_matrix else x.ravel()
+
+
+def _in_place(program: Program, keeps_rest: bool) -> Callable[..., None]:
+    """The step as a function of tensors that writes parameter and state in place."""
+    hoisted = hoist(program)
+    live = [s.name for s in program.live_state]
+    passed = {s.name: None for s in program.state if s.name not in live}
+    position = {s.name: i for i, s in enumerate(program.state)}
+
+    def step(numbers: Tensor, p: Tensor, g: Tensor, *state: Tensor) -> None:
+        dtype = state[-1].dtype if keeps_rest else p.dtype
+        whole = p.to(dtype) + state[-1] if keeps_rest else p
+        *known, lr, sign = numbers.unbind()
+        inputs = {**passed, "g": g.to(dtype) * sign, "p": whole, **dict(zip(live, state, strict=False))}
+        update, following = hoisted(inputs, known, range(p.ndim))
+        new = [following[position[name]].clone() for name in live]  # none may change before all are read
+        if keeps_rest:
+            whole = whole - lr * update
+            p.copy_(whole)
+            state[-1].copy_(whole - p.to(dtype))
+        else:
+            p.sub_((lr * update).to(dtype))
+        for slot, value in zip(state, new, strict=False):
+            slot.copy_(value)
+
+    # torch counts recompilations per code object: each kernel needs one of its own
+    return FunctionType(step.__code__.replace(co_name="optforge_step"), step.__globals__, None, None, step.__closure__)
+
+
+def _without_base(x: Tensor) -> Tensor:
+    """`x` as no view of anything: the shape of what it is a view of would be guarded, too."""
+    return torch.empty(0, dtype=x.dtype, device=x.device).set_(
+        x.untyped_storage(), x.storage_offset(), x.shape, x.stride()
+    )

@@ -1,0 +1,205 @@
+"""A step as a graph of numbers, rows, columns and tensors: the op table's templates, run on symbols.
+
+Templates are written for torch. Here they meet a stand-in for it that notes what they compute, so that a native kernel
+needs no second meaning for any op. What the stand-in does not know raises `Untraceable`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, NamedTuple
+
+from primitives.kinds import Kind, join
+from primitives.program import Program
+from primitives.source import hoist
+
+S, TENSOR = Kind.SCALAR, Kind.TENSOR
+
+
+class Untraceable(Exception):
+    """A template uses something that has no meaning here."""
+
+
+class Node(NamedTuple):
+    """One value: a C++ expression of other values, a sum of one over some axes, or an input.
+
+    Attributes:
+        kind: its shape relative to the parameter.
+        code: template of the expression; of an input its name; of a sum ``"sum"``.
+        args: positions of the nodes in the template.
+        level: how many passes over the parameter must be finished before it is known.
+    """
+
+    kind: Kind
+    code: str
+    args: tuple[int, ...] = ()
+    level: int = 0
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether it adds up its only argument along the axes that its kind lacks."""
+        return self.code == "sum"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step computes.
+
+    Attributes:
+        nodes: all values, each after those it is made of. Inputs have the names ``p``, ``g``, ``k0``, ``k1``, … (the
+            numbers) and ``s0``, ``s1``, … (live slots).
+        update: position of the update.
+        following: for each live slot the position of its next value, or None if it stays what it is.
+    """
+
+    nodes: tuple[Node, ...]
+    update: int
+    following: tuple[int | None, ...]
+
+
+class Value:
+    """A symbol that templates calculate with."""
+
+    def __init__(self, trace: Trace, index: int) -> None:
+        self.trace, self.index = trace, index
+
+    @property
+    def kind(self) -> Kind:
+        """Shape relative to the parameter."""
+        return self.trace.nodes[self.index].kind
+
+    dtype = None  # templates convert masks to it; here all numbers have one dtype
+
+    def to(self, dtype: None) -> Value:
+        """A mask as numbers."""
+        return self.trace("T({0})", self)
+
+    def pow(self, exponent: Any) -> Value:
+        """Elementwise power."""
+        return self.trace("std::pow({0}, {1})", self, exponent)
+
+    def __add__(self, other: Any) -> Value:
+        return self.trace("{0} + {1}", self, other)
+
+    def __radd__(self, other: Any) -> Value:
+        return self.trace("{0} + {1}", other, self)
+
+    def __sub__(self, other: Any) -> Value:
+        return self.trace("{0} - {1}", self, other)
+
+    def __rsub__(self, other: Any) -> Value:
+        return self.trace("{0} - {1}", other, self)
+
+    def __mul__(self, other: Any) -> Value:
+        return self.trace("{0} * {1}", self, other)
+
+    def __rmul__(self, other: Any) -> Value:
+        return self.trace("{0} * {1}", other, self)
+
+    def __truediv__(self, other: Any) -> Value:
+        if isinstance(other, Value) and self.kind is TENSOR is not other.kind:
+            return self * (1.0 / other)  # one division for many elements; the last bit may differ
+        return self.trace("{0} / {1}", self, other)
+
+    def __rtruediv__(self, other: Any) -> Value:
+        return self.trace("{0} / {1}", other, self)
+
+    def __neg__(self) -> Value:
+        return self.trace("-{0}", self)
+
+    def __eq__(self, other: object) -> Value:  # type: ignore[override]
+        return self.trace("{0} == {1}", self, other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Trace:
+    """Collects nodes; equal ones become one. Called with a template and its arguments."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self._known: dict[Node, int] = {}
+
+    def node(self, kind: Kind, code: str, args: Sequence[Value] = (), level: int | None = None) -> Value:
+        """The value with these properties; its level is that of its arguments unless given."""
+        indices = tuple(a.index for a in args)
+        if level is None:
+            level = max((self.nodes[i].level for i in indices), default=0)
+        new = Node(kind, code, indices, level)
+        index = self._known.setdefault(new, len(self.nodes))
+        if index == len(self.nodes):
+            self.nodes.append(new)
+        return Value(self, index)
+
+    def __call__(self, code: str, *args: Any) -> Value:
+        """An elementwise expression of values and plain numbers."""
+        values = [a if isinstance(a, Value) else self.number(a) for a in args]
+        return self.node(join(*(v.kind for v in values)), code, values)
+
+    def number(self, value: object) -> Value:
+        """A number that stands in a template."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise Untraceable(f"{value!r} in a template")
+        return self.node(S, f"T({float(value)!r})")
+
+
+_FUNCTIONS = {
+    "abs": "std::fabs({0})", "neg": "-{0}", "square": "{0} * {0}", "reciprocal": "T(1) / {0}",
+    "sign": "T(({0} > 0) - ({0} < 0))", "maximum": "maximum({0}, {1})", "minimum": "minimum({0}, {1})",
+    "lerp": "lerp({0}, {1}, {2})", "where": "({0} ? {1} : {2})", "gt": "{0} > {1}", "lt": "{0} < {1}",
+    "clamp": "minimum(maximum({0}, {1}), {2})", "pow": "std::pow({0}, {1})",
+    "zeros_like": "T(0)", "arcsin": "std::asin({0})", "arccos": "std::acos({0})", "arctan": "std::atan({0})",
+    "arcsinh": "std::asinh({0})", "arccosh": "std::acosh({0})", "arctanh": "std::atanh({0})",
+} | {name: f"std::{name}({{0}})" for name in ("sqrt", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin",
+                                               "cos", "tan", "sinh", "cosh", "tanh")}  # fmt: skip
+
+
+class _Torch:
+    """Stands in for torch; `axes` maps dimensions to the bits of `Kind`."""
+
+    def __init__(self, trace: Trace, axes: dict[int, Kind]) -> None:
+        self._trace, self._axes = trace, axes
+
+    def __getattr__(self, name: str) -> Callable[..., Value]:
+        if name not in _FUNCTIONS:
+            raise Untraceable(f"torch.{name}")
+        return lambda *args: self._trace(_FUNCTIONS[name], *args)
+
+    def _lost(self, x: Value, dim: Sequence[int]) -> Kind:
+        """The axes of `x` that a reduction over `dim` removes."""
+        return Kind(sum(self._axes[d] for d in dim) & x.kind)
+
+    def sum(self, x: Value, dim: Sequence[int], keepdim: bool) -> Value:
+        lost = self._lost(x, dim)
+        level = self._trace.nodes[x.index].level + (x.kind is TENSOR)  # rows and columns need no pass of their own
+        return self._trace.node(Kind(x.kind & ~lost), "sum", [x], level) if lost else x
+
+    def mean(self, x: Value, dim: Sequence[int], keepdim: bool) -> Value:
+        count = {S: "T(1)", Kind.ROW: "T(t.rows)", Kind.COL: "T(t.cols)", TENSOR: "T(t.size)"}[self._lost(x, dim)]
+        return self.sum(x, dim, keepdim) / self._trace.node(S, count)
+
+
+def trace(program: Program) -> Step:
+    """`program` for one parameter, with its live slots and the numbers of `primitives.source.HoistedStep`.
+
+    Raises:
+        Untraceable: if it contains an op whose template is more than elementwise functions, sums and means.
+    """
+    graph, hoisted = Trace(), hoist(program)
+    axes = {0: Kind.ROW, 1: Kind.COL} if program.needs_matrix else {0: TENSOR}
+    live = {slot.name: graph.node(slot.kind, f"s{i}") for i, slot in enumerate(program.live_state)}
+    inputs = {"g": graph.node(TENSOR, "g"), "p": graph.node(TENSOR, "p"), **live}
+    numbers = [graph.node(S, f"k{i}") for i in range(hoisted.count)]
+    names = {"torch": _Torch(graph, axes), "math": math}
+    function = FunctionType(hoisted.function.__code__, names)  # the same code with another torch
+    try:
+        reads = [None if name is None else inputs.get(name) for name in hoisted.reads]
+        update, state = function(reads, numbers, tuple(axes))
+    except (NameError, TypeError, KeyError, AttributeError) as error:
+        raise Untraceable(str(error)) from error
+    after = {slot.name: value for slot, value in zip(program.state, state, strict=True)}
+    following = [None if after[name].index == before.index else after[name].index for name, before in live.items()]
+    return Step(tuple(graph.nodes), update.index, tuple(following))
