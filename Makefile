@@ -58,7 +58,7 @@ types: setup  ## Check the type annotations
 imports: setup  ## Check which package imports which
 	@$(BIN)/lint-imports --no-logo
 
-docs: setup  ## Write docs/language.md from the tables that it describes
+docs: setup  ## Write the pages and tables that describe the language and the optimizers
 	@$(BIN)/python -m experiments.docs
 
 # Resolves all extras afresh, in a venv that is thrown away, and writes down what came.

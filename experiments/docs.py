@@ -1,6 +1,7 @@
 """docs/language.md, the reference of the language, written from the tables it describes.
 
-``python -m experiments.docs`` writes it; with ``--check`` it only says whether the file is current.
+``python -m experiments.docs`` writes it, docs/optimizers.md and a table of the README; with ``--check`` it only says
+whether the files are current.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from baselines import BASELINES, NAMED
+from experiments import docs_optimizers
+from experiments.docs_optimizers import math_block, table
 from experiments.docs_text import CHAPTERS
 from experiments.files import write_atomic
 from primitives import OPS, SCALES, SIGNALS, Const, Kind, Op, Program
 from primitives.blocks import BLOCKS
 from primitives.cost import cost
-from primitives.formula import latex
 from primitives.kinds import MAX_NAME, RESERVED
 from primitives.lion45 import LION45
 from primitives.ops import DOMAINS, subset, subset_names
@@ -84,30 +86,23 @@ def _page() -> Iterator[str]:
         yield ""
 
 
-def _table(*columns: str, rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    yield f"| {' | '.join(columns)} |"
-    yield "|" + "---|" * len(columns)
-    for row in rows:
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-
-
 def _kinds() -> Iterator[str]:
     rows = ((f"`{k.name.lower()}`", *_KINDS[k]) for k in Kind)
-    yield from _table("kind", "varies over", "shape, for a parameter of shape `(n, *rest)`", rows=rows)
+    yield from table("kind", "varies over", "shape, for a parameter of shape `(n, *rest)`", rows=rows)
 
 
 def _signals() -> Iterator[str]:
     rows = ((f"`{name}`", kind.name.lower(), _SIGNALS[name]) for name, kind in SIGNALS.items())
-    yield from _table("signal", "kind", "meaning", rows=rows)
+    yield from table("signal", "kind", "meaning", rows=rows)
 
 
 def _scales() -> Iterator[str]:
     rows = ((f"`{s.name}`", f"[{s.lower:g}, {s.upper:g})", _SCALES[s.name]) for s in SCALES.values())
-    yield from _table("scale", "range", "where steps of equal size mean equal things", rows=rows)
+    yield from table("scale", "range", "where steps of equal size mean equal things", rows=rows)
 
 
 def _domains() -> Iterator[str]:
-    yield from _table("domain", "set", rows=((f"`{name}`", _DOMAINS[name]) for name in DOMAINS))
+    yield from table("domain", "set", rows=((f"`{name}`", _DOMAINS[name]) for name in DOMAINS))
 
 
 def _ops() -> Iterator[str]:
@@ -117,11 +112,11 @@ def _ops() -> Iterator[str]:
     names = {op.name for op in builtin}
     chosen = {name: [n for n in subset(name) if n in names] for name in sorted(subset_names())}
     rows = ((f"`{n}`", str(len(found)), _listed(found)) for n, found in chosen.items() if found)
-    yield from _table("subset", "rows", "ops", rows=rows)
+    yield from table("subset", "rows", "ops", rows=rows)
     for title, belongs in _SECTIONS:
         yield from ("", f"### {title}", "")
         chapter = (_op_row(op) for op in builtin if belongs(op))
-        yield from _table("op", "kinds", "meaning", "domain", "flops", "subsets", "source", rows=chapter)
+        yield from table("op", "kinds", "meaning", "domain", "flops", "subsets", "source", rows=chapter)
 
 
 def _listed(names: list[str]) -> str:
@@ -163,7 +158,7 @@ def _lion45() -> Iterator[str]:
     def shown(found: str | Const) -> str:
         return f"literal `{found.value!r}`" if isinstance(found, Const) else f"`{found}`" + _what(found)
 
-    yield from _table("Lion's function", "here", rows=((name, shown(found)) for name, found in LION45.items()))
+    yield from table("Lion's function", "here", rows=((name, shown(found)) for name, found in LION45.items()))
 
 
 def _what(name: str) -> str:
@@ -171,7 +166,7 @@ def _what(name: str) -> str:
 
 
 def _blocks() -> Iterator[str]:
-    yield from _table("block", "meaning", rows=((f"`{name}`", _first(function)) for name, function in BLOCKS.items()))
+    yield from table("block", "meaning", rows=((f"`{name}`", _first(function)) for name, function in BLOCKS.items()))
 
 
 def _first(function: Callable[..., object]) -> str:
@@ -188,11 +183,11 @@ def _rules() -> Iterator[str]:
         note = f"{', '.join(compute)} from a, b" if compute else "–"
         return f"`{rule.left}`", f"`{rule.right}`", words, note  # type: ignore[attr-defined]
 
-    yield from _table("this", "becomes", "domain", "new literals", rows=map(row, RULES))
+    yield from table("this", "becomes", "domain", "new literals", rows=map(row, RULES))
 
 
 def _gallery() -> Iterator[str]:
-    yield from _table(
+    yield from table(
         "optimizer", "live statements", "state", "flops", "bytes moved", "source",
         rows=(_cost_row(b.name, b.program, b.paper) for b in BASELINES.values()),
     )  # fmt: skip
@@ -212,23 +207,33 @@ def _exhibit(name: str, program: Program, source: str) -> Iterator[str]:
     yield from ("", f"### {name}", "")
     if source:
         yield from (source.rstrip(".") + ".", "")
-    yield from ("$$", latex(program), "$$", "", "```", pseudo_code(program), "```", "", "As a file:", "")
+    yield from (*math_block(program), "", "```", pseudo_code(program), "```", "", "As a file:", "")
     yield from ("```", str(program).rstrip(), "```", "", f"Cost: {cost(program)}. Key `{program.key}`.")
 
 
 BUILTIN = tuple(OPS.values())  # before any plug-in is loaded: the page does not depend on what is installed
 
 
+def pages() -> dict[Path, str]:
+    """What each generated file should hold."""
+    other = docs_optimizers
+    return {
+        PAGE: language_page(),
+        other.PAGE: other.optimizers_page(),
+        other.README: other.readme(other.README.read_text(encoding="utf-8")),
+    }
+
+
 def main() -> None:
-    """Write the page, or with --check exit with 1 if it is stale."""
+    """Write the files, or with --check exit with 1 if one is stale."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is stale")
     arguments = parser.parse_args()
-    text = language_page()
-    if not arguments.check:
-        write_atomic(PAGE, text)
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        sys.exit("docs/language.md is stale; write it again with: make docs")
+    for path, text in pages().items():
+        if not arguments.check:
+            write_atomic(path, text)
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            sys.exit(f"{path.name} is stale; write it again with: make docs")
 
 
 if __name__ == "__main__":

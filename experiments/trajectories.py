@@ -170,7 +170,7 @@ class Picture:
             head.set_data(*seen[-1:].T if len(points) > step else ([], []))
         self.clock.set_text(f"step {step}")
 
-    def png(self, dpi: int = 110) -> bytes:
+    def png(self, dpi: int = 100) -> bytes:
         """The picture as it is, as a PNG file."""
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
@@ -179,7 +179,6 @@ class Picture:
     def gif(self, report: Callable[[int], None] = lambda done: None, dpi: int = 75) -> bytes:
         """The paths as they grow, as a GIF file that repeats; `report` is told how many frames are done."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from PIL import Image
 
         self.figure.set_dpi(dpi)
         canvas = FigureCanvasAgg(self.figure)
@@ -191,10 +190,13 @@ class Picture:
             canvas.restore_region(background)
             for artist in self.moving:
                 self.axes.draw_artist(artist)
-            images.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
+            images.append(np.array(canvas.buffer_rgba())[..., :3])
             report(done)
-        colours = images[-1].quantize(128)  # one palette for all, so that what stands still does not flicker
-        first, *others = [image.quantize(palette=colours, dither=Image.Dither.NONE) for image in images]
+        # one palette for all, so that what stands still does not flicker: the last picture's most frequent
+        # colours, and room for the transparent one with which Pillow leaves out what does not change
+        colours, counts = np.unique(images[-1].reshape(-1, 3), axis=0, return_counts=True)
+        palette = colours[np.argsort(-counts, kind="stable")[:128]].astype(int)
+        first, *others = [_indexed(image, palette) for image in images]
         durations = [_MILLISECONDS] * len(others) + [_HOLD]
         buffer = io.BytesIO()
         first.save(buffer, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
@@ -203,6 +205,19 @@ class Picture:
     def frames(self) -> list[int]:
         """The steps that the animation shows, at most 60."""
         return np.unique(np.linspace(0, self.steps, min(_FRAMES, self.steps + 1)).round().astype(int)).tolist()
+
+
+def _indexed(pixels: np.ndarray, palette: np.ndarray) -> Any:
+    """An image whose pixels are the nearest colours of `palette`; Pillow's own search is not exact, even for white."""
+    from PIL import Image
+
+    packed = pixels.astype(int) @ np.array([1 << 16, 1 << 8, 1])
+    seen, which = np.unique(packed, return_inverse=True)
+    colours = np.stack([seen >> 16, seen >> 8 & 255, seen & 255], axis=1)
+    nearest = ((colours[:, None] - palette) ** 2).sum(axis=2).argmin(axis=1)
+    image = Image.fromarray(nearest[which].reshape(pixels.shape[:2]).astype(np.uint8))
+    image.putpalette(palette.ravel().tolist())
+    return image
 
 
 def _contours(axes: Any, surface: Surface) -> None:

@@ -39,6 +39,7 @@ def latex_lines(formula: Formula) -> str:
     lines, arrow = [], r"\leftarrow"
     for line in formula.lines:
         target, value = printer.doprint(line.target), printer.doprint(line.value)
+        value = re.sub(r"(?<=\d) (?=\{\d)", r" \\cdot ", value)  # a number times a power of another
         if _is_parameter(formula, line):
             body = value if _stands_alone(line.value) else rf"\left({value}\right)"
             value = rf"{target} - {printer.doprint(formula.symbols['lr'])} {body}"

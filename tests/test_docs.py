@@ -1,4 +1,4 @@
-"""docs/language.md is current, complete, and its examples work."""
+"""What `make docs` writes is current, complete, readable on GitHub, and its examples work."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from baselines import BASELINES, NAMED
-from experiments import docs
-from primitives import OPS, SCALES, SIGNALS, Op, parse_program
+from experiments import docs, docs_optimizers
+from experiments.docs_optimizers import linked, math_block
+from experiments.docs_optimizers_text import ABOUT, WHEN
+from experiments.listings import named_programs
+from primitives import OPS, SCALES, SIGNALS, Builder, Op, ProgramOptimizer, parse_program
 from primitives.lion45 import LION45
+from primitives.pseudocode import pseudo_code
 from primitives.rules import RULES
 from primitives.testing import check_op
 
 PAGE = docs.PAGE.read_text(encoding="utf-8")
+OPTIMIZERS = docs_optimizers.PAGE.read_text(encoding="utf-8")
 
 
-def test_the_page_is_current_whatever_the_hash_seed() -> None:
+def test_the_pages_are_current_whatever_the_hash_seed() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "experiments.docs", "--check"],
         capture_output=True, text=True, timeout=120, cwd=docs.PAGE.parent.parent,
@@ -42,7 +48,7 @@ def test_everything_is_there() -> None:
         assert f"\n| `{rule.left}` | `{rule.right}` |" in PAGE
     for name in (*BASELINES, *NAMED):
         assert f"\n### {name}\n" in PAGE
-    assert PAGE.count("$$") == 2 * PAGE.count("As a file:")
+    assert PAGE.count("```math\n") == PAGE.count("As a file:")
 
 
 def test_files_in_the_page_are_programs() -> None:
@@ -64,7 +70,7 @@ def test_the_example_of_an_op_passes_the_checks() -> None:
 
 
 def test_a_stale_page_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(docs, "PAGE", tmp_path / "language.md")
+    monkeypatch.setattr(docs, "pages", lambda: {tmp_path / "language.md": docs.language_page()})
     monkeypatch.setattr(sys, "argv", ["docs", "--check"])
     with pytest.raises(SystemExit, match="make docs"):
         docs.main()
@@ -75,6 +81,90 @@ def test_a_stale_page_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "argv", ["docs", "--check"])
     with pytest.raises(SystemExit, match="is stale"):
         docs.main()
+
+
+# optimizers
+
+
+def sections() -> dict[str, str]:
+    """The part of the page that each optimizer has."""
+    parts = re.split(r"^### (.*)\n", OPTIMIZERS, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_every_optimizer_has_a_section_with_everything() -> None:
+    assert list(sections()) == [*BASELINES, *NAMED]
+    for name, text in sections().items():
+        program = named_programs()[name]
+        assert len(re.findall(r"^```math\n\\begin.*?^```$", text, re.MULTILINE | re.DOTALL)) == 1
+        assert f"```\n{pseudo_code(program)}\n```\n" in text
+        assert "**When to use:** " in text and "\n- State: " in text and "\n- Source: " in text
+        assert len(text.split("**When to use:**")[0]) > 60, f"{name} has no idea"
+        assert f"| [{name}](#{name}) |" in OPTIMIZERS
+        row = BASELINES.get(name)
+        assert row is None or "- Usual learning rate: {:g} to {:g}.".format(*row.lr_range) in text
+
+
+def test_texts_are_for_optimizers_that_exist() -> None:
+    assert set(WHEN) == {*BASELINES, *NAMED}, "write or remove texts in experiments/docs_optimizers_text.py"
+    assert set(ABOUT) == set(NAMED)
+
+
+@pytest.mark.parametrize("page", [PAGE, OPTIMIZERS], ids=["language", "optimizers"])
+def test_formulas_are_shown_by_github(page: str) -> None:
+    """It refuses some macros, and in a block between dollars it eats double backslashes within a line."""
+    formulas = re.findall(r"^```math\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(formulas) == len(BASELINES) + len(NAMED) and "$$" not in page
+    for text in formulas:
+        assert not re.search(r"\\(operatorname|mbox|phantom|def|newcommand|DeclareMathOperator)\b", text)
+        assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+        assert text.count(r"\left") - text.count(r"\leftarrow") == text.count(r"\right")
+
+
+def test_names_of_several_letters_are_set_apart() -> None:
+    b = Builder()
+    speed, size = b.hyper("speed", 1.0), b.hyper("size", 1.0)
+    m = b.slot("total")
+    m.next = b.rms(b.g) * size * speed * (m + b.g)
+    text = math_block(b.build(m.next))[1]
+    product = text.split("\n")[1].split(r"\leftarrow")[1]
+    assert r"\mathrm{size} \, \mathrm{speed} \, \left(" in product
+    assert r"\mathop{\mathrm{rms}}\nolimits\left(g\right)" in product
+    assert r"\, \right" not in text and r"\, +" not in text and r"\, \leftarrow" not in text
+
+
+def test_pictures_are_there_and_small() -> None:
+    shown = re.findall(r"!\[[^]]+\]\((.*?)\)", OPTIMIZERS)
+    assert len(shown) == 3
+    for name in shown:
+        size = (docs_optimizers.PAGE.parent / name).stat().st_size
+        assert size < (1_000_000 if name.endswith("gif") else 200_000)
+
+
+def test_the_example_of_the_page_runs() -> None:
+    code = re.search(r"^```python\n(.*?)^```$", OPTIMIZERS, re.MULTILINE | re.DOTALL)
+    assert code is not None
+    scope: dict[str, Any] = {}
+    exec(code[1], scope)
+    assert isinstance(scope["optimizer"], ProgramOptimizer)
+
+
+def test_the_readme_has_the_table() -> None:
+    text = docs_optimizers.README.read_text(encoding="utf-8")
+    assert "\n| [adafactor](docs/optimizers.md#adafactor) | Shazeer & Stern 2018, [arXiv:1804.04235]" in text
+    assert text.count("](docs/optimizers.md#") == len(BASELINES)
+    emptied = re.sub(r"^\| \[adam.*\n", "", text, flags=re.MULTILINE)
+    assert emptied != text and docs_optimizers.readme(emptied) == docs_optimizers.readme(text) == text
+    with pytest.raises(ValueError, match="must have the lines"):
+        docs_optimizers.readme("# optforge")
+
+
+def test_sources_become_links() -> None:
+    assert linked("A 1964, doi:10.1016/0041-5553(64)90137-5; B, arXiv:1711.05101, § 2") == (
+        "A 1964, [doi:10.1016/0041-5553(64)90137-5](https://doi.org/10.1016/0041-5553%2864%2990137-5); "
+        "B, [arXiv:1711.05101](https://arxiv.org/abs/1711.05101), § 2"
+    )
+    assert linked("C, https://x.org/y.pdf; D") == "C, [x.org/y.pdf](https://x.org/y.pdf); D"
 
 
 def test_the_study_of_fingerprints_is_published() -> None:

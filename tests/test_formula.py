@@ -134,6 +134,12 @@ def test_what_is_used_twice_gets_a_line():
     assert "x_{1} &=" in latex(b.build(b.safe_div(b.g, x)))  # its closed form names the divisor twice
 
 
+def test_a_number_times_a_power_of_another_is_no_longer_number() -> None:
+    b = Builder()
+    program = b.build(b.g * (1.0 - 0.5 * b.pow(0.96, b.step)))
+    assert r"0.5 \cdot {0.96}^{t}" in latex(program)
+
+
 def test_names_never_collide():
     program = parse_program(
         "optforge 1\nhyper weight_decay = 0.1 log\nhyper lambda = 0.2 log\nhyper eta = 0.3 log\n"

@@ -95,6 +95,14 @@ def test_paths_are_those_of_the_hand_written_optimizers(name):
         np.testing.assert_allclose(found, points, rtol=0, atol=1e-10)
 
 
+def test_all_signals_are_there():
+    b = Builder()
+    rule = b.build(b.g / b.global_norm * b.progress * b.step)
+    points = follow(rule, SURFACES["rosenbrock"], [0.01, 0.1], 4)
+    lengths = np.linalg.norm(np.diff(points, axis=1), axis=2)
+    np.testing.assert_allclose(lengths, np.outer([0.01, 0.1], [t * t / 4 for t in range(1, 5)]))
+
+
 @pytest.mark.parametrize("name", ["sgd", "adam", "lion"])
 @pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
 def test_the_chosen_rate_goes_down_and_stays_in_the_frame(surface, name):
@@ -184,6 +192,10 @@ def test_the_animation_ends_with_the_picture_and_the_bar_is_told():
         last = np.asarray(image.convert("RGB")).astype(int)
     assert picture.frames()[0] == 0 and picture.frames()[-1] == surface.steps
     assert (np.abs(first - last).max(axis=2) > 60).sum() > 500, "the paths did not grow"
+    assert last[0, 0].tolist() == [255, 255, 255]
+    for path in range(2):
+        colour = [int(trajectories._style(path)["color"][i : i + 2], 16) for i in (1, 3, 5)]
+        assert np.abs(last - colour).max(axis=2).min() < 16, "a path lost its colour"
     assert told == list(range(1, 61)) and len(data) < 1_000_000
 
 
