@@ -92,7 +92,7 @@ def _source(name: str) -> str:
 
 def _call(optimizer: Any) -> str:
     """The constructor with its defaults, without what all of them take."""
-    found = inspect.signature(optimizer).parameters.values()
+    found = inspect.signature(_class(optimizer)).parameters.values()
     options = ", ".join(f"{p.name}={p.default!r}" for p in found if p.name not in _COMMON)
     return f"{_class(optimizer).__name__}(params, {options})"
 
