@@ -100,9 +100,12 @@ def twin(name: str, form: str, params: Any, **options: Any) -> Optimizer:
     return make(name, form, params, **TWIN.get((name, form), {}) | options)
 
 
-every_row = pytest.mark.parametrize(
-    ("name", "form"), [(name, form) for name in BASELINES for form in ("hand", "eager")]
-)
+def _in(*forms: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("name", "form"), [(name, form) for name in BASELINES for form in forms])
+
+
+every_row = _in("hand", "eager")
+every_form = _in("hand", "eager", "compiled")
 
 
 def one() -> list[nn.Parameter]:
