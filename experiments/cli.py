@@ -77,21 +77,43 @@ def train(
     learn: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Hyperparameters to learn on the way, as in: lr")
     ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=X", help="A hyperparameter; may be given several times.")
+    ] = None,
+    schedule: Annotated[str, typer.Option(metavar="NAME", help="Of the learning rate; see above.")] = "constant",
+    warmup: Annotated[int, typer.Option(min=0, metavar="N", help="Steps in which the rate rises to --lr.")] = 0,
+    clip_norm: Annotated[
+        float | None, typer.Option(metavar="X", help="Largest norm of all gradients together.")
+    ] = None,
+    clip_value: Annotated[
+        float | None, typer.Option(metavar="X", help="Largest size of an element of a gradient.")
+    ] = None,
+    accumulate: Annotated[int, typer.Option(min=1, metavar="N", help="Batches averaged for one step.")] = 1,
+    precision: Annotated[str, typer.Option(metavar="NAME", help="32, or mixed: bf16 or fp16.")] = "32",
+    monitor: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Observe the optimizer every N steps; 0: never.")
+    ] = 50,
     run_dir: RunDir = None,
     json_file: JsonFile = None,
 ) -> None:
     """Train a task's model once, with TensorBoard logs.
 
+    Schedules: constant, warmup, cosine, step, exponential, inverse-square-root, wsd.
+
     \b
     Examples:
       optforge train --optimizer lion --lr 3e-4
       optforge train --optimizer adamw --lr 1e-5 --learn lr --task charlm
+      optforge train --lr 0.01 --schedule cosine --warmup 20 --clip-norm 1 --set weight_decay=0.1
       optforge train --optimizer runs/first#1 --json result.json
     """
     from experiments.train_command import train_command
 
     names = [name.strip() for name in learn.split(",")] if learn is not None else None
-    train_command(optimizer, task, lr=lr, steps=steps, seed=seed, learn=names, run_dir=run_dir, json_file=json_file)
+    how: dict[str, Any] = {"schedule": schedule, "warmup": warmup, "clip_norm": clip_norm, "clip_value": clip_value}
+    how |= {"accumulate": accumulate, "precision": precision, "monitor": monitor, "settings": settings or []}
+    how |= {"run_dir": run_dir, "json_file": json_file}
+    train_command(optimizer, task, lr=lr, steps=steps, seed=seed, learn=names, **how)
 
 
 @command

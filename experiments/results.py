@@ -32,6 +32,8 @@ class RunResult:
         seconds: wall-clock time of the training loop, without loading data.
         curve: loss of each step's batch before that step.
         valid_curve: pairs of a number of steps and the validation loss after them.
+        skipped: steps that were not made, because gradients were not finite.
+        clipped: steps whose gradients were clipped.
     """
 
     task: str
@@ -49,6 +51,8 @@ class RunResult:
     seconds: float
     curve: tuple[float, ...]
     valid_curve: tuple[tuple[int, float], ...]
+    skipped: int = 0
+    clipped: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The same as a dictionary for `json.dumps`; numbers that are not finite become null."""

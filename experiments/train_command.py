@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from baselines import BASELINES
+from experiments.errors import UserError, nearest
 from experiments.files import check_can_write, write_atomic
 from experiments.programs import describe, resolve_program
 from experiments.provenance import provenance
 from experiments.results import RunResult
+from experiments.run_options import RunOptions
 from experiments.rundirs import new_run_dir, remove_if_empty
 from experiments.tasks import get_task
 from primitives import Program, print_program
+from primitives.options import merged_hypers, with_fallback
 
 
 def train_command(
@@ -25,10 +29,14 @@ def train_command(
     steps: int | None,
     seed: int,
     learn: Sequence[str] | None,
+    settings: Sequence[str],
     run_dir: Path | None,
     json_file: Path | None,
+    **others: Any,
 ) -> None:
     """Train once and print how it went; an optimizer meant for full batches gets them.
+
+    `settings` are values of hyperparameters, as in ``["beta1=0.95"]``; `others` are further `RunOptions`.
 
     The run directory gets TensorBoard logs, the program as `program.txt`, and `result.json`: the result, the
     program, and where the numbers come from. `json_file` gets a copy of the latter.
@@ -40,14 +48,17 @@ def train_command(
     name, program = resolve_program(optimizer)
     row = BASELINES.get(optimizer)
     full_batch = row is not None and row.full_batch
+    options = RunOptions(hypers=parse_settings(settings, name, program), **others)
+    if full_batch and options.accumulate > 1:
+        raise UserError(f"{name} sees the whole training set in every step, so that there is nothing to accumulate")
     check_can_write("--json", json_file)
     folder = new_run_dir(run_dir, "train", task)
     try:
         from experiments.training import train
 
-        options: dict[str, Any] = {"seed": seed, "steps": steps, "learn": learn, "full_batch": full_batch}
-        result = train(problem, program, lr, **options, log_dir=folder, progress=True)
-        record = _record(name, program, learn, result) | {"full_batch": full_batch}
+        how: dict[str, Any] = {"seed": seed, "steps": steps, "learn": learn, "full_batch": full_batch}
+        result = train(problem, program, lr, **how, options=options, log_dir=folder, progress=True)
+        record = _record(name, program, learn, result) | {"full_batch": full_batch, "options": asdict(options)}
         text = json.dumps(record, indent=2) + "\n"
         write_atomic(folder / "program.txt", print_program(program))
         write_atomic(folder / "result.json", text)
@@ -56,6 +67,33 @@ def train_command(
     finally:
         remove_if_empty(folder)
     print(_summary(name, result, problem.metric, folder, " on the whole training set" if full_batch else ""))
+
+
+def parse_settings(settings: Sequence[str], name: str, program: Program) -> dict[str, float]:
+    """Values of hyperparameters from texts like ``beta1=0.95``, for the program called `name`.
+
+    Raises:
+        UserError: for a text of another form, a name given twice, or one that the program does not have.
+        ProgramError: for a value out of range.
+    """
+    known = dict.fromkeys(hyper for part in with_fallback(program) for hyper in part.defaults())
+    values: dict[str, float] = {}
+    for text in settings:
+        hyper, mark, number = (part.strip() for part in text.partition("="))
+        if hyper == "lr":
+            raise UserError("the learning rate has an option of its own: --lr")
+        if mark and hyper not in known:
+            hint = f"{nearest(hyper, known)} (it has: {', '.join(known) or 'none'})"
+            raise UserError(f"--set {text[:80]}: {name} has no hyperparameter {hyper[:40]!r}{hint}")
+        try:
+            value = float(number)
+        except ValueError:
+            raise UserError(f"--set {text[:80]!r} is not of the form NAME=NUMBER, as in: --set beta1=0.95") from None
+        if hyper in values:
+            raise UserError(f"--set gives {hyper} twice")
+        values[hyper] = value
+    merged_hypers(program, values)
+    return values
 
 
 def _record(name: str, program: Program, learn: Sequence[str] | None, result: RunResult) -> dict[str, Any]:
@@ -80,6 +118,10 @@ def _summary(name: str, result: RunResult, metric: str, folder: Path, batches: s
     if r.status == "ok" and r.valid_accuracy is not None and r.test_accuracy is not None:
         lines.append(f"  accuracy: validation {r.valid_accuracy:.1%}, test {r.test_accuracy:.1%}")
     lines += [f"  learned {key}: {value:.3g}" for key, value in r.learned.items()]
+    if r.skipped:
+        lines.append(f"  skipped {r.skipped} of {r.steps} steps, whose gradients were not finite")
+    if r.clipped:
+        lines.append(f"  clipped the gradients of {r.clipped} of {r.steps} steps")
     if r.reason:
         lines.append(f"  {r.status}: {r.reason}")
     lines.append("  This is a single run with a single seed; to tell optimizers apart, use: optforge compare")

@@ -107,11 +107,12 @@ def test_curves_go_to_tensorboard(tmp_path):
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     logged = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert {"loss/train", "loss/valid", "accuracy/valid", "lr/schedule", "learned/lr"} <= set(logged)
+    assert {"loss/train", "loss/valid", "accuracy/valid", "optimizer/lr", "optimizer/learned/lr"} <= set(logged)
+    assert {tag.split("/")[0] for tag in logged} == {"loss", "accuracy", "optimizer"}
     assert [step for step, _ in logged["loss/train"]] == list(range(1, 21))
     assert [value for _, value in logged["loss/train"]] == pytest.approx(result.curve)
     assert logged["loss/valid"] == [(step, pytest.approx(value)) for step, value in result.valid_curve]
-    assert logged["learned/lr"][-1][1] == pytest.approx(result.learned["lr"])
+    assert logged["optimizer/learned/lr"][-1][1] == pytest.approx(result.learned["lr"])
 
 
 def test_says_nothing(capfd, caplog):
