@@ -40,6 +40,8 @@ class Prodigy(HandWritten):
 
     _d: Tensor | None = None  # of the class, because torch's copies have only its own attributes
 
+    _d: Tensor | None = None  # what all parameters share in this step; for those that begin in it
+
     def __init__(
         self,
         params: ParamsT,
@@ -80,7 +82,7 @@ class Prodigy(HandWritten):
             for state, coef in zip(states, coefs, strict=True):
                 _grow([state], coef)
         elif states:
-            self._d = _grow(states, coefs[0])  # for parameters that begin in this step
+            self._d = _grow(states, coefs[0])
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         lr, (beta1, beta2), d, s = group["lr"], group["betas"], state["d"], state["s"]

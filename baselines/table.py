@@ -193,7 +193,7 @@ BASELINES: dict[str, Baseline] = {
             adan.Adan,
             adan.program,
             "Xie et al. 2022, arXiv:2208.06677",
-            (3e-4, 1e-2),
+            (3e-3, 3e-2),
             (Oracle("pytorch_optimizer.Adan"),),
         ),
         Baseline(
@@ -209,7 +209,7 @@ BASELINES: dict[str, Baseline] = {
             lars.LARS,
             lars.program,
             "You, Gitman & Ginsburg 2017, arXiv:1708.03888",
-            (1.0, 1e2),
+            (1.0, 1e1),
             (Oracle("pytorch_optimizer.LARS", note="vectors are exempt there", dims=(2, 3)),),
         ),
         Baseline(
@@ -217,7 +217,7 @@ BASELINES: dict[str, Baseline] = {
             lamb.LAMB,
             lamb.program,
             "You et al. 2020, arXiv:1904.00962",
-            (1e-3, 1e-1),
+            (3e-3, 3e-2),
             (Oracle("pytorch_optimizer.Lamb", note="corrects one bias of two: its first step is 10 lr", dims=()),),
         ),
         Baseline(
@@ -225,7 +225,7 @@ BASELINES: dict[str, Baseline] = {
             muon.Muon,
             muon.program,
             "Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982",
-            (1e-3, 1e-1),
+            (3e-3, 3e-2),
             (Oracle("torch.optim.Muon", note="orthogonalises in bfloat16; has no part for vectors", dims=()),),
         ),
         Baseline(
@@ -233,7 +233,7 @@ BASELINES: dict[str, Baseline] = {
             schedule_free.ScheduleFreeAdamW,
             schedule_free.program,
             "Defazio et al. 2024, arXiv:2405.15682",
-            (1e-3, 1e-1),
+            (1e-2, 1e-1),
             (Oracle("schedulefree.AdamWScheduleFree"),),
         ),
         Baseline(
@@ -241,7 +241,7 @@ BASELINES: dict[str, Baseline] = {
             partial(prodigy.Prodigy, per_tensor=True),  # a program sees one parameter
             prodigy.program,
             "Mishchenko & Defazio 2023, arXiv:2306.06101",
-            (0.3, 3.0),
+            (3e-2, 1.0),
             (Oracle("prodigyopt.Prodigy", note="one d for all parameters; scales epsilon by the next d", dims=()),),
         ),
     )
