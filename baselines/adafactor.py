@@ -88,11 +88,11 @@ class AdaFactor(HandWritten):
             squared = squared.flatten(1)
             row = state["row"].lerp_(squared.mean(1, keepdim=True), weight)
             col = state["col"].lerp_(squared.mean(0, keepdim=True), weight)
-            # the paper divides sums; of means, the same quotient
-            second_moment = (row * col / row.mean()).view_as(p)
+            # The paper divides by √(row · col / sum(row)) of sums, which for means is this; the product of a row and
+            # a column may underflow where their roots do not.
+            update = (g.flatten(1) * (row.mean() / row).sqrt() * col.rsqrt()).view_as(p)
         else:
-            second_moment = state["v"].lerp_(squared, weight)
-        update = g / second_moment.sqrt()
+            update = g / state["v"].lerp_(squared, weight).sqrt()
         update /= (_rms(update) / group["clip_threshold"]).clamp(min=1.0)
         update *= _rms(p).clamp(min=eps2)
         if group["relative_step"]:
@@ -124,16 +124,16 @@ def _program(factored: bool, options: tuple[bool, bool, bool], fallback: Program
     eps1, eps2 = b.hyper("eps1", 1e-30, "log"), b.hyper("eps2", 1e-3, "log")
     clip_threshold = b.hyper("clip_threshold", 1.0, "log")
     weight, squared = b.pow(b.step, -decay), b.square(b.g) + eps1
-    second_moment: Expr
+    update: Expr
     if factored:
         row, col = b.slot("row", Kind.ROW), b.slot("col", Kind.COL)
         row.next = b.lerp(row, b.row_mean(squared), weight)
         col.next = b.lerp(col, b.col_mean(squared), weight)
-        second_moment = b.outer(row.next, col.next) / b.mean_of(row.next)
+        update = b.g * b.outer(b.sqrt(b.mean_of(row.next) / row.next), b.reciprocal(b.sqrt(col.next)))
     else:
         v = b.slot("v")
-        second_moment = v.next = b.lerp(v, squared, weight)
-    update = b.g / b.sqrt(second_moment)
+        v.next = b.lerp(v, squared, weight)
+        update = b.g / b.sqrt(v.next)
     clipped = update / b.max(b.rms(update) / clip_threshold, 1.0)
     update = b.max(b.rms(b.p), eps2) * clipped
     if relative_step:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import random
 import tempfile
 import time
@@ -48,8 +49,8 @@ class Figure:
 
     @classmethod
     def at_most(cls, name: str, value: float, unit: str, target: float) -> Figure:
-        """A figure that should be at most `target`."""
-        return cls(name, value, unit, target, value <= target)
+        """A figure that should be at most `target`; infinity is no target."""
+        return cls(name, value, unit, target, value <= target) if target < math.inf else cls(name, value, unit)
 
 
 def cpu_seconds(function: Callable[[], object]) -> float:
@@ -228,13 +229,18 @@ def step(repeats: int) -> list[Figure]:
     from experiments.bench_step import GIGABYTE, measure_step
 
     first, times, floors, bandwidth = measure_step(repeats)
+    most = dict.fromkeys(("adamw", "lion", "adan", "lars", "rmsprop", "momentum"), 1.5) | {"lamb": 2, "adafactor": 2}
     return [
-        Figure.at_most("compiled AdamW / fused AdamW", times.ratio("compiled AdamW", "fused AdamW"), "x", 1.05),
-        Figure.at_most("compiled Lion / fused AdamW", times.ratio("compiled Lion", "fused AdamW"), "x", 0.75),
-        Figure("compiled AdamW / fused AdamW, medians", times.median_ratio("compiled AdamW", "fused AdamW"), "x"),
-        Figure("compiled Lion / fused AdamW, medians", times.median_ratio("compiled Lion", "fused AdamW"), "x"),
-        *(Figure(f"{name}, first step", value, "s") for name, value in first.items()),
-        *(Figure(f"{name} / memory floor", value, "x") for name, value in floors.items()),
+        Figure.at_most("compiled AdamW / fused AdamW", times.ratio("compiled adamw", "fused AdamW"), "x", 1.05),
+        Figure.at_most("compiled Lion / fused AdamW", times.ratio("compiled lion", "fused AdamW"), "x", 0.75),
+        Figure("compiled AdamW / fused AdamW, medians", times.median_ratio("compiled adamw", "fused AdamW"), "x"),
+        Figure("compiled Lion / fused AdamW, medians", times.median_ratio("compiled lion", "fused AdamW"), "x"),
+        *(
+            Figure.at_most(f"{name} / memory floor", value, "x", most.get(name.removeprefix("compiled "), math.inf))
+            for name, value in floors.items()
+        ),
+        Figure.at_most("slowest first step, compilation included", max(first.values()), "s", 1.0),
+        Figure("median first step", median(first.values()), "s"),
         Figure("memory bandwidth", bandwidth / GIGABYTE, "GB/s"),
     ]
 

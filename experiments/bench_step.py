@@ -1,4 +1,4 @@
-"""Suite `step` of the bench: one optimizer step on a small GPT's parameters, against torch's fused AdamW and memory.
+"""Suite `step` of the bench: one step of every baseline on a small GPT's parameters, against torch and memory.
 
 The floor is what no implementation can avoid: every tensor read once, parameter and state written once, at the best
 bandwidth that a plain copy, an update in place and a triad reach in the same process.
@@ -16,14 +16,16 @@ from statistics import median, quantiles
 import torch
 from torch import Tensor, nn
 
-from baselines import BASELINES
-from primitives import ProgramOptimizer
+from baselines import BASELINES, Baseline
+from primitives import Program, ProgramOptimizer
+from primitives.cost import cost
 
 THREADS = 2
 BLOCK = 3  # steps timed at once; blocks of all contestants take turns
 ROUNDS = 20  # per repeat
 STREAM = 20_000_000  # numbers per tensor in the bandwidth measurements
 GIGABYTE = 1e9
+SLOW = frozenset({"muon"})  # bound by its matrix products, not by memory
 
 
 def gpt_shapes(width: int = 288, layers: int = 9, vocabulary: int = 3400, context: int = 256) -> list[tuple[int, ...]]:
@@ -71,12 +73,17 @@ def seconds(function: Callable[[], object]) -> float:
     return (time.perf_counter() - begin) / BLOCK
 
 
-def first_step(program: str) -> tuple[ProgramOptimizer, float]:
+def first_step(row: Baseline) -> tuple[ProgramOptimizer, float]:
     """A compiled optimizer after its first step, and how long that took."""
-    optimizer = ProgramOptimizer(model_parameters(), BASELINES[program].program, compile=True)
+    optimizer = ProgramOptimizer(model_parameters(), row.program, row.lr_range[0], compile=True)
     begin = time.perf_counter()
     optimizer.step()
     return optimizer, time.perf_counter() - begin
+
+
+def moved_bytes(program: Program) -> float:
+    """What a step of the model must at least read and write."""
+    return sum(cost(program, shape).moved_bytes * math.prod(shape) for shape in gpt_shapes())
 
 
 class Measured:
@@ -111,26 +118,23 @@ class Measured:
 
 
 def measure_step(repeats: int) -> tuple[dict[str, float], Measured, dict[str, float], float]:
-    """First-step seconds, times, multiples of the floor, and the bandwidth in bytes per second."""
+    """First-step seconds of compiled rows, times, multiples of the floor, and the bandwidth in bytes per second."""
     with threads(THREADS):
-        torch.compile(torch.neg, dynamic=True)(torch.ones(2))  # load the compiler
-        adamw, first_adamw = first_step("adamw")
-        lion, first_lion = first_step("lion")
-        fused = torch.optim.AdamW(model_parameters(), fused=True)
-        contestants: dict[str, Callable[[], object]] = {
-            "compiled AdamW": adamw.step,
-            "compiled Lion": lion.step,
-            "fused AdamW": fused.step,
-        }
+        steps: dict[str, Callable[[], object]] = {}
+        first: dict[str, float] = {}
+        moved = {f"compiled {name}": moved_bytes(row.program) for name, row in BASELINES.items() if name not in SLOW}
+        for name in moved:
+            optimizer, first[name] = first_step(BASELINES[name.removeprefix("compiled ")])
+            steps[name] = optimizer.step
+        steps["fused AdamW"] = torch.optim.AdamW(model_parameters(), fused=True).step
+        moved["fused AdamW"] = moved["compiled adamw"]
         if importlib.util.find_spec("lion_pytorch"):
             from lion_pytorch import Lion
 
-            contestants["lion-pytorch"] = Lion(model_parameters()).step
+            steps["lion-pytorch"], moved["lion-pytorch"] = Lion(model_parameters()).step, moved["compiled lion"]
         plain = streams()
         passes = {name: size for name, (_, size) in plain.items()}
-        measured = Measured(contestants | {name: function for name, (function, _) in plain.items()}, repeats)
-    count = sum(math.prod(shape) for shape in gpt_shapes())
-    moved = {name: 4 * count * (7 if "AdamW" in name else 5) for name in contestants}
-    floors = {name: measured.floors(name, moved[name], passes) for name in contestants}
+        measured = Measured(steps | {name: function for name, (function, _) in plain.items()}, repeats)
+    floors = {name: measured.floors(name, moved[name], passes) for name in steps}
     best = max(passes[p] / min(measured.low[p]) for p in passes)
-    return {"compiled AdamW": first_adamw, "compiled Lion": first_lion}, measured, floors, best
+    return first, measured, floors, best

@@ -12,6 +12,7 @@ on the number of threads.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 from primitives.kinds import Kind
@@ -42,8 +43,11 @@ class Native:
         self._rest = f"s{len(self._kinds)}[at]" if dtype != held else ""
         self._lr = sum(node.code[0] == "k" for node in step.nodes)
         self._next = [(i, n) for i, n in enumerate(step.following) if n is not None]
-        self._results = [self._update, *(n for _, n in self._next), [node.code for node in step.nodes].index("p")]
-        live = self._made_of(self._results, whole=True)
+        written = [n for i, n in self._next if self._kinds[i] is TENSOR]
+        self._results = [self._update, *written, [node.code for node in step.nodes].index("p")]
+        live = self._made_of([*self._results, *(n for _, n in self._next)], whole=True)
+        read = [a for i in live if self._nodes[i].kind is TENSOR for a in self._nodes[i].args]
+        self._in_passes = {*self._results, *read}
         self._passes = max(self._nodes[i].level for i in live) + 1
         self._kept = {kind: [i for i in live if self._nodes[i].kind is kind and self._is_kept(i)] for kind in Kind}
         summed = [i for i in live if self._needs_pass(i)]
@@ -69,9 +73,9 @@ class Native:
     # which values are where
 
     def _is_kept(self, i: int) -> bool:
-        """Whether a value lies in memory from one pass to the next: sums, and vectors over columns."""
+        """Whether a value lies in memory from one pass to the next: sums, and vectors that passes read."""
         node = self._nodes[i]
-        return node.is_sum or (node.kind is COL and bool(node.args))
+        return node.is_sum or (node.kind in _LOOP and bool(node.args) and i in self._in_passes)
 
     def _needs_pass(self, i: int) -> bool:
         return self._nodes[i].is_sum and self._nodes[self._nodes[i].args[0]].kind is TENSOR
@@ -139,8 +143,9 @@ class Native:
                      for name, body in parts]  # fmt: skip
         if len(parts) == 1:
             return [*functions, _ONE_PASS]
-        alone = [f"for (int64_t c = 0; c < chunks(t); c++) {name}(t, k, c);" if name in chunked else f"{name}(t, k);"
-                 for name, _ in parts]  # fmt: skip
+        # There and back: a pass begins with what the one before has left in the cache.
+        ways = cycle(["int64_t c = 0; c < chunks(t); c++", "int64_t c = chunks(t); c-- > 0;"])
+        alone = [f"for ({next(ways)}) {name}(t, k, c);" if name in chunked else f"{name}(t, k);" for name, _ in parts]
         team = [f"share(&t, 1, [&](const Tensor& t, int64_t c) {{ {name}(t, k, c); }});" if name in chunked
                 else f"if (omp_get_thread_num() == 0) {name}(t, k);" for name, _ in parts]  # fmt: skip
         team = [line for call in team for line in (call, "#pragma omp barrier")]
@@ -211,10 +216,10 @@ class Native:
         return body
 
     def _small(self, i: int) -> list[str]:
-        """A vector over columns, or a sum of something that is no tensor."""
+        """A vector over rows or columns, or a sum of one."""
         node = self._nodes[i]
         nodes = self._made_of(node.args)
-        along = self._nodes[node.args[0]].kind if node.is_sum else COL
+        along = self._nodes[node.args[0]].kind if node.is_sum else node.kind
         index, limit = _LOOP[along]
         inside = f"z += x{node.args[0]};" if node.is_sum else f"{self._place(i)} = {self._formula(i)};"
         loop = [
