@@ -133,6 +133,7 @@ def play(optimizer: Any, params: Sequence[Tensor], gradients: Sequence[Sequence[
         for p, g in zip(params, step, strict=True):
             p.grad = g.clone()
         optimizer.step()
+        assert all(map(torch.equal, (p.grad for p in params), step)), "gradients are the caller's"  # type: ignore[arg-type]
         path.append([p.detach().clone() for p in params])
         for group in optimizer.param_groups:
             group["lr"] *= 0.9

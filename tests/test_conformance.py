@@ -122,7 +122,7 @@ def test_what_has_no_gradient_is_untouched(name: str, form: str) -> None:
 def test_step_keeps_what_is_not_its_own(
     name: str, form: str, dtype: torch.dtype, state_dtype: torch.dtype | None
 ) -> None:
-    """Parameters stay where they are in memory, gradients what they are, state of the dtype and shape that it had."""
+    """Parameters stay where they are in memory, and state of the dtype and shape that it had."""
     params, gradients = draw(SHAPES["mixed"], STEPS, dtype)
     optimizer = make(name, form, params, state_dtype=state_dtype)
 
@@ -134,7 +134,6 @@ def test_step_keeps_what_is_not_its_own(
     before = look()
     play(optimizer, params, gradients[1:])
     assert look() == before
-    assert_same([p.grad for p in params], gradients[-1])
     for p in params:
         tensors = {key: value for key, value in optimizer.state[p].items() if key != "step"}
         assert {value.dtype for value in tensors.values()} <= {state_dtype or dtype}
@@ -180,6 +179,7 @@ def test_schedulers_drive_every_row(kind: str) -> None:
                     p.grad = g.clone()
                 optimizer.step()
                 schedule.step(*[1.0] * (kind == "plateau"))
+            optimizer.add_param_group({"params": one(), "initial_lr": 0.1})  # as if it had been there before
             rates.append(seen)
             ends.append([p.detach() for p in params])
         assert rates[1] == rates[2] == rates[0] and len(set(rates[0])) > 1

@@ -87,6 +87,8 @@ def test_groups_are_trained_apart(name: str, form: str) -> None:
         assert_same([p.detach() for p in alone], [p.detach() for p in params[part]])
 
 
+DECAYS = ("betas", "beta1", "beta2", "beta3", "momentum", "dampening", "alpha")  # below 1
+POSITIVE = ("clip_threshold", "d0", "d_coef", "trust_coefficient")  # by hand; scales of programs include 0
 NUMBERS = [-1.0, math.nan, math.inf, -math.inf, "0.1", None, [0.1], 1j, True]
 WRONG_TUPLES = [0.9, "0.9", None, (), (0.9,) * 7]
 
@@ -96,14 +98,14 @@ def test_invalid_options_are_refused_by_name(name: str, form: str) -> None:
     optimizer = make(name, form, one())
     for option, value in optimizer.defaults.items():
         if isinstance(value, bool):
-            wrong: list[Any] = ["yes", None, 0.5, math.nan]
+            wrong: list[Any] = ["yes", None, 1, 0.5, math.nan]
         elif isinstance(value, tuple):
-            numbers = NUMBERS + [1.0] * (option == "betas")
-            wrong = WRONG_TUPLES + [(*value[:i], x, *value[i + 1 :]) for i in range(len(value)) for x in numbers]
+            entries = [*NUMBERS, 1.0] if option in DECAYS else NUMBERS
+            wrong = WRONG_TUPLES + [(*value[:i], x, *value[i + 1 :]) for i in range(len(value)) for x in entries]
         elif option == "state_dtype":
             wrong = [torch.int32, "float32", torch.complex64]
         else:
-            wrong = NUMBERS + [1.0] * option.startswith("beta")
+            wrong = NUMBERS + [1.0] * (option in DECAYS) + [0.0] * (option in POSITIVE and form == "hand")
         for bad in wrong if option not in ("differentiable", "training") else ():
             with pytest.raises(ValueError, match=rf"^(hyper )?{option}(\[\d\])?(:| must be) .*"):
                 make(name, form, one(), **{option: bad})
