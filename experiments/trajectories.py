@@ -17,8 +17,8 @@ from primitives import Program, ProgramError
 from primitives.interpret import execute, initial_slot
 from primitives.routing import can_train, route
 
-LADDER = tuple(10 ** (k / 4) for k in range(-20, 5))
-"""Learning rates to choose from where a surface does not name one: quarter-decades from 1e-5 to 10."""
+LADDER = tuple(10 ** (k / 4) for k in range(-20, 9))
+"""Learning rates to choose from where a surface does not name one: quarter-decades from 1e-5 to 100."""
 
 _FRAMES, _MILLISECONDS, _HOLD = 60, 80, 2500  # of an animation; the last picture stays for longer
 _PALETTE = (*COLOURS, "#000000", "#882255")
