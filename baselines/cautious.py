@@ -30,7 +30,7 @@ def cautious(program: Program) -> Program:
     if decay is not None:
         update = add("add", update, decay)
     fallback = cautious(program.fallback) if program.fallback is not None else None
-    return Program(program.state, program.hypers, tuple(body), update, program.next_state, fallback)
+    return Program(program.state, program.hypers, tuple(body), update, program.next_state, fallback).pruned()
 
 
 def _parts(program: Program) -> tuple[Arg, Arg | None]:

@@ -38,9 +38,8 @@ class Prodigy(HandWritten):
         per_tensor: whether each tensor has a d of its own; one decision for all groups.
     """
 
-    _d: Tensor | None = None  # of the class, because torch's copies have only its own attributes
-
-    _d: Tensor | None = None  # what all parameters share in this step; for those that begin in it
+    # What all parameters share in this step, for those that begin in it; torch's copies of optimizers do not hold it.
+    _d: Tensor | None = None
 
     def __init__(
         self,
