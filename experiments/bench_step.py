@@ -111,7 +111,7 @@ class Measured:
         """The same by the medians, which other work on the machine moves more."""
         return median(a / b for a, b in zip(self.middle[over], self.middle[under], strict=True))
 
-    def floors(self, name: str, size: int, passes: dict[str, int]) -> float:
+    def floors(self, name: str, size: float, passes: dict[str, int]) -> float:
         """Time of `name` as a multiple of the time in which memory moves `size` bytes at its best."""
         bandwidth = [max(passes[p] / self.low[p][i] for p in passes) for i in range(len(self.low[name]))]
         return median(t * b / size for t, b in zip(self.low[name], bandwidth, strict=True))
