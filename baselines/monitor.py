@@ -144,9 +144,10 @@ class Monitor:
             rate = float(group["lr"]) * math.exp(float(group.get("log_factor", 0.0)))  # a learned factor, if any
             about += [(self._name(group, number, i, p), number, rate) for i, p in ready]
             sign = -1.0 if group.get("maximize") else 1.0
-            measured += _measure([olds[i] for i, _ in ready], [p for _, p in ready], sign)
-            for (_, p), own in zip(ready, measured[-len(ready) :], strict=False):
-                own |= _measure_state(self.optimizer.state.get(p, {}))
+            params = [p for _, p in ready]
+            states = [self.optimizer.state.get(p, {}) for p in params]
+            rows = zip(_measure([olds[i] for i, _ in ready], params, sign), _measure_states(states), strict=True)
+            measured += [row | more for row, more in rows]
         return [_Seen(*one, numbers) for one, numbers in zip(about, _read(measured), strict=True)]
 
     def _summary(self, seen: Sequence[_Seen]) -> dict[str, float]:
@@ -187,16 +188,20 @@ def _measure(old: list[Tensor], params: list[Tensor], sign: float) -> list[dict[
     updates = _norms(old)
     torch._foreach_sign_(old)
     torch._foreach_mul_(old, torch._foreach_sign(grads))
-    rows = zip(weights, updates, _norms(grads), old, strict=True)
-    return [
-        {"weight": w, "update": u, "grad": g, "against": sign * x.sum(), "moved": x.abs().sum()} for w, u, g, x in rows
-    ]
+    moved = torch._foreach_norm(old, 1)
+    rows = zip(weights, updates, _norms(grads), old, moved, strict=True)
+    return [{"weight": w, "update": u, "grad": g, "against": sign * x.sum(), "moved": n} for w, u, g, x, n in rows]
 
 
-def _measure_state(state: dict[str, Any]) -> dict[str, Tensor]:
-    moment, second = _first(state, MOMENTS), _first(state, SECOND_MOMENTS)
-    measured = {} if moment is None else {"moment": _norms([moment])[0]}
-    return measured if second is None else measured | {"lowest": second.amin(), "highest": second.amax()}
+def _measure_states(states: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+    """Of the averages of each parameter, if it has any."""
+    found = [(_first(state, MOMENTS), _first(state, SECOND_MOMENTS)) for state in states]
+    norms = iter(_norms([moment for moment, _ in found if moment is not None]))
+    rows = []
+    for moment, second in found:
+        row = {} if moment is None else {"moment": next(norms)}
+        rows.append(row if second is None else row | {"lowest": second.amin(), "highest": second.amax()})
+    return rows
 
 
 def _totals(seen: Sequence[_Seen]) -> dict[str, float]:
@@ -234,7 +239,8 @@ def _plain(x: Tensor) -> Tensor:
 
 def _norms(tensors: list[Tensor]) -> list[Tensor]:
     """Euclidean norm of each, in at least single precision."""
-    return list(torch._foreach_norm([x if x.dtype.itemsize >= 4 else x.float() for x in tensors]))
+    wide = [x if x.dtype.itemsize >= 4 else x.float() for x in tensors]
+    return list(torch._foreach_norm(wide)) if wide else []
 
 
 def _first(state: dict[str, Any], names: Sequence[tuple[str, ...]]) -> Tensor | None:

@@ -245,8 +245,19 @@ def step(repeats: int) -> list[Figure]:
     ]
 
 
+def monitor(repeats: int) -> list[Figure]:
+    """What watching an optimizer adds to a training step, at the default interval."""
+    from experiments.bench_monitor import measure_monitor
+
+    costs = measure_monitor(repeats)
+    return [
+        *(Figure.at_most(f"watching, {name}", 100 * cost.share, "% of a step", 3) for name, cost in costs.items()),
+        *(Figure(f"one observation, {name}", 1e6 * cost.observation, "us of CPU") for name, cost in costs.items()),
+    ]
+
+
 SUITES: dict[str, Callable[[int], list[Figure]]] = {
-    f.__name__: f for f in (throughput, children, keys, fingerprints, step)
+    f.__name__: f for f in (throughput, children, keys, fingerprints, step, monitor)
 }
 
 
