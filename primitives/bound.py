@@ -35,7 +35,7 @@ class Bound:
         self, kernel: Kernel, p: Tensor, local: Tensor, state: Mapping[str, Tensor], names: Sequence[str]
     ) -> None:
         self.kernel, self.p, self.state, self.names = kernel, p, state, ("step", *names)
-        self.pointer, self.size = p.data_ptr(), local.numel()
+        self.layout, self.size = (p.data_ptr(), p.stride()), local.numel()
         self.shape, self.dtype, self.device = local.shape, local.dtype, local.device
         self.held = [state[name] for name in self.names]
         self.tensors = [local.detach(), *(x.to_local() if hasattr(x, "to_local") else x for x in self.held[1:])]
@@ -43,7 +43,7 @@ class Bound:
 
     def holds(self, p: Tensor, state: Mapping[str, Tensor] | None) -> bool:
         """Whether parameter and state are still the tensors that were bound."""
-        same = p is self.p and state is self.state and p.data_ptr() == self.pointer
+        same = p is self.p and state is self.state and (p.data_ptr(), p.stride()) == self.layout
         return same and all(map(is_, map(self.state.get, self.names), self.held))
 
     def advance(self) -> float:

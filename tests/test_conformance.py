@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from forms import FORMS, SHAPES, draw, every_row, make, one, play, through_a_file, twin
+from forms import FORMS, SHAPES, draw, every_form, every_row, make, one, play, through_a_file, twin
 from strategies import assert_same
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
@@ -164,6 +164,11 @@ SCHEDULES: dict[str, Callable[[Optimizer], Any]] = {
 }
 
 
+def test_every_kind_of_scheduler_is_among_them() -> None:
+    kinds = {type(schedule(make("sgd", "hand", one()))).__name__ for schedule in SCHEDULES.values()}
+    assert kinds == {*lr_scheduler.__all__, "SWALR"} - {"LRScheduler"}
+
+
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_schedulers_drive_every_row(kind: str) -> None:
     """The rate as in `torch.optim.SGD` under the same schedule, and both forms alike under it."""
@@ -220,7 +225,7 @@ def test_checkpoint_continues_bit_for_bit(
         assert_same(dict(second.state[q]), dict(first.state[p]))
 
 
-@every_row
+@every_form
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
 def test_copies_go_on_alone(name: str, form: str, copied: Callable[[Any], Any]) -> None:
     params, gradients = draw(SHAPES["mixed"], 2 * STEPS)

@@ -53,6 +53,20 @@ def test_parameters_may_be_strided_views(name: str, form: str) -> None:
         assert int((store == marked).sum()) == store.numel() - view.numel()
 
 
+@every_form
+def test_parameters_may_be_turned_where_they_are(name: str, form: str) -> None:
+    """Same memory, another meaning: nothing may remember the old one."""
+    ends = []
+    for turn in (lambda x: x.mT, lambda x: x.mT.clone()):
+        params, gradients = draw(((3, 3),), STEPS)
+        optimizer = twin(name, form, params)
+        play(optimizer, params, gradients[:2])
+        params[0].grad = None
+        params[0].data = turn(params[0].data)
+        ends += play(optimizer, params, gradients[2:])[-1]
+    close(ends[:1], ends[1:])
+
+
 def expanded(g: Tensor) -> Tensor:
     return g.ravel()[0].expand(g.shape)
 
