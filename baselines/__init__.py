@@ -14,7 +14,7 @@ from baselines.muon import Muon
 from baselines.nadam import NAdam
 from baselines.prodigy import Prodigy
 from baselines.rmsprop import RMSProp
-from baselines.schedule_free import ScheduleFreeAdamW, averaged
+from baselines.schedule_free import ScheduleFreeAdamW, averaged, is_schedule_free
 from baselines.sgd import SGD, GradientDescent, Momentum, Nesterov
 from baselines.table import BASELINES, NAMED, Baseline, Oracle
 
@@ -44,4 +44,5 @@ __all__ = [
     "ScheduleFreeAdamW",
     "averaged",
     "cautious",
+    "is_schedule_free",
 ]

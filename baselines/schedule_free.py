@@ -134,6 +134,13 @@ def averaged(optimizer: Optimizer) -> Iterator[None]:
                 p.copy_(y)
 
 
+def is_schedule_free(optimizer: Optimizer) -> bool:
+    """Whether the parameters that `optimizer` holds are to be evaluated inside `averaged`."""
+    trained = getattr(optimizer, "program", None)
+    own = isinstance(trained, Program) and trained.body == program().body
+    return own or isinstance(optimizer, ScheduleFreeAdamW)
+
+
 def _towards_z(p: Tensor, state: dict[str, Any], weight: float) -> Tensor:
     """What lies by `weight` of the way from `p` to z, in the dtype of z."""
     z = state["z"]

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
+from baselines import averaged, is_schedule_free
 from experiments.errors import UserError
 from experiments.monitor import OptimizerMonitor
 from experiments.progress import Report, progress_bar
@@ -23,7 +24,7 @@ from experiments.results import RunResult, evaluate
 from experiments.run_batches import RunBatches
 from experiments.run_options import PLAIN, RunOptions, device_type
 from learned import learn as learn_rates
-from primitives import Program, ProgramOptimizer, Task
+from primitives import Program, ProgramOptimizer, Split, Task
 from primitives.options import merged_hypers
 from primitives.task import initial_model
 from search.lightning_fit import fit, quiet
@@ -118,6 +119,11 @@ class TrainingRun(LightningModule):
         self.diverged = f"{reason}; try a smaller lr"
         self.trainer.should_stop = True
 
+    def evaluate(self, split: Split) -> tuple[float, float | None]:
+        """Loss and accuracy on `split`, of the averaged weights where it is them that the optimizer trains."""
+        with averaged(self.optimizer) if is_schedule_free(self.optimizer) else nullcontext():
+            return evaluate(self.model, self.task, split)
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write the curves, and look at the validation data when it is time."""
         if self._losses:
@@ -127,7 +133,7 @@ class TrainingRun(LightningModule):
             self.report(step, f"loss {self.curve[-1]:.4f}")
             scalars["loss/train"] = self.curve[-1]
         if step % self.validate_every == 0:
-            scalars["loss/valid"], accuracy = evaluate(self.model, self.task, self.splits.valid)
+            scalars["loss/valid"], accuracy = self.evaluate(self.splits.valid)
             scalars |= {} if accuracy is None else {"accuracy/valid": accuracy}
             self.valid_curve.append((step, scalars["loss/valid"]))
         if scalars:
@@ -219,7 +225,7 @@ def _factory(optimizer: Program | Factory, steps: int, learn: Sequence[str] | No
 
 
 def _result(run: TrainingRun, lr: float, seed: int, seconds: float) -> RunResult:
-    measured = [evaluate(run.model, run.task, split) for split in run.splits]
+    measured = [run.evaluate(split) for split in run.splits]
     losses = [loss if math.isfinite(loss) else math.nan for loss, _ in measured]
     reason = run.diverged
     if not reason and not all(map(math.isfinite, losses)):

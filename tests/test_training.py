@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from baselines import BASELINES, AdamW
+from baselines import BASELINES, AdamW, ScheduleFreeAdamW
 from experiments.errors import UserError
 from experiments.results import evaluate
 from experiments.tasks import TASKS
@@ -57,6 +57,25 @@ def test_a_tuned_run_learns_the_digits():
 def test_a_factory_works_like_a_program():
     program, factory = (train(DIGITS, o, 3e-3, steps=10) for o in (ADAMW, AdamW))
     assert factory.valid_loss == pytest.approx(program.valid_loss, rel=1e-4)
+
+
+def test_schedule_free_is_evaluated_at_its_averages():
+    """By hand, as a program, and by a plain loop that switches to the averages itself."""
+    task = DIGITS
+    by_hand = train(task, ScheduleFreeAdamW, 0.03, steps=20)
+    program = train(task, BASELINES["schedule-free-adamw"].program, 0.03, steps=20)
+    model = initial_model(task, 0)
+    optimizer = ScheduleFreeAdamW(model.parameters(), lr=0.03)
+    splits = task.data()
+    for step in batch_indices(len(splits.train), task.batch_size, 20, 0):
+        inputs, targets = splits.train.batch(step)
+        optimizer.zero_grad()
+        task.loss(model(inputs), targets).backward()
+        optimizer.step()
+    at_y = evaluate(model, task, splits.valid)[0]
+    optimizer.eval()
+    assert by_hand.valid_loss == evaluate(model, task, splits.valid)[0] != at_y
+    assert program.valid_loss == pytest.approx(by_hand.valid_loss, rel=1e-5)
 
 
 def test_a_full_batch_holds_every_training_example_once_whatever_the_seed_of_batches():
