@@ -1,107 +1,114 @@
-"""Evaluate batches in local processes, one torch thread each."""
+"""Evaluate batches in local processes, one torch thread each, or in this one."""
 
 from __future__ import annotations
 
-import math
+import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
 from primitives import Program, parse_program, print_program
-from search.fitness import Evaluator, Fitness, Status
+from search.fitness import Evaluator, Fitness
+from search.pool import LIMIT, Died, Pool
+from search.pool import Job as Job
 
-MAX_ATTEMPTS = 3
-_evaluator: Evaluator
-
-
-@dataclass
-class Job:
-    """A batch under way."""
-
-    programs: tuple[Program, ...]
-    future: Future[list[Fitness]] | None = None
-    attempts: int = 0
-    done: list[Fitness] = field(default_factory=list)
+MEMORY = 0.9  # of the machine's: what one worker may ask for
 
 
-class Workers:
-    """A pool of evaluating processes. A worker that dies costs its batch another attempt, not the search.
+class Workers(Pool["_Process | _Here"]):
+    """Evaluating processes on this machine, which see to it that none outlives the driver.
 
     Args:
         factory: makes the evaluator inside each process; must be picklable.
-        count: number of processes; 0 evaluates in this process, for tests and debugging.
+        count: number of processes; 0 evaluates in this process, without bounds, for tests and debugging.
+        limit: seconds for a batch, see `Pool`.
+        memory: bytes that a process may ask for, by default most of the machine's; more is an exception inside it.
     """
 
-    def __init__(self, factory: Callable[[], Evaluator], count: int) -> None:
-        self.factory, self.count = factory, count
-        self.open: list[Job] = []
-        self.local = factory() if count == 0 else None
-        self.pool = None if count == 0 else self._start()
+    def __init__(
+        self, factory: Callable[[], Evaluator], count: int, *, limit: float = LIMIT, memory: int | None = None
+    ) -> None:
+        super().__init__(max(1, count), limit=limit)
+        self.factory, self.here = factory, count == 0
+        self.memory = _physical_memory() if memory is None else memory
 
-    def _start(self) -> ProcessPoolExecutor:
-        forks = "forkserver" in multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver" if forks else "spawn")
-        if forks:
-            context.set_forkserver_preload(["search.population"])  # import torch and lightning once, not per worker
-            if threading.current_thread() is threading.main_thread():
-                _start_forkserver()
-        return ProcessPoolExecutor(self.count, mp_context=context, initializer=_initialise, initargs=(self.factory,))
+    def _make(self) -> _Process | _Here:
+        return _Here(self.factory()) if self.here else _Process(self.factory, self.memory)
 
-    def submit(self, programs: Sequence[Program]) -> Job:
-        """Begin evaluating a batch."""
-        job = Job(tuple(programs))
-        self.open.append(job)
-        self._send(job)
-        return job
+    def _wait(self, busy: Sequence[_Process | _Here], timeout: float) -> Sequence[_Process | _Here]:
+        processes = {w.connection: w for w in busy if isinstance(w, _Process)}
+        if not processes:
+            return busy
+        return [processes[c] for c in multiprocessing.connection.wait(list(processes), timeout)]  # type: ignore[index]
 
-    def _send(self, job: Job) -> None:
-        if self.pool is not None:
-            job.attempts += 1
-            try:
-                job.future = self.pool.submit(_evaluate, [print_program(p) for p in job.programs])
-            except KeyboardInterrupt:  # while processes start: what they were asked for must not start after all
-                _kill_forkserver()
-                raise
 
-    def result(self, job: Job) -> list[Fitness]:
-        """Wait for a batch. Programs whose worker died in every attempt come back as failed."""
-        while True:
-            try:
-                if job.future is not None:
-                    job.done = job.future.result()
-                elif self.local is not None:
-                    job.done = self.local(job.programs)
-                break
-            except BrokenProcessPool:
-                if job.attempts >= MAX_ATTEMPTS:
-                    reason = f"the worker process died in {job.attempts} attempts"
-                    job.done = [Fitness(math.inf, Status.FAILED, reason) for _ in job.programs]
-                    break
-                self._restart()
-        self.open.remove(job)
-        return job.done
+class _Here:
+    """A worker that is this process: it works when it is asked for its answer."""
 
-    def _restart(self) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(wait=False, cancel_futures=True)
-        self.pool = self._start()
-        for job in self.open:
-            if job.future is None or not job.future.done() or job.future.exception() is not None:
-                self._send(job)
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+        self.programs: Sequence[Program] = ()
 
-    def close(self) -> None:
-        """End all processes at once, finished or not."""
-        if self.pool is not None:
-            processes = list((self.pool._processes or {}).values())
-            self.pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.kill()
+    def start(self, programs: Sequence[Program]) -> None:
+        self.programs = programs
+
+    def answer(self) -> list[Fitness]:
+        return self.evaluator(self.programs) if self.programs else []
+
+    def kill(self) -> None:
+        pass
+
+
+class _Process:
+    """A worker process at the other end of a pipe."""
+
+    def __init__(self, factory: Callable[[], Evaluator], memory: int) -> None:
+        context = _context()
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, factory, memory), daemon=True)
+        try:
+            self.process.start()
+        except KeyboardInterrupt:  # while processes start: what they were asked for must not start after all
+            _kill_forkserver()
+            raise
+        theirs.close()  # or its end would not be noticed
+
+    def start(self, programs: Sequence[Program]) -> None:
+        try:
+            self.connection.send([print_program(p) for p in programs])
+        except OSError:
+            raise Died from None
+
+    def answer(self) -> list[Fitness]:
+        try:
+            answer = self.connection.recv()
+        except (EOFError, OSError):
+            raise Died from None
+        if isinstance(answer, Exception):
+            raise answer
+        return list(answer)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.connection.close()
+        self.process.join(5)
+
+
+def _context() -> SpawnContext | ForkServerContext:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["search.population"])  # import torch and lightning once, not per worker
+    if threading.current_thread() is threading.main_thread():
+        _start_forkserver()
+    return context
 
 
 def _start_forkserver() -> None:
@@ -123,22 +130,68 @@ def _kill_forkserver() -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _initialise(factory: Callable[[], Evaluator]) -> None:
-    global _evaluator
-    import torch
-
+def _serve(connection: Connection, factory: Callable[[], Evaluator], memory: int) -> None:
+    """What a worker process does: an empty answer when it is ready, then one for each batch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what an interrupt means
-    torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     if parent is not None:  # a killed driver must not leave workers behind
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-    _evaluator = factory()
+    bound_memory(memory)
+    evaluate: TextEvaluator | None = None
+    texts: list[str] = []
+    with contextlib.suppress(EOFError, OSError):  # the driver has hung up
+        while True:
+            answer: list[Fitness] | Exception = []
+            try:
+                if evaluate is None:
+                    evaluate = TextEvaluator(factory)
+                else:
+                    answer = evaluate(texts)
+            except Exception as error:
+                answer = error
+            connection.send(answer)
+            texts = connection.recv()
+
+
+class TextEvaluator:
+    """An evaluator for the other end of a line: programs come as text, and errors bring their traceback along."""
+
+    def __init__(self, factory: Callable[[], Evaluator]) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self.evaluator = factory()
+
+    def __call__(self, texts: Sequence[str]) -> list[Fitness]:
+        """Fitness of each program, in order."""
+        try:
+            return self.evaluator([parse_program(text) for text in texts])
+        except Exception as error:
+            error.add_note("in a worker:\n" + traceback.format_exc())
+            raise
+
+
+def bound_memory(limit: int) -> None:
+    """Make this process fail to allocate more than `limit` bytes, and the first to go if memory runs out altogether.
+
+    Where the system offers neither (outside Linux), it does nothing.
+    """
+    with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if most < 0 else min(limit, most), most))
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+
+
+def _physical_memory() -> int:
+    try:
+        return int(MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):
+        return 2**62
 
 
 def _follow(parent: BaseProcess) -> None:
     parent.join()
     os._exit(1)
-
-
-def _evaluate(texts: list[str]) -> list[Fitness]:
-    return _evaluator([parse_program(text) for text in texts])
