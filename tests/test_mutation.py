@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baselines import BASELINES
-from primitives import Program, parse_program, print_program, subset
+from primitives import Const, Kind, Program, parse_program, print_program, subset
+from primitives.blocks import BLOCKS
+from search.draft import MIX
 from search.mutation import MUTATIONS, Space, mutate
+from search.recombination import _templates, crossover, splice
 from tests.strategies import programs
 
 SPACE = Space(subset("all"))
@@ -21,7 +24,7 @@ ADAMW = BASELINES["adamw"].program
 @given(programs(), st.integers(0, 2**32))
 def test_children_are_valid_and_survive_the_text_form(program: Program, seed: int) -> None:
     child, name = mutate(program, SPACE, random.Random(seed), tries=200)
-    assert name in MUTATIONS
+    assert name in dict(MIX)
     assert child != program
     assert parse_program(print_program(child)) == child  # construction checks every kind again
     assert {s.name for s in program.state} <= {s.name for s in child.state}
@@ -33,7 +36,7 @@ def test_the_same_random_state_gives_the_same_child(seed: int) -> None:
     assert mutate(ADAMW, SPACE, random.Random(seed)) == mutate(ADAMW, SPACE, random.Random(seed))
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
+@pytest.mark.parametrize("name", dict(MIX))
 def test_each_mutation_does_what_it_says(name: str) -> None:
     space = Space(SPACE.ops, weights=((name, 1.0),))
     sizes = Counter[int]()
@@ -50,9 +53,99 @@ def test_each_mutation_does_what_it_says(name: str) -> None:
             assert sum(differing) == 1
         if name == "remember":
             assert len(child.state) == len(ADAMW.state) + 1
-    expected = {"insert": {1}, "delete": {-1}, "remember": {1}}.get(name, {0})
-    assert set(sizes) == expected
+        if name == "swap_slots":
+            assert child.state == ADAMW.state and child.update == ADAMW.update
+            assert Counter(_leaves(child)) == Counter(_leaves(ADAMW)) or _next(child) == _next(ADAMW)
+    if name in ("splice", "crossover"):
+        assert len(sizes) > 3
+    else:
+        assert set(sizes) == {{"insert": 1, "delete": -1, "remember": 1}.get(name, 0)}
     assert changed_behaviour > 15
+
+
+def _leaves(program: Program) -> list[object]:
+    return [a for _, args in program.body for a in args if type(a) is not int]
+
+
+def _next(program: Program) -> tuple[object, ...]:
+    return program.next_state
+
+
+def test_the_mix_and_the_table_of_mutations_are_one_list() -> None:
+    assert set(dict(MIX)) == {*MUTATIONS, "crossover"}
+
+
+@given(programs(), programs(), st.integers(0, 2**32))
+def test_crossing_two_parents_takes_the_first_part_of_one_and_the_last_of_the_other(
+    first: Program, second: Program, seed: int
+) -> None:
+    space = Space(SPACE.ops, max_statements=80, max_slots=8)
+    child = crossover(first, second, space, random.Random(seed))
+    if child is None:  # nothing of a kind that the second part needs
+        return
+    assert parse_program(print_program(child)) == child
+    ops, head, tail = ([op for op, _ in p.body] for p in (child, first, second))
+    cuts = [n for n in range(len(head) + 1) if ops[:n] == head[:n] and ops[n:] == tail[len(tail) - len(ops) + n :]]
+    assert cuts
+    assert any(child.body[:n] == first.body[:n] for n in cuts)
+    assert {s.name for s in first.state} <= {s.name for s in child.state}
+
+
+def test_a_crossover_without_a_cut_is_one_of_the_parents() -> None:
+    class AtTheStart(random.Random):
+        def randint(self, a: int, b: int) -> int:
+            return a
+
+    own = ADAMW.defaults()  # which stand for the mate's of the same name
+    lion = BASELINES["lion"].program
+    lion = lion.with_defaults(**{name: own[name] for name in lion.defaults()})
+    assert crossover(ADAMW, lion, SPACE, AtTheStart(0)).key == lion.key  # type: ignore[union-attr]
+
+
+def test_a_mate_is_asked_for_only_where_it_is_needed() -> None:
+    lion, asked = BASELINES["lion"].program, []
+
+    def mate() -> Program:
+        asked.append(1)
+        return lion
+
+    names = [mutate(ADAMW, SPACE, random.Random(seed), mate=mate)[1] for seed in range(300)]
+    assert 0 < names.count("crossover") <= len(asked) < 60
+
+
+def test_every_block_can_be_spliced_in_whole() -> None:
+    space = Space(SPACE.ops, max_statements=100)
+    blocks = {t.program.body: 0 for t in _templates(space)}
+    assert len(blocks) == len(BLOCKS)
+    for seed in range(400):
+        child = splice(ADAMW, space, random.Random(seed))
+        assert child is not None
+        added = len(child.body) - len(ADAMW.body)
+        for body in blocks:
+            if len(body) == added and any(
+                [op for op, _ in child.body[i : i + added]] == [op for op, _ in body] for i in range(len(child.body))
+            ):
+                blocks[body] += 1
+        assert len(child.state) - len(ADAMW.state) in (0, 1)
+    assert min(blocks.values()) > 20
+
+
+def test_spliced_numbers_live_on_their_scale() -> None:
+    space = Space(SPACE.ops, max_statements=100)
+    values = []
+    for seed in range(400):
+        child = splice(ADAMW, space, random.Random(seed))
+        assert child is not None
+        values += [a.value for _, args in child.body for a in args if type(a) is Const and a.value != 1]
+        assert all(child.kind_of(a) is Kind.TENSOR for a in child.next_state)
+    assert values and all(0 < v < 1 for v in values)
+
+
+def test_a_block_that_the_space_lacks_is_not_spliced_in() -> None:
+    assert {op for t in _templates(Space(("sign",))) for op, _ in t.program.body} == {"sign"}
+    arithmetic = ("add", "mul", "sub")
+    assert any("p" in args for t in _templates(Space(arithmetic)) for _, args in t.program.body)
+    assert not any("p" in args for t in _templates(Space(arithmetic, signals=("g",))) for _, args in t.program.body)
 
 
 def test_a_search_stays_within_its_space() -> None:
