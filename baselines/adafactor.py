@@ -123,19 +123,18 @@ def _program(factored: bool, options: tuple[bool, bool, bool], fallback: Program
     decay, weight_decay = b.hyper("decay", 0.8, "log"), b.hyper("weight_decay", 0.0, "log")
     eps1, eps2 = b.hyper("eps1", 1e-30, "log"), b.hyper("eps2", 1e-3, "log")
     clip_threshold = b.hyper("clip_threshold", 1.0, "log")
-    weight, squared = b.pow(b.step, -decay), b.square(b.g) + eps1
+    weight, squared = b.pow(b.step, -decay), b.square(b.g)
     update: Expr
     if factored:
         row, col = b.slot("row", Kind.ROW), b.slot("col", Kind.COL)
-        row.next = b.lerp(row, b.row_mean(squared), weight)
-        col.next = b.lerp(col, b.col_mean(squared), weight)
+        row.next = b.lerp(row, b.row_mean(squared) + eps1, weight)  # the mean of squares + eps1, with less work
+        col.next = b.lerp(col, b.col_mean(squared) + eps1, weight)
         update = b.g * b.outer(b.sqrt(b.mean_of(row.next) / row.next), b.reciprocal(b.sqrt(col.next)))
     else:
         v = b.slot("v")
-        v.next = b.lerp(v, squared, weight)
+        v.next = b.lerp(v, squared + eps1, weight)
         update = b.g / b.sqrt(v.next)
-    clipped = update / b.max(b.rms(update) / clip_threshold, 1.0)
-    update = b.max(b.rms(b.p), eps2) * clipped
+    update = b.max(b.rms(b.p), eps2) / b.max(b.rms(update) / clip_threshold, 1.0) * update
     if relative_step:
         bound = b.reciprocal(b.sqrt(b.step))
         bound = b.min(bound, 1e-6 * b.step) if warmup_init else bound
