@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from primitives import Program, Task
 from primitives.task import Split, batch_indices, initial_model
 from search.fitness import Fitness, Protocol, Status, summarise
+from search.gradients import Gradients, views
 from search.lightning_fit import fit, quiet
 from search.sequential import as_dtype
 from search.stacked import Plan, StackedRules
@@ -129,6 +130,7 @@ class PopulationTraining(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.task, self.steps = task, steps
+        self.gradients = Gradients(task)
         groups = [(program, [lr for _, lr in run]) for program, run in groupby(members, key=lambda m: m[0])]
         self.plan = Plan(groups, steps)
         models = [initial_model(task, seed).to(dtype) for seed in seeds]
@@ -156,20 +158,6 @@ class PopulationTraining(lightning.LightningModule):
         """No torch optimizer: the members' own rules are the optimizers."""
         return []
 
-    def views(self, arena: Tensor) -> dict[str, Tensor]:
-        """The model's parameters, ``[seeds, members, *shape]``, as views of (part of) the arena."""
-        pieces = arena.split([s.numel() for s in self.shapes], dim=-1)
-        return {n: x.unflatten(-1, s or (1,)) if s else x[..., 0]
-                for n, x, s in zip(self.names, pieces, self.shapes, strict=True)}  # fmt: skip
-
-    def losses(self, parameters: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of each member on its seed's batch: ``[seeds, members]`` from inputs ``[seeds, batch, …]``."""
-
-        def loss(p: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return self.task.loss(functional_call(self.skeleton[0], p, (x,)), y)
-
-        return vmap(vmap(loss, in_dims=(0, None, None)))(parameters, inputs, targets)
-
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """A few steps of every member, on batches ``[steps, seeds, batch, …]``."""
         for offset, (inputs, targets) in enumerate(zip(*batch, strict=True)):
@@ -177,11 +165,7 @@ class PopulationTraining(lightning.LightningModule):
 
     def step(self, inputs: Tensor, targets: Tensor, index: int) -> None:
         """Step `index` (from 0) of every member, on its seed's batch."""
-        parameters = {name: view.detach().requires_grad_() for name, view in self.views(self.arena).items()}
-        losses = self.losses(parameters, inputs, targets)
-        gradients = torch.autograd.grad(losses.sum(), list(parameters.values()))
-        torch.cat([g.reshape(*losses.shape, -1) for g in gradients], dim=-1, out=self.gradient)
-        losses = losses.detach()
+        losses = self.gradients(self.arena, inputs, targets, self.gradient)
         self.diverged_at.masked_fill_(~losses.isfinite() & (self.diverged_at < 0), index)
         if index * CURVE_POINTS // self.steps != (index + 1) * CURVE_POINTS // self.steps:
             self.curve.append(losses)
@@ -191,7 +175,7 @@ class PopulationTraining(lightning.LightningModule):
     def measure(self, split: Split, members: int | None = None) -> tuple[Tensor, Tensor]:
         """Loss and accuracy on a whole split, ``[members, seeds]`` each; of the first `members` only, if given."""
         arena = self.arena[:, :members]
-        parameters = self.views(arena)
+        parameters = dict(zip(self.names, views(arena, self.shapes), strict=True))
         self.skeleton[0].to(arena.device)
         first, _ = split.batch(torch.zeros(1, dtype=torch.int64))
         size = max(1, EVALUATION_ELEMENTS // (first.numel() * arena.shape[0] * arena.shape[1]))
