@@ -1,7 +1,8 @@
 """The ledger: every evaluated program of a run, in an SQLite file that survives `kill -9`.
 
 A batch is one transaction: it is in the ledger whole or not at all. What a repeated or resumed run must reproduce
-(everything but timings) is summarised by `digest`.
+(everything but timings) is summarised by `digest`. Each batch has a checksum, so that damage is noticed even where
+SQLite would read on; `Ledger.open` then keeps the batches before it, from which the run goes on to the same end.
 """
 
 from __future__ import annotations
@@ -19,29 +20,7 @@ from primitives import Program, parse_program, print_program
 from search.cache import Verdict
 from search.evolution import Candidate
 from search.fitness import Fitness, Status
-
-VERSION = 1
-_SCHEMA = """
-create table meta (name text primary key, value text not null) without rowid;
-create table batches (
-    number integer primary key, same_key integer not null, ignores_gradient integer not null,
-    not_finite integer not null, same_behaviour integer not null, new integer not null,
-    seconds real not null, finished_at real not null);
-create table programs (
-    number integer primary key, batch integer not null references batches (number), parent integer not null,
-    mutations text not null, program text not null, key text not null, fingerprint text not null,
-    status text not null, reason text not null, score real, lr real, edge integer not null, rungs text not null,
-    statements integer not null, live integer not null, slots integer not null);
-"""
-_DETERMINISTIC = (
-    "select number, batch, parent, mutations, program, key, fingerprint, status, reason, score, lr, edge, rungs "
-    "from programs order by number",
-    "select number, same_key, ignores_gradient, not_finite, same_behaviour, new from batches order by number",
-)
-
-
-class LedgerError(RuntimeError):
-    """A ledger cannot be used; the message says why and what to do."""
+from search.ledger_file import BATCH, PROGRAM, LedgerError, attach, checksum, connect, insert, lock_directory, write
 
 
 class Record(NamedTuple):
@@ -58,52 +37,62 @@ class Record(NamedTuple):
 
 
 class Ledger:
-    """An open ledger. Use `create` for a new run and `open` for an existing one; both hold a lock until `close`."""
+    """An open ledger. Use `create` for a new run and `open` for an existing one; both hold a lock until `close`.
+
+    Attributes:
+        config: what was given to `create`.
+        notice: a sentence about damage that was mended in opening; empty otherwise.
+    """
 
     FILE = "ledger.sqlite"
 
-    def __init__(self, connection: sqlite3.Connection, config: dict[str, Any], lock: IO[bytes] | None) -> None:
-        self._db, self.config, self._lock = connection, config, lock
+    def __init__(self, path: Path, db: sqlite3.Connection, config: Mapping[str, Any], lock: IO[bytes] | None) -> None:
+        self._path, self._db, self.config, self._lock = path, db, dict(config), lock
+        self.notice = ""
 
     @classmethod
     def create(cls, run_dir: Path, config: Mapping[str, Any]) -> Ledger:
-        """Start a ledger in `run_dir`, which must not hold one; `config` (JSON) is kept in it."""
+        """Start a ledger in `run_dir`, which must not hold one; `config` (JSON) is kept in it.
+
+        Raises:
+            LedgerError: if there is one, the directory is in use, or it cannot be written.
+        """
         path = run_dir / cls.FILE
-        if path.exists():
-            raise LedgerError(f"{path} already exists; resume that run or choose another run directory")
-        lock = _lock(run_dir)
-        # made under another name, so that a ledger which exists is complete
-        draft = path.with_suffix(".new")
-        draft.unlink(missing_ok=True)
-        db = _connect(draft)
-        db.execute("pragma journal_mode = wal")  # a commit is one append, and readers do not disturb the run
-        db.executescript(_SCHEMA)
-        with db:
-            db.execute("insert into meta values ('version', ?)", (str(VERSION),))
-            db.execute("insert into meta values ('config', ?)", (json.dumps(config, sort_keys=True),))
-        db.close()
-        draft.rename(path)
-        return cls(_connect(path), dict(config), lock)
+        if not path.exists():
+            lock = lock_directory(run_dir)
+            if not path.exists():  # another process may have been quicker
+                try:
+                    write(path, config, (), ())
+                    return cls(path, connect(path), config, lock)
+                except (sqlite3.DatabaseError, OSError) as error:
+                    lock.close()
+                    raise LedgerError(f"{path} cannot be written: {error}") from None
+            lock.close()
+        raise LedgerError(f"{path} already exists; resume that run or choose another run directory")
 
     @classmethod
     def open(cls, run_dir: Path, *, read_only: bool = False) -> Ledger:
-        """Open the ledger in `run_dir`; raises `LedgerError` if there is none, or it is unreadable or in use."""
+        """Open the ledger in `run_dir`; one that is damaged is replaced by what is sound, unless `read_only`.
+
+        Raises:
+            LedgerError: if there is none, it is in use, or not even its beginning can be read.
+        """
         path = run_dir / cls.FILE
         if not path.exists():
             raise LedgerError(f"{run_dir} holds no search run (there is no {cls.FILE} in it)")
-        ledger = cls(_connect(path, read_only), {}, None if read_only else _lock(run_dir))
+        lock = None if read_only else lock_directory(run_dir)
         try:
-            meta = dict(ledger._db.execute("select name, value from meta"))
-            if meta.get("version") != str(VERSION):
-                raise LedgerError(f"{path} has version {meta.get('version')}; this program reads version {VERSION}")
-            ledger.config = json.loads(meta["config"])
-            return ledger
-        except (sqlite3.DatabaseError, KeyError, ValueError) as error:
-            ledger.close()
-            raise LedgerError(f"{path} is not a readable ledger: {error}") from None
-        except LedgerError:
-            ledger.close()
-            raise
+            db, config, notice = attach(path, read_only)
+        except (sqlite3.DatabaseError, OSError, KeyError, ValueError, LedgerError) as error:
+            if lock is not None:
+                lock.close()
+            if isinstance(error, LedgerError):
+                raise
+            hint = "--resume saves what can be saved" if read_only else "nothing can be saved, so begin a new run"
+            raise LedgerError(f"{path} is not a readable ledger: {error}; {hint}") from None
+        ledger = cls(path, db, config, lock)
+        ledger.notice = notice
+        return ledger
 
     def close(self) -> None:
         """Release the file and the run directory."""
@@ -120,23 +109,27 @@ class Ledger:
         seconds: float,
         now: float,
     ) -> None:
-        """Write one finished batch, atomically. Batches follow each other without gaps."""
-        row = (batch, *(counts[v] for v in Verdict), seconds, now)
-        with self._db:
-            self._db.execute(
-                "insert into batches (number, same_key, ignores_gradient, not_finite, same_behaviour, new, seconds,"
-                " finished_at) values (?, ?, ?, ?, ?, ?, ?, ?)",
-                row,
-            )
-            self._db.executemany(
-                "insert into programs values (" + ", ".join("?" * 16) + ")",
-                [_row(batch, c, f) for c, f in zip(candidates, fitnesses, strict=True)],
-            )
+        """Write one finished batch, atomically. Batches follow each other without gaps.
+
+        Raises:
+            LedgerError: if the file cannot be written; it is then as it was before.
+        """
+        programs = [_row(batch, c, f) for c, f in zip(candidates, fitnesses, strict=True)]
+        row = (batch, programs[0][0], len(programs), *(counts[v] for v in Verdict))
+        try:
+            with self._db:
+                insert(self._db, "batches", [(*row, checksum(row, programs), seconds, now)])
+                insert(self._db, "programs", programs)
+        except sqlite3.IntegrityError:
+            raise  # a mistake of the caller
+        except sqlite3.DatabaseError as error:
+            raise LedgerError(
+                f"{self._path} cannot be written: {error}; what is in it is kept, and --resume goes on from there"
+            ) from None
 
     def __iter__(self) -> Iterator[Record]:
         """All evaluated programs in order of their numbers."""
-        columns = "number, batch, parent, mutations, program, key, fingerprint, status, reason, score, lr, edge, rungs"
-        for row in self._db.execute(f"select {columns} from programs order by number"):
+        for row in self._query(f"select {PROGRAM} from programs order by number"):
             rungs = tuple(math.inf if r is None else r for r in json.loads(row[12]))
             score = math.inf if row[9] is None else row[9]
             lr = math.nan if row[10] is None else row[10]
@@ -147,43 +140,27 @@ class Ledger:
     def counts(self) -> Counter[Verdict]:
         """Programs generated in the whole run, by verdict."""
         columns = ", ".join(f"total({v.value})" for v in Verdict)
-        totals = self._db.execute(f"select {columns} from batches").fetchone()
+        (totals,) = self._query(f"select {columns} from batches")
         return Counter({v: int(n) for v, n in zip(Verdict, totals, strict=True)})
 
     def seconds(self) -> float:
         """Time spent evaluating, summed over batches, in seconds."""
-        return float(self._db.execute("select total(seconds) from batches").fetchone()[0])
+        ((total,),) = self._query("select total(seconds) from batches")
+        return float(total)
 
     def digest(self) -> str:
         """SHA-256 over everything that a repeated or resumed run must reproduce; timings are left out."""
         sha = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        for query in _DETERMINISTIC:
-            for row in self._db.execute(query):
+        for columns, table in ((PROGRAM, "programs"), (BATCH, "batches")):
+            for row in self._query(f"select {columns} from {table} order by number"):
                 sha.update(repr(row).encode())
         return sha.hexdigest()
 
-
-def _connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
-    if read_only:
-        return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-    return sqlite3.connect(path, isolation_level="IMMEDIATE")
-
-
-def _lock(run_dir: Path) -> IO[bytes]:
-    """Hold the run directory until the returned file is closed or the process ends, however it ends."""
-    file = (run_dir / "lock").open("ab")
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # no such locks on this system: two processes then meet in SQLite's own lock
-        pass
-    except OSError:
-        file.close()
-        raise LedgerError(
-            f"{run_dir} is in use by another process; wait for it or choose another run directory"
-        ) from None
-    return file
+    def _query(self, sql: str) -> Iterator[Any]:
+        try:
+            yield from self._db.execute(sql)
+        except sqlite3.DatabaseError as error:
+            raise LedgerError(f"{self._path} is damaged: {error}; --resume saves what can be saved") from None
 
 
 def _row(batch: int, candidate: Candidate, fitness: Fitness) -> tuple[Any, ...]:
