@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -29,10 +29,14 @@ class Behaviour:
     Attributes:
         fingerprint: hash of its updates and live state over all steps, 32 hexadecimal digits.
         finite: whether all of them were finite.
+        direction: the same hash after dividing the updates, and each slot, by its largest value: equal for programs
+            whose updates differ by one positive factor, which a learning rate absorbs. Programs that read the learning
+            rate, or have a fallback, keep their fingerprint.
     """
 
     fingerprint: str
     finite: bool
+    direction: str
 
 
 @cache
@@ -97,9 +101,9 @@ def behave(program: Program) -> Behaviour:
         seen.append(update)  # type: ignore[arg-type]
     memory = [x for slot, x in zip(program.state, state, strict=True) if slot.name in program.live.names]
     fallback = None if program.fallback is None else behave(program.fallback)
-    return _behaviour(
-        *_digits(torch.stack([*seen, *memory])), range(STEPS), range(STEPS, STEPS + len(memory)), fallback
-    )
+    values = torch.stack([*seen, *memory])
+    slots = list(range(STEPS, STEPS + len(memory)))
+    return _behaviour(program, *_digits(values), list(range(STEPS)), slots, fallback, *_scaled(values, [range(STEPS)]))
 
 
 def behave_many(programs: Sequence[Program]) -> list[Behaviour]:
@@ -110,8 +114,11 @@ def behave_many(programs: Sequence[Program]) -> list[Behaviour]:
         fallbacks = iter(behave_many([p.fallback for p in chunk if p.fallback is not None]))
         values, updates, memory = run_together(chunk, _probes())
         rows, finite = _digits(values)
-        for program, mine, last in zip(chunk, updates, memory, strict=True):
-            found.append(_behaviour(rows, finite, mine, last, None if program.fallback is None else next(fallbacks)))
+        directions, slots = _scaled(values, updates)
+        for i, (program, mine, last) in enumerate(zip(chunk, updates, memory, strict=True)):
+            fallback = None if program.fallback is None else next(fallbacks)
+            own = directions[i * STEPS * _ROW : (i + 1) * STEPS * _ROW]
+            found.append(_behaviour(program, rows, finite, mine, last, fallback, own, slots))
     return found
 
 
@@ -132,16 +139,38 @@ def _digits(values: Tensor) -> tuple[bytes, list[bool]]:
     return bits.add_(1 << (_DROPPED_BITS - 1)).bitwise_right_shift_(_DROPPED_BITS).numpy().tobytes(), finite
 
 
+def _scaled(values: Tensor, updates: Sequence[Sequence[int]]) -> tuple[bytes, bytes]:
+    """Digits of each program's updates divided by the largest of all its steps, and of each value by its own."""
+    together = values[torch.tensor(updates)]
+    return tuple(  # type: ignore[return-value]
+        _digits((x / x.flatten(1).abs().amax(1).clamp_(min=1e-300).view(-1, *[1] * (x.ndim - 1))).view(-1, *SHAPE))[0]
+        for x in (together, values)
+    )
+
+
 def _behaviour(
-    rows: bytes, finite: Sequence[bool], updates: Iterable[int], memory: Iterable[int], fallback: Behaviour | None
+    program: Program,
+    rows: bytes,
+    finite: Sequence[bool],
+    updates: Sequence[int],
+    memory: Sequence[int],
+    fallback: Behaviour | None,
+    directions: bytes,
+    slots: bytes,
 ) -> Behaviour:
     def row(i: int) -> bytes:
         return rows[i * _ROW : (i + 1) * _ROW]
 
-    updates, memory = list(updates), list(memory)
     parts = [b"".join(map(row, updates)), *sorted(set(map(row, memory)))]  # twins are one slot: so says the key
     whole = all(finite[i] for i in (*updates, *memory))
     if fallback is not None:
         parts.append(fallback.fingerprint.encode())
         whole = whole and fallback.finite
-    return Behaviour(hashlib.blake2b(b"|".join(parts), digest_size=16).hexdigest(), whole)
+    fingerprint = direction = _hash(parts)
+    if fallback is None and "lr" not in program.live.names:
+        direction = _hash([directions, *sorted({slots[i * _ROW : (i + 1) * _ROW] for i in memory})])
+    return Behaviour(fingerprint, whole, direction)
+
+
+def _hash(parts: Sequence[bytes]) -> str:
+    return hashlib.blake2b(b"|".join(parts), digest_size=16).hexdigest()

@@ -4,45 +4,63 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from primitives import Program
-from primitives.fingerprint import Behaviour, behave, behave_many
+from primitives.fingerprint import Behaviour, behave_many
 from search.fitness import Evaluator, Fitness, Status
+from search.probes import descends, explode
 
 
 class Verdict(enum.StrEnum):
-    """What can be said of a program before training it, in the order in which it is found out."""
+    """What can be said of a program before training it, in the order in which it is found out: cheapest first."""
 
-    SAME_KEY = "same_key"  # structurally a program seen before
     IGNORES_GRADIENT = "ignores_gradient"
+    SAME_KEY = "same_key"  # structurally a program seen before
     NOT_FINITE = "not_finite"  # overflows, divides by zero or leaves its domain on the probes
     SAME_BEHAVIOUR = "same_behaviour"  # does on the probes what a program seen before did
+    SAME_UP_TO_RATE = "same_up_to_rate"  # does so but for one factor: the ladder has that program's learning rates
+    UNBOUNDED_STATE = "unbounded_state"  # grows geometrically over simulated steps
+    NO_DESCENT = "no_descent"  # does not go downhill on simulated quadratics; asked only if the search wants it
     NEW = "new"
 
 
 class Identity(NamedTuple):
-    """A program's structural key and behavioural fingerprint (empty if it was not needed), and what they say."""
+    """A program's structural key and behavioural fingerprints (empty if not needed), and what they say.
+
+    `direction` is the fingerprint up to a learning-rate factor.
+    """
 
     key: str
     fingerprint: str
     verdict: Verdict
+    direction: str = ""
 
 
 REASONS = {
     Verdict.IGNORES_GRADIENT: "the update does not depend on the gradient",
     Verdict.NOT_FINITE: "not finite on the probes: it overflows, divides by zero or leaves a domain",
+    Verdict.UNBOUNDED_STATE: "its state grows geometrically over simulated steps",
+    Verdict.NO_DESCENT: "its updates do not go downhill on simulated quadratics",
 }
 
 
 @dataclass
 class DuplicateCache:
-    """Programs seen so far, by structural key and by fingerprint, each mapped to the number it was added under."""
+    """Programs seen so far, by structural key and by fingerprint, each mapped to the number it was added under.
 
+    Attributes:
+        check_descent: whether programs must go downhill on simulated quadratics.
+        by_rate: whether programs that differ by a learning-rate factor count as one.
+    """
+
+    check_descent: bool = False
+    by_rate: bool = True
     keys: dict[str, int] = field(default_factory=dict)
     fingerprints: dict[str, int] = field(default_factory=dict)
+    directions: dict[str, int] = field(default_factory=dict)
     aliases: dict[str, int] = field(default_factory=dict)  # keys of programs that behave like one added before
     judged: dict[str, Verdict] = field(default_factory=dict)  # keys that need no second look
 
@@ -51,34 +69,56 @@ class DuplicateCache:
 
         The same as one `identify` and `add` after the other, with the probes run for all at once.
         """
-        unknown = {p.key: p for p in programs if p.key not in self.keys and p.key not in self.judged}
-        tried = {key: p for key, p in unknown.items() if depends_on_gradient(p)}
-        behaviours = dict(zip(tried, behave_many(list(tried.values())), strict=True))
+        unknown = {p.key: p for p in programs if depends_on_gradient(p) and not self._knows(p.key)}
+        behaviours = dict(zip(unknown, behave_many(list(unknown.values())), strict=True))
+        fresh = {k: p for k, p in unknown.items() if behaviours[k].finite and not self._twin(behaviours[k])}
+        exploding = dict(zip(fresh, explode(list(fresh.values())), strict=True))
         found = []
         for program, number in zip(programs, numbers, strict=True):
-            identity = self.identify(program, behaviours.get(program.key))
+            identity = self._judge(program, behaviours, exploding)
             if identity.verdict is Verdict.NEW:
                 self.add(identity, number)
             found.append(identity)
         return found
 
-    def identify(self, program: Program, behaviour: Behaviour | None = None) -> Identity:
+    def identify(self, program: Program) -> Identity:
         """Judge a program, cheapest check first. The verdict on a key is the same however often it is asked for."""
+        if depends_on_gradient(program) and not self._knows(program.key):
+            return self._judge(program, {program.key: behave_many([program])[0]}, {program.key: explode([program])[0]})
+        return self._judge(program, {}, {})
+
+    def _knows(self, key: str) -> bool:
+        return key in self.keys or key in self.judged
+
+    def _twin(self, behaviour: Behaviour) -> Verdict | None:
+        if behaviour.fingerprint in self.fingerprints:
+            return Verdict.SAME_BEHAVIOUR
+        if self.by_rate and behaviour.direction in self.directions:
+            return Verdict.SAME_UP_TO_RATE
+        return None
+
+    def _judge(self, program: Program, behaviours: dict[str, Behaviour], exploding: dict[str, bool]) -> Identity:
+        """The verdict, given what the probes showed of programs whose keys are not known."""
+        if not depends_on_gradient(program):
+            return Identity("", "", Verdict.IGNORES_GRADIENT)
         key = program.key
         if key in self.keys:
             return Identity(key, "", Verdict.SAME_KEY)
         if key in self.judged:
             return Identity(key, "", self.judged[key])
-        if not depends_on_gradient(program):
-            self.judged[key] = Verdict.IGNORES_GRADIENT
-            return Identity(key, "", Verdict.IGNORES_GRADIENT)
-        behaviour = behaviour or behave(program)
+        behaviour = behaviours[key]
+        twin = self._twin(behaviour)
         if not behaviour.finite:
             self.judged[key] = Verdict.NOT_FINITE
-        elif behaviour.fingerprint in self.fingerprints:
-            self.judged[key] = Verdict.SAME_BEHAVIOUR
-            self.aliases[key] = self.fingerprints[behaviour.fingerprint]
-        return Identity(key, behaviour.fingerprint, self.judged.get(key, Verdict.NEW))
+        elif twin is not None:
+            self.judged[key] = twin
+            same = self.fingerprints if twin is Verdict.SAME_BEHAVIOUR else self.directions
+            self.aliases[key] = same[behaviour.fingerprint if twin is Verdict.SAME_BEHAVIOUR else behaviour.direction]
+        elif exploding[key]:
+            self.judged[key] = Verdict.UNBOUNDED_STATE
+        elif self.check_descent and not descends(program):
+            self.judged[key] = Verdict.NO_DESCENT
+        return Identity(key, behaviour.fingerprint, self.judged.get(key, Verdict.NEW), behaviour.direction)
 
     def number(self, key: str) -> int:
         """The number under which a program with this key, or one that behaves like it, was added."""
@@ -89,6 +129,14 @@ class DuplicateCache:
         self.keys[identity.key] = number
         if identity.fingerprint:
             self.fingerprints[identity.fingerprint] = number
+        if identity.direction:
+            self.directions.setdefault(identity.direction, number)
+
+    def restore(self, programs: Iterable[tuple[int, Program]]) -> None:
+        """Remember programs that were added in an earlier session, in order of their numbers."""
+        numbers, known = zip(*programs, strict=True) if (programs := list(programs)) else ((), ())
+        for number, program, behaviour in zip(numbers, known, behave_many(known), strict=True):
+            self.add(Identity(program.key, behaviour.fingerprint, Verdict.NEW, behaviour.direction), number)
 
 
 def depends_on_gradient(program: Program) -> bool:
@@ -101,7 +149,7 @@ class Cached:
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
-        self.cache = DuplicateCache()
+        self.cache = DuplicateCache(by_rate=False)  # its fitness would be right at another learning rate only
         self.known: list[Fitness] = []
 
     def __call__(self, programs: Sequence[Program]) -> list[Fitness]:

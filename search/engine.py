@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from search.cache import DuplicateCache, Identity, Verdict
+from search.cache import DuplicateCache, Verdict
 from search.evolution import Candidate, Evolution, Individual, SpaceExhausted, Statistics
 from search.fitness import Fitness, Status
 from search.ledger import Ledger, Record
@@ -46,16 +46,18 @@ class Search:
     point loses only batches in flight.
     """
 
-    def __init__(self, evolution: Evolution, ledger: Ledger, workers: Workers) -> None:
+    def __init__(
+        self, evolution: Evolution, ledger: Ledger, workers: Workers, cache: DuplicateCache | None = None
+    ) -> None:
         self.evolution, self.ledger, self.workers = evolution, ledger, workers
-        self.cache = DuplicateCache()
+        self.cache = cache or DuplicateCache()
         self.history: list[Individual] = []
         self.best: list[Record] = []  # ascending by score
         self.statistics = Statistics(verdicts=ledger.counts())
         self.exhausted = ""
         for record in ledger:
-            self.cache.add(Identity(record.key, record.fingerprint, Verdict.NEW), record.number)
             self._tell(record)
+        self.cache.restore((i.number, i.program) for i in self.history)
 
     def run(self, budget: Budget, clock: Callable[[], float] = time.monotonic) -> Iterator[Finished]:
         """Search until the budget is spent, yielding each batch once it is in the ledger."""
@@ -108,6 +110,8 @@ class Search:
         fitness = record.fitness
         self.history.append(Individual(record.number, record.batch, record.program, fitness.score))
         self.statistics.trained += 1
+        self.statistics.statements += len(record.program.body)
+        self.statistics.dead += len(record.program.body) - len(record.program.live.instructions)
         self.statistics.diverged += fitness.status is not Status.OK
         if fitness.status is Status.OK:
             self.best.append(record)

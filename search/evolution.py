@@ -8,14 +8,17 @@ to ``b - lag``. So a search can be interrupted anywhere and resumed to the same 
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from primitives import Program
 from search.cache import DuplicateCache, Identity, Verdict
-from search.mutation import Space, mutate
+from search.draft import Space
+from search.strategies import STRATEGIES, Strategy
 
 PARENTS = 50  # tried for one candidate before the space counts as exhausted
 CHILDREN = 20  # of one parent
@@ -52,10 +55,18 @@ class Evolution:
         start: programs to start from.
         space: which programs mutations may reach.
         seed: of all randomness.
-        population: how many of the youngest individuals may become parents (the oldest die).
+        population: how many of the youngest individuals, of all islands together, may become parents (the oldest die).
         tournament: how many of them compete to become one; more means greedier.
         batch: candidates per batch, which are trained together.
         lag: how many batches may be in flight; also the most workers that are ever busy at once.
+        islands: lineages that do not mix; candidate n belongs to island n modulo their number.
+        migrate_every: every so many candidates of an island, one descends from the island before it; 0 for never.
+        restart_every: every so many candidates, populations are dropped and begin anew: in turns from the start
+            programs and from the best program so far (of each island); 0 for never.
+        strategy: a row of `search.strategies.STRATEGIES`.
+
+    Raises:
+        ValueError: for settings that make no sense together, with what would.
     """
 
     start: tuple[Program, ...]
@@ -65,20 +76,81 @@ class Evolution:
     tournament: int = 10
     batch: int = 32
     lag: int = 2
+    islands: int = 1
+    migrate_every: int = 0
+    restart_every: int = 0
+    strategy: str = "evolution"
 
     def __post_init__(self) -> None:
-        for name in ("population", "tournament", "batch", "lag"):
+        for name in ("population", "tournament", "batch", "lag", "islands"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.start:
             raise ValueError("evolution needs at least one start program")
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"unknown strategy {self.strategy!r}; choose from {', '.join(STRATEGIES)}")
+        each = self.population // self.islands
+        if self.tournament > each:
+            where = f"each of {self.islands} islands holds" if self.islands > 1 else "the population holds"
+            raise ValueError(
+                f"a tournament of {self.tournament} needs as many programs, but {where} {each}; choose a larger "
+                f"population or a tournament of at most {max(1, each)}"
+            )
+        if self.migrate_every and self.islands == 1:
+            raise ValueError("there is nowhere to migrate with one island; choose at least 2 islands")
+        if 0 < self.restart_every < self.lag * self.batch or self.migrate_every < 0 or self.restart_every < 0:
+            raise ValueError(
+                f"restarts every {self.restart_every} programs would come before the first are trained; choose at "
+                f"least {self.lag * self.batch}, or 0 for none"
+            )
 
-    def parents(self, history: Sequence[Individual], batch: int) -> Sequence[Individual]:
-        """The individuals from which `batch` is bred: the youngest `population` that are old enough."""
-        last = len(history)
-        while last and history[last - 1].batch > batch - self.lag:
-            last -= 1
-        return history[max(0, last - self.population) : last]
+    @cached_property
+    def row(self) -> Strategy:
+        """The strategy's row."""
+        return STRATEGIES[self.strategy]
+
+    @cached_property
+    def mix(self) -> Space:
+        """The space with the strategy's weights of mutations."""
+        return self.space if self.row.weights is None else replace(self.space, weights=self.row.weights)
+
+    def founded_by(self, number: int) -> str:
+        """What the population that candidate `number` belongs to began with: ``start`` or ``best``."""
+        epoch = number // self.restart_every if self.restart_every else 0
+        return "best" if epoch and epoch % 2 == 0 else "start"
+
+    def pool(self, history: Sequence[Individual], number: int, island: int | None = None) -> list[Individual]:
+        """Who may become a parent of candidate `number`: the youngest of an island that are old enough.
+
+        Of its own island unless given. After a restart, those from before are replaced by the founders.
+        """
+        island = number % self.islands if island is None else island
+        size = self.population // self.islands
+        last = self._before(history, number)
+        first = number // self.restart_every * self.restart_every if self.restart_every else 0
+        since = bisect_left(history, first, key=_number)
+        recent = history[max(since, last - size * self.islands - self.batch) : last]
+        pool = [i for i in recent if i.number % self.islands == island][-size:]
+        if first and len(pool) < size:
+            pool = [*self._founders(history, first, island), *pool][-size:]
+        return pool
+
+    def _before(self, history: Sequence[Individual], number: int) -> int:
+        """How many individuals are evaluated when `number` is bred, whoever evaluates them and how fast."""
+        return bisect_left(history, (number // self.batch - self.lag + 1) * self.batch, key=_number)
+
+    def _founders(self, history: Sequence[Individual], first: int, island: int) -> Sequence[Individual]:
+        if self.founded_by(first) == "start":
+            return history[: len(self.start)]
+        own = [i for i in history[: self._before(history, first)] if i.number % self.islands == island]
+        return [min(own, key=self._rank)] if own else []
+
+    def _rank(self, individual: Individual) -> tuple[float, int]:
+        """Lower is better; of equals the younger."""
+        score = individual.score
+        if not self.row.sees_fitness:
+            score = random.Random(f"{self.seed}/rank/{individual.number}").random()
+        return score, -individual.number
 
     def ask(
         self, history: Sequence[Individual], cache: DuplicateCache, batch: int, size: int | None = None
@@ -101,8 +173,8 @@ class Evolution:
             cache.add(identity, number)
             candidates[number] = Candidate(number, -1, ("start",), self.start[number], identity)
         # each candidate offers a child, all are judged together, and those that were no good offer another
-        parents = self.parents(history, batch)
-        breeding = {n: self._breed(n, parents) for n in numbers if n not in candidates}
+        pools: dict[tuple[int, str | int], list[Individual]] = {}
+        breeding = {n: self._breed(n, self._pool_of(history, n, pools)) for n in numbers if n not in candidates}
         offered = {n: next(breed) for n, breed in breeding.items()}
         while offered:
             identities = cache.identify_all(list(offered.values()), list(offered))
@@ -115,20 +187,41 @@ class Evolution:
                     del offered[number]
         return [candidates[n] for n in numbers], counts
 
-    def _breed(self, number: int, parents: Sequence[Individual]) -> Generator[Program, Identity, Candidate]:
+    def _pool_of(
+        self, history: Sequence[Individual], number: int, known: dict[tuple[int, str | int], list[Individual]]
+    ) -> list[Individual]:
+        island, count = number % self.islands, number // self.islands
+        if self.migrate_every and count and count % self.migrate_every == 0:
+            island = (island - 1) % self.islands
+        epoch = number // self.restart_every if self.restart_every else 0
+        if (island, epoch) not in known:
+            known[island, epoch] = self.pool(history, number, island)
+        return known[island, epoch]
+
+    def _breed(self, number: int, pool: Sequence[Individual]) -> Generator[Program, Identity, Candidate]:
         """Offer children for `number` until one is new."""
         rng = random.Random(f"{self.seed}/{number}")
+        mates: list[int] = []
+
+        def mate() -> Program:
+            chosen = self._select(pool, rng)
+            mates.append(chosen.number)
+            return chosen.program
+
         for _ in range(PARENTS):
-            parent = self._select(parents, rng)
+            parent = self._select(pool, rng)
             program, trail = parent.program, list[str]()
             for _ in range(CHILDREN):
-                child, mutation = mutate(program, self.space, rng)
+                try:
+                    child, mutation = self.row.child(program, self.mix, rng, mate)
+                except RuntimeError:  # nothing in this parent to mutate
+                    break
+                trail.append(f"{mutation} {mates[-1]}" if mutation == "crossover" else mutation)
                 identity = yield child
                 if identity.verdict is Verdict.NEW:
-                    return Candidate(number, parent.number, (*trail, mutation), child, identity)
+                    return Candidate(number, parent.number, tuple(trail), child, identity)
                 if child.key == parent.program.key:
-                    # no effect yet: keep the change, as a stepping stone for the next one
-                    program, trail = child, [*trail, mutation]
+                    program = child  # no effect yet: keep the change, as a stepping stone for the next one
                 else:
                     program, trail = parent.program, []
         raise SpaceExhausted(
@@ -136,12 +229,16 @@ class Evolution:
             "on statements and slots"
         )
 
-    def _select(self, parents: Sequence[Individual], rng: random.Random) -> Individual:
-        if not parents:
+    def _select(self, pool: Sequence[Individual], rng: random.Random) -> Individual:
+        if not pool:
             number = rng.randrange(len(self.start))
             return Individual(number, 0, self.start[number], 0.0)
-        rivals = [parents[rng.randrange(len(parents))] for _ in range(min(self.tournament, len(parents)))]
-        return min(rivals, key=lambda rival: (rival.score, -rival.number))
+        rivals = [pool[rng.randrange(len(pool))] for _ in range(min(self.tournament, len(pool)))]
+        return min(rivals, key=self._rank)
+
+
+def _number(individual: Individual) -> int:
+    return individual.number
 
 
 @dataclass
@@ -151,6 +248,8 @@ class Statistics:
     verdicts: Counter[Verdict] = field(default_factory=Counter)
     trained: int = 0
     diverged: int = 0
+    statements: int = 0  # of trained programs
+    dead: int = 0  # of these, without effect on the update
 
     @property
     def generated(self) -> int:
@@ -160,4 +259,17 @@ class Statistics:
     @property
     def duplicates(self) -> int:
         """Programs recognised by key or by fingerprint."""
-        return self.verdicts[Verdict.SAME_KEY] + self.verdicts[Verdict.SAME_BEHAVIOUR]
+        return sum(self.verdicts[v] for v in (Verdict.SAME_KEY, Verdict.SAME_BEHAVIOUR, Verdict.SAME_UP_TO_RATE))
+
+    @property
+    def redundancy(self) -> float:
+        """Share of the trained programs' statements that are without effect."""
+        return self.dead / max(1, self.statements)
+
+    def cache_hits(self, *, behavioural: bool = True) -> float:
+        """Share of the programs that could have been trained which were recognised; by key alone, or by all means.
+
+        By key alone, programs that only their behaviour gave away count as trained.
+        """
+        hits = self.duplicates if behavioural else self.verdicts[Verdict.SAME_KEY]
+        return hits / max(1, self.duplicates + self.verdicts[Verdict.NEW])

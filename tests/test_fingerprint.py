@@ -121,6 +121,28 @@ def test_rounding_does_not_matter_but_a_billionth_does() -> None:
     assert scaled(0.03) != scaled(0.03 * (1 + 1e-9))
 
 
+def test_a_learning_rate_factor_changes_the_fingerprint_but_not_the_direction() -> None:
+    def adam(rate: float, size: float, power: float = 1.0) -> Behaviour:
+        b = Builder()
+        m, v = b.slot("m"), b.slot("v")
+        m.next, v.next = b.lerp(m, b.g * size, 0.1), b.lerp(v, b.square(b.g), 0.01)
+        return behave(b.build(m.next / (b.sqrt(v.next) ** power + 1e-8) * rate))
+
+    first, others = adam(1.0, 1.0), [adam(3.7, 1.0), adam(1.0, 1e-3), adam(0.1, 10.0)]
+    assert len({x.fingerprint for x in (first, *others)}) == 4 and first.finite
+    assert {x.direction for x in others} == {first.direction}
+    for different in (adam(-1.0, 1.0), adam(1.0, 1.0, 1.001), behave(ADAMW)):
+        assert different.direction != first.direction
+
+
+def test_a_program_that_reads_the_rate_is_not_the_same_at_another() -> None:
+    def decayed(size: float) -> Behaviour:
+        b = Builder()
+        return behave(b.build((b.g + b.lr * b.p) * size))
+
+    assert decayed(1.0).direction != decayed(2.0).direction
+
+
 def test_zero_has_no_sign() -> None:
     b = Builder()
     c = Builder()

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sqlite3
+import statistics
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from search.cache import DuplicateCache, Verdict
 from search.engine import Budget, Search
 from search.evolution import Evolution, Individual, SpaceExhausted
 from search.fitness import Evaluator, Fitness, Status
-from search.ledger import Ledger, LedgerError
+from search.ledger import Ledger, LedgerError, Record
 from search.mutation import Space
 from search.workers import Workers
 
@@ -56,17 +57,23 @@ def toy_factory(delay: float = 0.0, die_on: str = "") -> Evaluator:
     return evaluate
 
 
-def evolution(**options: int) -> Evolution:
+def evolution(**options: int | str) -> Evolution:
     return Evolution((ADAMW,), SPACE, **{"seed": 7, "population": 20, "tournament": 3, "batch": 8, **options})  # type: ignore[arg-type]
 
 
-def run(folder: Path, programs: int, workers: Workers | None = None, stop_after: int | None = None) -> str:
+def run(
+    folder: Path,
+    programs: int,
+    workers: Workers | None = None,
+    stop_after: int | None = None,
+    **settings: int | str,
+) -> str:
     """Search in `folder` up to `programs`, or abandon it after some batches; the ledger's digest."""
     folder.mkdir(exist_ok=True)
     fresh = not (folder / Ledger.FILE).exists()
     ledger = Ledger.create(folder, {"seed": 7}) if fresh else Ledger.open(folder)
     try:
-        search = Search(evolution(), ledger, workers or Workers(toy_factory, 0))
+        search = Search(evolution(**settings), ledger, workers or Workers(toy_factory, 0))
         for count, _ in enumerate(search.run(Budget(programs=programs)), 1):
             if count == stop_after:
                 break
@@ -147,17 +154,141 @@ def test_a_larger_tournament_is_greedier(tournament: int, low: float, high: floa
     history = [Individual(n, 0, ADAMW, random.Random(n).random()) for n in range(20)]
     engine = evolution(tournament=tournament)
     rng = random.Random(0)
-    chosen = [engine._select(engine.parents(history, 9), rng).score for _ in range(500)]
+    chosen = [engine._select(engine.pool(history, 72), rng).score for _ in range(500)]
     median = sorted(i.score for i in history)[10]
     assert low <= sum(score < median for score in chosen) / 500 <= high
 
 
+def numbers(individuals: Sequence[Individual]) -> list[int]:
+    return [i.number for i in individuals]
+
+
+HISTORY = [Individual(n, n // 8, ADAMW, float(100 - n % 37)) for n in range(80)]  # in batches of 8
+
+
 def test_the_oldest_die() -> None:
     engine = evolution(population=10, batch=8, lag=2)
-    history = [Individual(n, n // 8, ADAMW, float(n)) for n in range(40)]
-    assert [i.number for i in engine.parents(history, 5)] == list(range(22, 32))  # batch 4 is still in flight
-    assert [i.number for i in engine.parents(history, 2)] == list(range(8))
-    assert engine.parents([], 0) == []
+    assert numbers(engine.pool(HISTORY[:40], 40)) == list(range(22, 32))  # batch 4 is still in flight
+    assert numbers(engine.pool(HISTORY[:40], 16)) == list(range(8))
+    assert engine.pool([], 0) == []
+
+
+def test_islands_keep_to_themselves_but_for_migrants() -> None:
+    engine = evolution(population=12, islands=4, migrate_every=3)
+    assert numbers(engine.pool(HISTORY, 48)) == [28, 32, 36]  # the youngest three of island 0, batch 5 in flight
+    assert numbers(engine.pool(HISTORY, 49)) == [29, 33, 37]
+    chosen: dict[tuple[int, str | int], list[Individual]] = {}
+    assert numbers(engine._pool_of(HISTORY, 50, chosen)) == [29, 33, 37]  # the 12th of island 2 descends from island 1
+    assert numbers(engine._pool_of(HISTORY, 54, chosen)) == [30, 34, 38]
+
+
+def test_a_restart_begins_with_the_start_program_or_the_best() -> None:
+    engine = evolution(population=6, restart_every=24)
+    assert [engine.founded_by(n) for n in (0, 23, 24, 47, 48, 72, 96)] == [
+        "start", "start", "start", "start", "best", "start", "best",
+    ]  # fmt: skip
+    assert numbers(engine.pool(HISTORY, 23)) == list(range(2, 8))
+    assert numbers(engine.pool(HISTORY, 24)) == numbers(engine.pool(HISTORY, 39)) == [0]  # nobody else is old enough
+    assert numbers(engine.pool(HISTORY, 40)) == [26, 27, 28, 29, 30, 31]  # the founder died of age
+    assert numbers(engine.pool(HISTORY, 48)) == [36]  # of batches up to 4, the best: 100 - 36 % 37
+    assert numbers(engine.pool(HISTORY[:48], 48)) == [36]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"islands": 4, "migrate_every": 3},
+        {"restart_every": 24},
+        {"islands": 3, "migrate_every": 2, "restart_every": 30, "tournament": 2},
+        {"strategy": "random"},
+        {"strategy": "constants"},
+        {"strategy": "shuffled"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_search_is_resumed_exactly(tmp_path: Path, settings: dict[str, int]) -> None:
+    whole = run(tmp_path / "whole", 100, **settings)
+    run(tmp_path / "parts", 100, stop_after=3, **settings)
+    run(tmp_path / "parts", 100, stop_after=2, **settings)
+    assert run(tmp_path / "parts", 100, **settings) == whole != run(tmp_path / "plain", 100)
+    workers = Workers(functools.partial(toy_factory, 0.01), 2)
+    try:
+        assert run(tmp_path / "two", 100, workers, **settings) == whole
+    finally:
+        workers.close()
+
+
+def lineage(folder: Path) -> list[Record]:
+    ledger = Ledger.open(folder, read_only=True)
+    try:
+        return list(ledger)
+    finally:
+        ledger.close()
+
+
+def test_lineages_mix_by_migration_only(tmp_path: Path) -> None:
+    run(tmp_path / "apart", 120, islands=4)
+    run(tmp_path / "joined", 120, islands=4, migrate_every=5)
+    for record in lineage(tmp_path / "apart")[16:]:  # before, all descend from the start program
+        assert record.parent % 4 == record.number % 4 or record.parent == 0
+    for record in lineage(tmp_path / "joined")[24:]:
+        migrant = record.number // 4 % 5 == 0
+        assert record.parent % 4 == (record.number - migrant) % 4 or record.parent == 0
+
+
+def test_after_a_restart_the_founder_is_the_ancestor_of_all(tmp_path: Path) -> None:
+    run(tmp_path, 120, restart_every=40)
+    records = lineage(tmp_path)
+    eligible = [r for r in records[:72]]  # batches 0 to 8 are told when batch 10 is bred
+    best = min(eligible, key=lambda r: (r.fitness.score, -r.number)).number
+    for first, founder in ((40, 0), (80, best)):
+        assert {r.parent for r in records[first : first + 40] if r.parent < first} == {founder}
+        assert any(r.parent >= first for r in records[first : first + 40])
+
+
+def test_constants_change_nothing_else_and_random_programs_keep_the_size(tmp_path: Path) -> None:
+    run(tmp_path / "constants", 40, strategy="constants")
+    run(tmp_path / "random", 40, strategy="random")
+    for record in lineage(tmp_path / "constants")[1:]:
+        assert [op for op, _ in record.program.body] == [op for op, _ in ADAMW.body]
+        assert set(record.mutations) == {"constant"}
+    drawn = lineage(tmp_path / "random")[1:]
+    assert {len(r.program.body) for r in drawn} == {len(ADAMW.body)}
+    assert all(r.mutations == ("drawn",) and r.program.state == ADAMW.state for r in drawn)
+    assert len({op for r in drawn for op, _ in r.program.body}) > 30
+
+
+def test_shuffled_fitness_does_not_select() -> None:
+    """Mean score of chosen parents: far below the mean of all with fitness, the mean of all without."""
+    history = [Individual(n, 0, ADAMW, float(n)) for n in range(400)]
+    means = {}
+    for strategy in ("evolution", "shuffled"):
+        engine = evolution(population=400, tournament=10, strategy=strategy)
+        rng = random.Random(0)
+        means[strategy] = statistics.mean(engine._select(history, rng).score for _ in range(2000))
+    assert means["evolution"] < 50 < 150 < means["shuffled"] < 250
+
+
+def test_crossovers_name_both_parents(tmp_path: Path) -> None:
+    run(tmp_path, 200)
+    crossed = [m for r in lineage(tmp_path) for m in r.mutations if m.startswith("crossover")]
+    assert crossed and all(0 <= int(m.split()[1]) < 200 for m in crossed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"population": 5, "tournament": 10}, "the population holds 5; .* a tournament of at most 5"),
+        ({"islands": 10, "tournament": 3}, "each of 10 islands holds 2"),
+        ({"migrate_every": 4}, "choose at least 2 islands"),
+        ({"restart_every": 15}, "choose at least 16, or 0"),
+        ({"strategy": "genetic"}, "unknown strategy 'genetic'; choose from evolution, random"),
+        ({"batch": 0}, "batch must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evolution(**settings)
 
 
 def test_what_is_asked_does_not_depend_on_later_history() -> None:

@@ -1,0 +1,148 @@
+"""Cheap simulated steps that show, before training, that a program cannot work."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from primitives import Const, Program
+from primitives.interpret import execute, initial_slot
+from primitives.program import Arg
+from primitives.together import SHAPE, run_together
+
+_HORIZONS = (6, 12, 24)
+_FASTER = 1.3
+_ARITHMETIC = {"add": operator.add, "sub": operator.sub, "mul": operator.mul}
+_BOUNDED = frozenset(("sign", "tanh", "sin", "cos", "arctan"))  # whatever they are given
+
+
+def explode(programs: Sequence[Program]) -> list[bool]:
+    """Whether each program's state grows faster than any power of the number of steps, under gradients of one size.
+
+    A sum that grows in proportion to the steps, as AdaGrad's, passes; a slot that is multiplied by 1.1 in every step
+    does not. Most programs are cleared by looking at them; the others are run for 24 steps, and from 12 to 24 a slot
+    must not grow by a factor 1.3 more than from 6 to 12, or cease to be finite.
+    """
+    suspects = [i for i, program in enumerate(programs) if not _grows_slowly(program)]
+    found = [False] * len(programs)
+    if not suspects:
+        return found
+    sizes = []
+    for horizon in _HORIZONS:
+        ran = run_together([programs[i] for i in suspects], _steady()[:horizon])
+        largest = ran.values.abs().flatten(1).amax(1).nan_to_num(nan=math.inf, posinf=math.inf).tolist()
+        sizes.append([[largest[j] for j in memory] for memory in ran.memory])
+    for i, first, second, third in zip(suspects, *sizes, strict=True):
+        found[i] = any(map(_geometric, first, second, third))
+    return found
+
+
+def _geometric(first: float, second: float, third: float) -> bool:
+    if not math.isfinite(third):
+        return True
+    return third > 2 * second and third * first > _FASTER * second * second
+
+
+@cache
+def _steady() -> list[dict[str, Tensor]]:
+    """Signals of 24 steps: gradients around 0.3 with a mean, a parameter that stays."""
+    generator = torch.Generator().manual_seed(45)
+    mean, p = (torch.randn(SHAPE, generator=generator, dtype=torch.float64) for _ in range(2))
+    steps = []
+    for step in range(1, _HORIZONS[-1] + 1):
+        g = 0.3 * mean + 0.1 * torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+        numbers = {"lr": 0.01, "step": float(step), "progress": step / 200, "global_norm": float(g.norm())}
+        steps.append({"g": g, "p": p} | {n: torch.tensor(x, dtype=torch.float64) for n, x in numbers.items()})
+    return steps
+
+
+def _grows_slowly(program: Program) -> bool:
+    """Whether each live slot is plainly an average, a sum or a copy of what depends on no slot but such ones."""
+    slots = {slot.name: 1 << i for i, slot in enumerate(program.live_state)}
+    if not slots:
+        return True
+    reads: dict[Arg, int] = {}  # of each value the slots that enter it, as bits
+    reads.update(slots)
+    for index in program.live.instructions:
+        op, args = program.body[index]
+        bits = 0
+        if op not in _BOUNDED:
+            for arg in args:
+                bits |= reads.get(arg, 0)
+        reads[index] = bits
+    following = dict(zip((s.name for s in program.state), program.next_state, strict=True))
+    others = [_others(program, following[name], name, bit, reads) for name, bit in slots.items()]
+    cleared = 0
+    while True:
+        now = sum(bit for bit, needs in zip(slots.values(), others, strict=True) if needs >= 0 and not needs & ~cleared)
+        if now == cleared:
+            return cleared == (1 << len(slots)) - 1
+        cleared = now
+
+
+def _others(program: Program, arg: Arg, slot: str, bit: int, reads: dict[Arg, int]) -> int:
+    """The slots besides `slot` that enter `arg`, if `slot` enters it with a weight of at most 1; else -1."""
+    if arg == slot:
+        return 0
+    if not reads.get(arg, 0) & bit:
+        return reads.get(arg, 0)
+    op, args = program.body[arg]  # type: ignore[index]
+    if op in ("add", "sub", "max", "min"):
+        inner = args if op in ("max", "min") or not all(reads.get(a, 0) & bit for a in args) else ()
+    elif op == "lerp" and _number(program, args[2], 0) is not None and 0 <= _number(program, args[2], 0) <= 1:  # type: ignore[operator]
+        inner = args[:2]
+    elif op == "mul":
+        inner = tuple(b for a, b in (args, args[::-1]) if abs(_number(program, a, 0) or math.inf) <= 1)[:1]
+    else:
+        inner = ()
+    found = [_others(program, a, slot, bit, reads) for a in inner]
+    if not found or min(found) < 0:
+        return -1
+    bits = 0
+    for needs in found:
+        bits |= needs
+    return bits
+
+
+def _number(program: Program, arg: Arg, depth: int) -> float | None:
+    """The value of a literal, a hyperparameter, or simple arithmetic on them."""
+    if type(arg) is Const:
+        return arg.value
+    if type(arg) is str:
+        return next((h.default for h in program.hypers if h.name == arg), None)
+    op, args = program.body[arg]  # type: ignore[index]
+    if op not in _ARITHMETIC or depth > 4:
+        return None
+    numbers = [_number(program, a, depth + 1) for a in args]
+    return None if None in numbers else float(_ARITHMETIC[op](*numbers))
+
+
+def descends(program: Program, steps: int = 12) -> bool:
+    """Whether updates go downhill, on the mean, on four noisy quadratics whose parameter follows them."""
+    generator = torch.Generator().manual_seed(46)
+
+    def normal() -> Tensor:
+        return torch.randn((4, 5, 6), generator=generator, dtype=torch.float64)
+
+    curvature, p = 10 ** normal().clamp(-2, 0), normal()
+    inputs = {n: torch.tensor(v, dtype=torch.float64) for n, v in program.defaults().items()}
+    state: dict[str, Tensor] = {}
+    cosines = []
+    for step in range(1, steps + 1):
+        exact = curvature * p
+        g = exact + 0.1 * normal()
+        if not state:
+            state = {s.name: initial_slot(s, p, g, lead=1) for s in program.state}
+        now = {"lr": 1e-3, "step": float(step), "progress": step / 200}
+        signals = {n: torch.tensor(x, dtype=torch.float64) for n, x in now.items()}
+        signals["global_norm"] = torch.linalg.vector_norm(g, dim=(1, 2), keepdim=True)
+        update, following = execute(program, {**inputs, **signals, **state, "g": g, "p": p}, dims=(1, 2))
+        state = {s.name: x for s, x in zip(program.state, following, strict=True)}
+        cosines.append(torch.nn.functional.cosine_similarity(update.expand_as(g).flatten(1), exact.flatten(1), dim=1))
+        p = p - 1e-3 * update
+    return float(torch.stack(cosines[steps // 2 :]).mean()) > 0.0
