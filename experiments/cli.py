@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from experiments.cli_programs import ProgramName, certify, equivalent, export, show, simplify, trajectories
+from experiments.cli_search import search
 from experiments.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -116,73 +117,7 @@ def train(
     train_command(optimizer, task, lr=lr, steps=steps, seed=seed, learn=names, **how)
 
 
-@command
-def search(
-    task: Annotated[str | None, typer.Option(metavar="NAME", help="What to search on.", show_default="digits")] = None,
-    programs: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Stop after so many evaluated programs.")
-    ] = None,
-    minutes: Annotated[float | None, typer.Option(min=0, metavar="M", help="Stop after so much time.")] = None,
-    population: Annotated[int | None, typer.Option(min=2, metavar="N", help="Programs alive at once.")] = None,
-    tournament: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Programs drawn for each parent; the best of them has the child."),
-    ] = None,
-    start: Annotated[
-        str | None, typer.Option(metavar="PROGRAM", help="What evolution starts from.", show_default="adamw")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Of all randomness.", show_default="0")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Processes that evaluate.")] = None,
-    steps: Steps = None,
-    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Named settings, as in: minutes")] = None,
-    run_dir: RunDir = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --run-dir.")] = False,
-    json_file: JsonFile = None,
-) -> None:
-    """Evolve update rules on a task; ends with the best beside tuned AdamW and Lion.
-
-    Whichever of --programs and --minutes is reached first ends the search. Ctrl-C does too; --resume goes on.
-
-    \b
-    Examples:
-      optforge search --minutes 5 --run-dir runs/first
-      optforge search --programs 2000 --start lion --task charlm
-      optforge search --run-dir runs/first --resume --minutes 5
-    """
-    from experiments.run_search import DEFAULTS, SearchOptions, run_search
-    from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
-    from experiments.tasks import get_task
-
-    if resume and run_dir is None:
-        raise UserError("--resume needs the --run-dir of the search to go on with")
-    if resume and run_dir is not None:
-        folder = existing_run_dir(run_dir)
-    else:
-        folder = new_run_dir(run_dir, "search", get_task(task or DEFAULTS["task"]).name)
-    options = SearchOptions(
-        run_dir=folder,
-        task=task,
-        start=start,
-        seed=seed,
-        programs=programs,
-        minutes=minutes,
-        population=population,
-        tournament=tournament,
-        workers=workers,
-        steps=steps,
-        resume=resume,
-        json=json_file,
-        preset=preset,
-    )
-    try:
-        finished = run_search(options)
-    finally:
-        remove_if_empty(folder)
-    if not finished:
-        typer.echo(f"interrupted; go on with: optforge search --resume --run-dir {folder}", err=True)
-        raise typer.Exit(INTERRUPTED)
+command(search)
 
 
 @command

@@ -113,12 +113,14 @@ def _write_hall_of_fame(run_dir: Path, ranked: list[tuple[Record, Comparison | N
 
 def _summary(config: dict[str, Any], search: Search, comparison: Comparison) -> dict[str, Any]:
     """What the report tells of the search itself."""
+    from search.cache import Verdict
+
     best, curve = float("inf"), []
     for individual in search.history:
         if individual.score < best:
             best = individual.score
             curve.append((individual.number, best))
-    statistics = search.statistics
+    statistics, evolution = search.statistics, search.evolution
     return {
         "config": config,
         "programs": statistics.trained,
@@ -127,8 +129,14 @@ def _summary(config: dict[str, Any], search: Search, comparison: Comparison) -> 
             "generated": statistics.generated,
             "duplicates": statistics.duplicates,
             "diverged": statistics.diverged,
-            **{v.value.replace("_", " "): n for v, n in sorted(statistics.verdicts.items())},
+            **{v.value.replace("_", " "): statistics.verdicts[v] for v in Verdict},
         },
+        "redundant statements": statistics.redundancy,
+        "cache hits": {
+            "by key": statistics.cache_hits(behavioural=False),
+            "by key and behaviour": statistics.cache_hits(),
+        },
+        "restarts": [{"number": n, "from": evolution.founded_by(n)} for n in evolution.restarts(statistics.trained)],
         "digest": search.ledger.digest(),
         "curve": curve,
         "champion": print_program(search.best[0].program.pruned()),

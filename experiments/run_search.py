@@ -11,32 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.errors import UserError, unknown
 from experiments.files import check_can_write, write_atomic
+from experiments.presets import DEFAULTS, OPS, PRESETS
 from experiments.programs import resolve_program
 from experiments.tasks import get_task
 from primitives import print_program, subset
 from primitives.text import parse_program
 
 if TYPE_CHECKING:
+    from search.evolution import Evolution
     from search.fitness import Evaluator
     from search.ledger import Ledger
 
-LADDER = (3.16e-4, 1.78e-3, 1e-2, 5.62e-2, 3.16e-1)
-OPS = ("lion45", "protected", "statistics", "masks", "smooth")
 BUDGET = "budget.json"
-DEFAULTS: dict[str, Any] = {
-    "task": "digits",
-    "start": "adamw",
-    "seed": 0,
-    "population": 100,
-    "tournament": 10,
-    "batch": 32,
-    "steps": 0,  # the task's own
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    # `minutes` bounds a slow machine; elsewhere the number of programs ends it, which makes it reproducible
-    "minutes": {"programs": 1280, "minutes": 4.0},
-    "seconds": {"programs": 96, "minutes": 1.0},
-}
+MAX_WORKERS = 4  # for each core
 
 
 @dataclass(frozen=True)
@@ -45,31 +32,47 @@ class SearchOptions:
 
     Attributes:
         task: name of the task.
-        start: PROGRAM that evolution starts from.
+        start: PROGRAMs that evolution starts from, separated by commas.
+        strategy: a row of `search.strategies.STRATEGIES`.
         seed: of all randomness.
         programs: stop after so many trained programs in all.
         minutes: stop after so much time in this call.
         population: programs that may become parents.
         tournament: rivals for each parent.
+        islands: lineages that do not mix.
+        migrate_every: candidates of an island between two that descend from its neighbour; 0 for never.
+        restart_every: candidates between restarts; 0 for never.
+        descent: whether programs that do not go downhill on simulated quadratics are left untrained.
         batch: programs trained together.
+        lag: batches in flight at once.
         steps: length of each training run; the task's own by default.
+        ladder: learning rates that each program is trained at.
+        seeds: of initial weights and batches of the training runs.
         workers: processes; 0 trains in this one. By default one for each core.
         run_dir: an existing, empty directory, or with `resume` that of a run.
         resume: go on with the run in `run_dir`.
         json: where to write the final table, if anywhere.
-        preset: named settings, see `PRESETS`.
+        preset: named settings, see `experiments.presets`.
     """
 
     run_dir: Path
     task: str | None = None
     start: str | None = None
+    strategy: str | None = None
     seed: int | None = None
     programs: int | None = None
     minutes: float | None = None
     population: int | None = None
     tournament: int | None = None
+    islands: int | None = None
+    migrate_every: int | None = None
+    restart_every: int | None = None
+    descent: bool | None = None
     batch: int | None = None
+    lag: int | None = None
     steps: int | None = None
+    ladder: tuple[float, ...] | None = None
+    seeds: tuple[int, ...] | None = None
     workers: int | None = None
     resume: bool = False
     json: Path | None = None
@@ -86,27 +89,24 @@ def run_search(options: SearchOptions) -> bool:
 
     from experiments.hall_of_fame import conclude
     from experiments.search_view import SearchView
+    from search.cache import DuplicateCache
     from search.engine import Budget, Search
-    from search.evolution import Evolution
-    from search.mutation import Space
+    from search.ledger import LedgerError
     from search.workers import Workers
 
     torch.set_num_threads(1)  # the workers have the other cores; two threads that wait for each other lose tenfold
     check_can_write("--json", options.json)
     options = _with_preset(options)
     ledger, config = _open(options)
-    evolution = Evolution(
-        start=(parse_program(config["program"]),),
-        space=Space(subset(*config["ops"])),
-        **{name: config[name] for name in ("seed", "population", "tournament", "batch", "lag")},
-    )
-    _keep_budget(options)
+    if ledger.notice:
+        print(ledger.notice)
     protocol = (config["task"], tuple(config["ladder"]), tuple(config["seeds"]), config["steps"])
     factory = functools.partial(evaluator, *protocol)
-    workers = Workers(factory, _cores() if options.workers is None else options.workers)
+    workers = Workers(factory, _workers(options.workers, config["lag"]))
     finished = True
     try:
-        search = Search(evolution, ledger, workers)
+        _keep_budget(options)
+        search = Search(evolution(config), ledger, workers, DuplicateCache(check_descent=config["descent"]))
         budget = Budget(options.programs, None if options.minutes is None else 60 * options.minutes)
         with SearchView(search, budget, options.run_dir) as view:
             try:
@@ -124,6 +124,8 @@ def run_search(options: SearchOptions) -> bool:
             raise UserError("the time was over before the first batch; go on with --resume and more --minutes")
         elif finished:
             raise UserError(f"none of {search.statistics.trained} programs could be trained; try another --start")
+    except LedgerError as error:
+        raise UserError(str(error)) from None
     finally:
         workers.close()
         ledger.close()
@@ -139,12 +141,15 @@ def _open(options: SearchOptions) -> tuple[Ledger, dict[str, Any]]:
     try:
         if not options.resume:
             config = _config(options)
+            _workers(options.workers, config["lag"])  # or it refuses, before anything is written
             return Ledger.create(options.run_dir, config), config
         ledger = Ledger.open(options.run_dir)
     except LedgerError as error:
         raise UserError(str(error)) from None
     try:
-        return ledger, _agreed(options, ledger.config)
+        config = _agreed(options, ledger.config)
+        _workers(options.workers, config["lag"])
+        return ledger, config
     except UserError:
         ledger.close()
         raise
@@ -170,6 +175,38 @@ def evaluator(task: str, ladder: tuple[float, ...], seeds: tuple[int, ...], step
     from search.population import Population
 
     return Population(Protocol(get_task(task), ladder, seeds, steps))
+
+
+def evolution(config: dict[str, Any]) -> Evolution:
+    """The search that a configuration means; raises `ValueError` for settings that make no sense together."""
+    from search.draft import Space
+    from search.evolution import Evolution
+
+    names = ("seed", "population", "tournament", "batch", "lag", "islands", "migrate_every", "restart_every")
+    return Evolution(
+        start=tuple(map(parse_program, config["programs"])),
+        space=Space(subset(*config["ops"])),
+        strategy=config["strategy"],
+        **{name: config[name] for name in names},
+    )
+
+
+def _workers(asked: int | None, lag: int) -> int:
+    """How many processes to use."""
+    cores = _cores()
+    if asked is None:
+        return min(cores, lag)
+    if asked > MAX_WORKERS * cores:
+        raise UserError(
+            f"{asked} workers on {cores} core{'s' * (cores > 1)} would only get in each other's way; choose at most "
+            f"{MAX_WORKERS * cores}, or leave --workers out for one on each core"
+        )
+    if asked > lag:
+        raise UserError(
+            f"only {lag} batches are in flight at once, so that {asked - lag} of {asked} workers would be idle; "
+            f"choose at most {lag} workers, or begin a new run with --lag {asked}"
+        )
+    return asked
 
 
 def _cores() -> int:
@@ -206,8 +243,15 @@ def _config(options: SearchOptions) -> dict[str, Any]:
     chosen = {name: getattr(options, name) for name in DEFAULTS}
     config = {name: DEFAULTS[name] if value is None else value for name, value in chosen.items()}
     get_task(config["task"])
-    _, program = resolve_program(config["start"])
-    config |= {"program": print_program(program), "ops": OPS, "ladder": LADDER, "seeds": (0, 1), "lag": 2}
+    programs = [resolve_program(name.strip())[1] for name in config["start"].split(",")]
+    texts = {program.key: print_program(program) for program in programs}
+    if len(programs) > config["batch"]:
+        raise UserError(f"{len(programs)} programs to start from do not fit into one batch of {config['batch']}")
+    config |= {"programs": list(texts.values()), "ops": OPS}
+    try:
+        evolution(config)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return dict(json.loads(json.dumps(config)))
 
 
@@ -215,9 +259,10 @@ def _agreed(options: SearchOptions, stored: dict[str, Any]) -> dict[str, Any]:
     """The resumed run's own configuration, if what was asked for agrees with it."""
     for name in DEFAULTS:
         asked = getattr(options, name)
+        asked = list(asked) if isinstance(asked, tuple) else asked
         if asked is not None and asked != stored[name]:
             raise UserError(
                 f"{options.run_dir} was begun with {name} {stored[name]} and cannot go on with {asked}; "
-                f"leave --{name} out, or begin a new run"
+                f"leave --{name.replace('_', '-')} out, or begin a new run"
             )
     return stored

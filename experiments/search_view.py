@@ -16,6 +16,7 @@ from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 from primitives.pseudocode import pseudo_code
+from search.cache import Verdict
 from search.engine import Budget, Finished, Search
 
 LINE_EVERY = 15.0  # seconds between lines where there is no terminal to draw in
@@ -64,6 +65,7 @@ class SearchView:
         if search.exhausted:
             self.console.print(f"the search ended early: {search.exhausted}")
         self.console.print(("interrupted; everything evaluated is kept. " if interrupted else "") + self._line())
+        self.console.print(self._rejections())
 
     def _share(self) -> float:
         """Share of the budget that is spent, by whichever of its limits is nearer."""
@@ -84,8 +86,19 @@ class SearchView:
             f"{statistics.duplicates} duplicates, {statistics.diverged} diverged, {score}"
         )
 
+    def _rejections(self) -> str:
+        """What was not trained and why, and how much of the genomes is without effect."""
+        statistics = self.search.statistics
+        counts = [(v, statistics.verdicts[v]) for v in Verdict if v is not Verdict.NEW]
+        found = [f"{count} {verdict.value.replace('_', ' ')}" for verdict, count in counts if count]
+        return (
+            f"not trained: {', '.join(found) or 'none'}; cache hits {statistics.cache_hits():.1%} "
+            f"({statistics.cache_hits(behavioural=False):.1%} by key), "
+            f"{statistics.redundancy:.1%} of statements redundant"
+        )
+
     def _draw(self) -> Group:
-        parts: list[Progress | Text | Panel] = [self.progress, Text(self._line())]
+        parts: list[Progress | Text | Panel] = [self.progress, Text(self._line()), Text(self._rejections())]
         if self.search.best:
             parts.append(Panel(pseudo_code(self.search.best[0].program), title="best so far", expand=False))
         return Group(*parts)
@@ -102,5 +115,15 @@ class SearchView:
             self.writer.add_scalar("fitness/median of batch", median(scores), at)
         generated = max(1, statistics.generated)
         self.writer.add_scalar("search/share of duplicates", statistics.duplicates / generated, at)
+        self.writer.add_scalar("search/redundant statements", statistics.redundancy, at)
+        self.writer.add_scalar("cache hits/by key", statistics.cache_hits(behavioural=False), at)
+        self.writer.add_scalar("cache hits/by key and behaviour", statistics.cache_hits(), at)
+        for verdict in Verdict:
+            self.writer.add_scalar(f"generated/{verdict.value}", statistics.verdicts[verdict] / generated, at)
+        evolution = self.search.evolution
+        for candidate in finished.candidates:
+            if candidate.number in evolution.restarts(candidate.number + 1):
+                source = f"from {evolution.founded_by(candidate.number)}, program {candidate.parent}"
+                self.writer.add_text("restart", source, candidate.number)
         self.writer.add_scalar("search/share diverged", statistics.diverged / max(1, at), at)
         self.writer.add_scalar("search/programs per second", (at - self.before) / (time.monotonic() - self.begin), at)

@@ -119,6 +119,11 @@ class Evolution:
         epoch = number // self.restart_every if self.restart_every else 0
         return "best" if epoch and epoch % 2 == 0 else "start"
 
+    def restarts(self, programs: int) -> range:
+        """Numbers of the candidates that began anew among the first `programs`."""
+        every = self.restart_every
+        return range(every, programs, every) if every else range(0)
+
     def pool(self, history: Sequence[Individual], number: int, island: int | None = None) -> list[Individual]:
         """Who may become a parent of candidate `number`: the youngest of an island that are old enough.
 

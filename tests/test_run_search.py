@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from baselines import BASELINES
 from experiments.errors import UserError
 from experiments.hall_of_fame import _distinct
+from experiments.presets import DEFAULTS, PRESETS
 from experiments.programs import resolve_program
-from experiments.run_search import PRESETS, SearchOptions, digest, run_search
+from experiments.run_search import SearchOptions, digest, evolution, run_search
+from primitives import print_program
 from search.fitness import Fitness, Status
 from search.ledger import Ledger, Record
 
@@ -144,9 +147,60 @@ def test_programs_that_train_alike_are_one_find(finished: Path) -> None:
     assert [r.number for r in _distinct([record, twin, other])] == [record.number, 901]
 
 
-def test_presets_are_bounded_in_number_and_time() -> None:
-    for preset in PRESETS.values():
-        assert preset["programs"] % 32 == 0 and math.isfinite(preset["minutes"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_bounded_in_number_and_time_and_make_sense(name: str) -> None:
+    preset = PRESETS[name]
+    settings = {**DEFAULTS, **preset}
+    assert preset["programs"] % settings["batch"] == 0 and math.isfinite(preset["minutes"])
+    assert set(preset) - {"programs", "minutes"} <= set(DEFAULTS)
+    program = print_program(BASELINES["adamw"].program)
+    assert evolution({**settings, "programs": [program], "ops": ("lion45",)}).population == settings["population"]
+
+
+def test_the_hour_has_the_size_of_a_published_search() -> None:
+    hour = PRESETS["hour"]
+    assert (hour["population"], hour["tournament"]) == (1000, 2)
+    assert hour["programs"] >= 25_000 and hour["minutes"] <= 60
+
+
+def test_several_start_programs_all_options_and_a_resume(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    chosen = {"start": "adamw, lion,adamw", "islands": 2, "migrate_every": 4, "restart_every": 32, "descent": True}
+    run_search(options(folder, **chosen, programs=32))
+    run_search(SearchOptions(run_dir=folder, programs=48, resume=True, workers=1))
+    run_search(options(tmp_path / "whole", **chosen, programs=48))
+    assert digest(folder) == digest(tmp_path / "whole")
+    records = _records(folder)
+    assert [r.program for r in records[:2]] == [BASELINES[n].program for n in ("adamw", "lion")]
+    assert records[2].parent in (0, 1)
+    table = json.loads((folder / "search.json").read_text())["search"]
+    assert table["restarts"] == [{"number": 32, "from": "start"}]
+    assert 0 <= table["cache hits"]["by key"] <= table["cache hits"]["by key and behaviour"] < 1
+    assert 0 < table["redundant statements"] < 1
+    assert {"ignores gradient", "same up to rate", "unbounded state"} <= set(table["counters"])
+    with pytest.raises(UserError, match="begun with islands 2 and cannot go on with 3; leave --islands out"):
+        run_search(SearchOptions(run_dir=folder, resume=True, islands=3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"population": 5, "tournament": 10}, "the population holds 5"),
+        ({"islands": 7}, "each of 7 islands holds 1"),
+        ({"strategy": "evolve"}, "unknown strategy 'evolve'"),
+        ({"workers": 100_000}, "100000 workers on .* would only get in each other's way"),
+        ({"workers": 2, "lag": 1}, "only 1 batches are in flight at once"),
+        ({"start": "adamw,lyon"}, "unknown optimizer 'lyon'"),
+        ({"start": "adamw,"}, "a PROGRAM is missing"),
+        ({"start": "adamw,lion,lamb", "batch": 2}, "3 programs to start from do not fit into one batch of 2"),
+    ],
+)
+def test_settings_that_make_no_sense_leave_nothing_behind(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run_search(options(tmp_path / "run", **changes))
+    assert not (tmp_path / "run" / Ledger.FILE).exists()
 
 
 def _tuning_loss(tuning: dict[str, list[float]]) -> float:
