@@ -19,6 +19,7 @@ from primitives.task import Split, batch_indices, initial_model
 from search.fitness import Fitness, Protocol, Status, summarise
 from search.gradients import Gradients, views
 from search.lightning_fit import fit, quiet
+from search.native_code import library
 from search.sequential import as_dtype
 from search.stacked import Plan, StackedRules
 
@@ -132,7 +133,7 @@ class PopulationTraining(lightning.LightningModule):
         self.task, self.steps = task, steps
         self.gradients = Gradients(task)
         groups = [(program, [lr for _, lr in run]) for program, run in groupby(members, key=lambda m: m[0])]
-        self.plan = Plan(groups, steps)
+        self.plan = Plan(groups, steps, native=library(dtype) is not None)
         models = [initial_model(task, seed).to(dtype) for seed in seeds]
         self.skeleton = [models[0]]  # in a list: its weights are not this module's parameters
         self.names = [name for name, _ in models[0].named_parameters()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -13,29 +14,40 @@ from primitives.interpret import initial_slot
 from primitives.routing import route
 from primitives.source import compile_step
 from search.merged import Listing, MergedRules, Table, dictionary_order, listing
+from search.native_code import encode
+from search.native_rules import NativeRules
 
 Group = tuple[Program, Sequence[float]]
 
 
 class Plan:
-    """The order in which members lie in the arena, so that programs with much in common are neighbours.
+    """The order in which members lie in the arena: by who steps them, and programs with much in common as neighbours.
+
+    Args:
+        groups: programs with the learning rates of their members.
+        steps: length of the run.
+        native: whether to step in C++ what `search.native_rules` can encode.
 
     Attributes:
         order: for each place in the arena the index of the member that has it.
+        native, merged: how many groups, counted from the first, are stepped in C++, and how many of the next together.
     """
 
-    def __init__(self, groups: Sequence[Group], steps: int) -> None:
+    def __init__(self, groups: Sequence[Group], steps: int, native: bool = False) -> None:
         self.steps = steps
         first, places = 0, []
         for _, rates in groups:
             places.append(range(first, first + len(rates)))
             first += len(rates)
-        flat = [i for i, (program, _) in enumerate(groups) if not program.needs_matrix]
+        encoded = [i for i, (program, _) in enumerate(groups) if native and encode(program) is not None]
+        matrix = [i for i, (program, _) in enumerate(groups) if program.needs_matrix]
+        flat = [i for i in range(len(groups)) if i not in encoded and i not in matrix]
         self.table: Table = {}
         self.listings: list[Listing] = [listing(groups[i][0], steps, self.table) for i in flat]
         order, self.words = dictionary_order(self.listings)
         self.listings = [self.listings[i] for i in order]
-        chosen = [flat[i] for i in order] + [i for i, (program, _) in enumerate(groups) if program.needs_matrix]
+        chosen = [*encoded, *(flat[i] for i in order), *matrix]
+        self.native, self.merged = len(encoded), len(flat)
         self.groups = [groups[i] for i in chosen]
         self.order = [member for i in chosen for member in places[i]]
 
@@ -52,29 +64,35 @@ class StackedRules:
 
     def __init__(self, plan: Plan, shapes: Sequence[torch.Size], arena: Tensor, gradient: Tensor) -> None:
         self.gradient = gradient
-        rates = [torch.tensor(r, dtype=arena.dtype, device=arena.device) for _, r in plan.groups]
-        split = len(plan.listings)
-        flat = sum(len(r) for r in rates[:split])
-        self.merged = None
+        sizes = [prod(s) for s in shapes]
+        exact = [torch.tensor(r, dtype=torch.float64) for _, r in plan.groups]
+        rates = [r.to(arena.device, arena.dtype) for r in exact]
+        programs = [program for program, _ in plan.groups]
+        ends = [0, *accumulate(len(r) for r in rates)]
+        split, flat = plan.native, plan.native + plan.merged
+        self.native = self.merged = None
         if split:
-            stretch = arena[:, :flat], gradient[:, :flat]
-            counts, lr = [len(r) for r in rates[:split]], torch.cat(rates[:split])
-            sizes = [prod(s) for s in shapes]
+            self.native = NativeRules(programs[:split], exact[:split], arena, gradient, sizes, plan.steps)
+        if flat > split:
+            stretch = arena[:, ends[split] : ends[flat]], gradient[:, ends[split] : ends[flat]]
+            counts, lr = [len(r) for r in rates[split:flat]], torch.cat(rates[split:flat])
             self.merged = MergedRules(plan.listings, plan.words, plan.table, counts, lr, *stretch, sizes, plan.steps)
+        self.merged_rows = slice(ends[split], ends[flat])
         self.matrix: list[tuple[_MatrixGroup, slice]] = []
-        for (program, _), lr in zip(plan.groups[split:], rates[split:], strict=True):
-            rows = slice(flat, flat + len(lr))
-            self.matrix.append((_MatrixGroup(program, lr, arena[:, rows], shapes, plan.steps), rows))
-            flat = rows.stop
-        reads = [p for program, _ in plan.groups for p in (program, program.fallback) if p is not None]
+        for i in range(flat, len(programs)):
+            rows = slice(ends[i], ends[i + 1])
+            self.matrix.append((_MatrixGroup(programs[i], rates[i], arena[:, rows], shapes, plan.steps), rows))
+        reads = [p for program in programs for p in (program, program.fallback) if p is not None]
         self.needs_norm = any("global_norm" in p.live.names for p in reads)
 
     @torch.no_grad()
     def step(self, index: int) -> None:
         """Apply step `index`, counted from 0."""
         norm = torch.linalg.vector_norm(self.gradient, dim=-1, keepdim=True) if self.needs_norm else None
+        if self.native is not None:
+            self.native.step(index, norm)
         if self.merged is not None:
-            self.merged.step(index, norm)
+            self.merged.step(index, None if norm is None else norm[:, self.merged_rows])
         for group, rows in self.matrix:
             group.step(self.gradient[:, rows], index + 1, None if norm is None else norm[:, rows])
 

@@ -10,6 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+import search.population
 from baselines import BASELINES
 from primitives import Builder, Program, Splits, Task, TensorSplit
 from search.cache import Cached
@@ -113,6 +114,15 @@ class TestSequential(EvaluatorContract):
 
 
 class TestPopulation(EvaluatorContract):
+    def make(self, protocol: Protocol) -> Evaluator:
+        return Population(protocol)
+
+
+class TestPopulationWithoutCompiler(EvaluatorContract):
+    @pytest.fixture(autouse=True)
+    def no_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(search.population, "library", lambda dtype: None)
+
     def make(self, protocol: Protocol) -> Evaluator:
         return Population(protocol)
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baselines import BASELINES
-from primitives import Builder, Kind, Program, execute, subset
+from primitives import OPS, Builder, Kind, Program, execute, subset
 from primitives.interpret import initial_slot
 from search.mutation import Space, mutate
+from search.native_code import encode
 from search.stacked import Plan, StackedRules
 from tests.strategies import ARENA_OPS, programs
 
@@ -31,9 +32,9 @@ def relatives(program: Program, seed: int, count: int) -> list[Program]:
     return found
 
 
-def together(groups: list[tuple[Program, list[float]]], gradients: list[Tensor], start: Tensor) -> Tensor:
+def together(groups: list[tuple[Program, list[float]]], gradients: list[Tensor], start: Tensor, native: bool) -> Tensor:
     """Parameters of all members after training in one arena, ``[seeds, members, elements]``, in the given order."""
-    plan = Plan(groups, STEPS)
+    plan = Plan(groups, STEPS, native)
     arena, buffer = start[:, plan.order].clone(), torch.zeros_like(start)
     rules = StackedRules(plan, SHAPES, arena, buffer)
     for index, gradient in enumerate(gradients):
@@ -73,13 +74,14 @@ def check(chosen: list[Program], rates: list[float], seed: int) -> None:
     shape = (SEEDS, len(members), ELEMENTS)
     start = torch.randn(shape, generator=generator, dtype=torch.float64)
     gradients = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(STEPS)]
-    found = together(groups, gradients, start)
+    ways = [together(groups, gradients, start, native) for native in (False, True)]
     for s in range(SEEDS):
         for m, (program, lr) in enumerate(members):
             expected = alone(program, lr, [g[s, m] for g in gradients], start[s, m])
             good = expected.isfinite() & (expected.abs() < 1e6)
-            torch.testing.assert_close(found[s, m][good], expected[good], rtol=1e-7, atol=1e-9)
-            assert (found[s, m].isfinite() | ~good).all()
+            for found in ways:
+                torch.testing.assert_close(found[s, m][good], expected[good], rtol=1e-7, atol=1e-9)
+                assert (found[s, m].isfinite() | ~good).all()
 
 
 @given(st.lists(programs(ops=ARENA_OPS, kinds=(Kind.SCALAR, Kind.TENSOR)), min_size=1, max_size=4), st.integers(0, 999))
@@ -120,3 +122,19 @@ def test_like_statements_of_one_program_stay_apart() -> None:
     slow2, fast2 = c.slot("slow"), c.slot("fast")
     slow2.next, fast2.next = c.lerp(slow2, c.g, 0.02), c.lerp(fast2, c.g, 0.4)
     check([b.build(fast.next - 2.0 * slow.next), c.build(fast2.next - 2.0 * slow2.next)], [0.1, 1.0], 5)
+
+
+def test_cxx_takes_what_it_can_and_torch_the_rest() -> None:
+    b = Builder()
+    rare = b.build(b.orthogonalise(b.g), fallback=LION)
+    plan = Plan([(rare, [0.1]), (ADAMW, [0.1, 0.2]), (LION, [0.3])], STEPS, native=True)
+    assert (plan.native, plan.merged, plan.order) == (2, 0, [1, 2, 3, 0])
+    plan = Plan([(rare, [0.1]), (ADAMW, [0.1, 0.2]), (LION, [0.3])], STEPS)
+    assert (plan.native, plan.merged) == (0, 2)
+
+
+def test_every_flat_op_has_a_loop_in_cxx() -> None:
+    for name in ARENA_OPS:
+        b = Builder()
+        program = b.build(b.g + getattr(b, name)(*[b.g + 0.5 * i for i in range(OPS[name].arity)]))
+        assert encode(program) is not None, name
