@@ -101,9 +101,7 @@ def behave(program: Program) -> Behaviour:
         seen.append(update)  # type: ignore[arg-type]
     memory = [x for slot, x in zip(program.state, state, strict=True) if slot.name in program.live.names]
     fallback = None if program.fallback is None else behave(program.fallback)
-    values = torch.stack([*seen, *memory])
-    slots = list(range(STEPS, STEPS + len(memory)))
-    return _behaviour(program, *_digits(values), list(range(STEPS)), slots, fallback, *_scaled(values, [range(STEPS)]))
+    return _behaviours([program], torch.stack([*seen, *memory]), [len(memory)], [fallback])[0]
 
 
 def behave_many(programs: Sequence[Program]) -> list[Behaviour]:
@@ -111,14 +109,11 @@ def behave_many(programs: Sequence[Program]) -> list[Behaviour]:
     found: list[Behaviour] = []
     for start in range(0, len(programs), CHUNK):
         chunk = programs[start : start + CHUNK]
-        fallbacks = iter(behave_many([p.fallback for p in chunk if p.fallback is not None]))
+        below = iter(behave_many([p.fallback for p in chunk if p.fallback is not None]))
+        fallbacks = [None if p.fallback is None else next(below) for p in chunk]
         values, updates, memory = run_together(chunk, _probes())
-        rows, finite = _digits(values)
-        directions, slots = _scaled(values, updates)
-        for i, (program, mine, last) in enumerate(zip(chunk, updates, memory, strict=True)):
-            fallback = None if program.fallback is None else next(fallbacks)
-            own = directions[i * STEPS * _ROW : (i + 1) * STEPS * _ROW]
-            found.append(_behaviour(program, rows, finite, mine, last, fallback, own, slots))
+        told = values[torch.tensor([i for row in updates for i in row] + [i for row in memory for i in row])]
+        found += _behaviours(chunk, told, [len(row) for row in memory], fallbacks)
     return found
 
 
@@ -132,44 +127,50 @@ def _literal(value: float) -> Tensor:
     return torch.full(SHAPE, value, dtype=torch.float64)
 
 
-def _digits(values: Tensor) -> tuple[bytes, list[bool]]:
-    """Rounded bits of each value, `_ROW` bytes each, laid end to end; and which values are finite throughout."""
+def _behaviours(
+    programs: Sequence[Program], values: Tensor, slots: Sequence[int], fallbacks: Sequence[Behaviour | None]
+) -> list[Behaviour]:
+    """Behaviours from the updates of all steps of all programs, followed by the last memory of all of them.
+
+    `slots` says how many of the latter each program has.
+    """
+    count = STEPS * len(programs)
     finite = values.isfinite().flatten(1).all(1).tolist()
+    rows = _digits(values)
+    updates = values[:count].view(len(programs), -1)
+    directions = _digits(updates / _size(updates))
+    memories = values[count:].flatten(1)
+    shapes = _digits(memories / _size(memories))
+    found = []
+    width = STEPS * _ROW
+    last = count
+    for i, (program, own, fallback) in enumerate(zip(programs, slots, fallbacks, strict=True)):
+        places = range(last, last + own)
+        last += own
+        whole = all(finite[i * STEPS : (i + 1) * STEPS]) and all(finite[places.start : places.stop])
+        # as a set, because twins are one slot: so says the key
+        memory = sorted({rows[j * _ROW : (j + 1) * _ROW] for j in places})
+        parts = [rows[i * width : (i + 1) * width], *memory]
+        if fallback is not None:
+            parts.append(fallback.fingerprint.encode())
+            whole = whole and fallback.finite
+        fingerprint = direction = _hash(parts)
+        if fallback is None and "lr" not in program.live.names:
+            scaled = sorted({shapes[(j - count) * _ROW : (j - count + 1) * _ROW] for j in places})
+            direction = _hash([directions[i * width : (i + 1) * width], *scaled])
+        found.append(Behaviour(fingerprint, whole, direction))
+    return found
+
+
+def _size(rows: Tensor) -> Tensor:
+    """Largest magnitude in each row, ``[rows, 1]``; never 0."""
+    return rows.abs().amax(1, keepdim=True).clamp_(min=1e-300)
+
+
+def _digits(values: Tensor) -> bytes:
+    """Rounded bits of each value, laid end to end."""
     bits = torch.nan_to_num(values, nan=-1.2345e300).add_(0.0).view(torch.int64)  # adding turns -0.0 into 0.0
-    return bits.add_(1 << (_DROPPED_BITS - 1)).bitwise_right_shift_(_DROPPED_BITS).numpy().tobytes(), finite
-
-
-def _scaled(values: Tensor, updates: Sequence[Sequence[int]]) -> tuple[bytes, bytes]:
-    """Digits of each program's updates divided by the largest of all its steps, and of each value by its own."""
-    together = values[torch.tensor(updates)]
-    return tuple(  # type: ignore[return-value]
-        _digits((x / x.flatten(1).abs().amax(1).clamp_(min=1e-300).view(-1, *[1] * (x.ndim - 1))).view(-1, *SHAPE))[0]
-        for x in (together, values)
-    )
-
-
-def _behaviour(
-    program: Program,
-    rows: bytes,
-    finite: Sequence[bool],
-    updates: Sequence[int],
-    memory: Sequence[int],
-    fallback: Behaviour | None,
-    directions: bytes,
-    slots: bytes,
-) -> Behaviour:
-    def row(i: int) -> bytes:
-        return rows[i * _ROW : (i + 1) * _ROW]
-
-    parts = [b"".join(map(row, updates)), *sorted(set(map(row, memory)))]  # twins are one slot: so says the key
-    whole = all(finite[i] for i in (*updates, *memory))
-    if fallback is not None:
-        parts.append(fallback.fingerprint.encode())
-        whole = whole and fallback.finite
-    fingerprint = direction = _hash(parts)
-    if fallback is None and "lr" not in program.live.names:
-        direction = _hash([directions, *sorted({slots[i * _ROW : (i + 1) * _ROW] for i in memory})])
-    return Behaviour(fingerprint, whole, direction)
+    return bits.add_(1 << (_DROPPED_BITS - 1)).bitwise_right_shift_(_DROPPED_BITS).numpy().tobytes()
 
 
 def _hash(parts: Sequence[bytes]) -> str:

@@ -91,7 +91,9 @@ class Program:
                     row = get_op(op)
                 if len(args) != row.arity:
                     raise ProgramError(f"{row.name} takes {row.arity} argument(s), got {len(args)}")
-                found = tuple([_kind(a, index, kinds, names) for a in args])
+                # registers, most of what there is, without a call
+                found = tuple([kinds[a] if type(a) is int and 0 <= a < index else _kind(a, index, kinds, names)
+                               for a in args])  # fmt: skip
                 result = row.result.get(found)
                 if result is None:
                     got = ", ".join(k.name for k in found)

@@ -77,11 +77,12 @@ def _sliced(x: Tensor, kind: Kind) -> Tensor:
 class _Graph:
     def __init__(self, steps: Sequence[Mapping[str, Tensor]]) -> None:
         self.steps = steps
-        self.numbers: dict[tuple[int, ...], int] = {}  # (call, *arguments) to node
+        self.numbers: dict[tuple[int, int, int, int], int] = {}  # (call, *arguments) to node
         self.known: dict[tuple[str | float, int], int] = {}  # (name or literal, step) to node
-        self.call: list[int] = []  # of each node; -1 for a leaf
-        self.args: list[tuple[int, ...]] = []
-        self.level: list[int] = []
+        self.call: list[int] = [-1]  # of each node; -1 for a leaf
+        # arguments of each node; where there are fewer, node 0, which is nothing
+        self.args: tuple[list[int], list[int], list[int]] = ([0], [0], [0])
+        self.level: list[int] = [0]
         self.leaves: list[tuple[int, Tensor]] = []
         self.calls: dict[tuple[str, tuple[Kind, ...]], int] = {}
 
@@ -90,48 +91,57 @@ class _Graph:
         node = self.known.get((value, step))
         if node is None:
             tensor = self.steps[step][value] if isinstance(value, str) else torch.tensor(value, dtype=torch.float64)
-            node = self.known[value, step] = self._new(-1, (), 0)
+            node = self.known[value, step] = len(self.level)
+            self.call.append(-1)
+            for args in self.args:
+                args.append(0)
+            self.level.append(0)
             self.leaves.append((node, tensor))
-        return node
-
-    def _new(self, call: int, args: tuple[int, ...], level: int) -> int:
-        self.call.append(call)
-        self.args.append(args)
-        self.level.append(level)
-        return len(self.level) - 1
-
-    def apply(self, key: tuple[int, ...]) -> int:
-        """The node of ``(call, *arguments)``, which is new."""
-        args = key[1:]
-        level = self.level
-        node = self.numbers[key] = self._new(key[0], args, 1 + max([level[a] for a in args]))
         return node
 
     def number_of(self, op: Op, kinds: tuple[Kind, ...]) -> int:
         """What nodes must share to be computed in one call; kinds matter where elements are mixed."""
         return self.calls.setdefault((op.name, kinds if op.reduces else ()), len(self.calls))
 
+    def apply(self, statements: Sequence[tuple[int, int, int, int]], values: list[int]) -> None:
+        """Append to `values` the node of each statement, ``(call, *positions of its arguments)``."""
+        # all that takes time in a run is in this loop: no calls, no unpacking
+        numbers, level, call_of = self.numbers, self.level, self.call
+        first, second, third = self.args
+        for call, a, b, c in statements:
+            key = (call, values[a], values[b], values[c])
+            node = numbers.get(key)
+            if node is None:
+                _, x, y, z = key
+                node = numbers[key] = len(level)
+                call_of.append(call)
+                first.append(x)
+                second.append(y)
+                third.append(z)
+                level.append(1 + max(level[x], level[y], level[z]))
+            values.append(node)
+
     def unroll(self, program: Program, follow: bool) -> tuple[list[int], list[int]]:
         """Nodes of the update at each step and of the live slots after the last."""
-        live = program.live
-        where: dict[Arg, int] = {name: i for i, name in enumerate(live.names)}  # position among a step's values
+        live, body, kind_of = program.live, program.body, program.kind_of
+        where: dict[Arg, int] = {name: i for i, name in enumerate(live.names, 1)}  # position among a step's values
         slots = [(s, a) for s, a in zip(program.state, program.next_state, strict=True) if s.name in live.names]
         outputs = [program.update, *(arg for _, arg in slots)]
-        read = [a for i in live.instructions for a in program.body[i].args]
-        for arg in (*read, *outputs):
+        for arg in [a for i in live.instructions for a in body[i].args] + outputs:
             if type(arg) is Const and arg not in where:
-                where[arg] = len(where)
-        before = len(where)
-        for position, index in enumerate(live.instructions):
-            where[index] = before + position
+                where[arg] = len(where) + 1
+        before = len(where) + 1
+        for position, index in enumerate(live.instructions, before):
+            where[index] = position
         statements = []
         for index in live.instructions:
-            name, args = program.body[index]
-            call = self.number_of(OPS[name], tuple([program.kind_of(a) for a in args]))
-            statements.append((call, [where[a] for a in args]))
+            name, args = body[index]
+            op = OPS[name]
+            call = self.number_of(op, tuple([kind_of(a) for a in args]) if op.reduces else ())
+            statements.append((call, *[where[a] for a in args], *[0] * (3 - len(args))))
         defaults = program.defaults()
         fixed = [0] * before
-        for arg, position in list(where.items())[:before]:
+        for arg, position in list(where.items())[: before - 1]:
             if type(arg) is Const:
                 fixed[position] = self.leaf(arg.value)
             elif arg in defaults:
@@ -141,17 +151,14 @@ class _Graph:
         at_slots = [where[slot.name] for slot, _ in slots]
         at_outputs = [where[a] for a in outputs]
         updates: list[int] = []
-        known, apply, p = self.numbers.get, self.apply, self.leaf("p")
+        p = self.leaf("p")
         for step in range(len(self.steps)):
             values = fixed.copy()
             for name, position in signals:
                 values[position] = p if follow and name == "p" else self.leaf(name, step)
             for position, node in zip(at_slots, state, strict=True):
                 values[position] = node
-            for call, positions in statements:
-                key = (call, *[values[i] for i in positions])
-                found = known(key)
-                values.append(apply(key) if found is None else found)
+            self.apply(statements, values)  # type: ignore[arg-type]
             update, *state = [values[i] for i in at_outputs]
             updates.append(update)
             if follow:
@@ -159,10 +166,11 @@ class _Graph:
         return updates, state
 
     def _moved(self, p: int, update: int, step: int) -> int:
-        key = (self.number_of(OPS["mul"], ()), self.leaf("lr", step), update)
-        change = self.numbers[key] if key in self.numbers else self.apply(key)
-        key = (self.number_of(OPS["sub"], ()), p, change)
-        return self.numbers[key] if key in self.numbers else self.apply(key)
+        """The node of ``p - lr * update``."""
+        values = [0, p, self.leaf("lr", step), update]
+        mul, sub = (self.number_of(OPS[name], ()) for name in ("mul", "sub"))
+        self.apply([(mul, 2, 3, 0), (sub, 1, 4, 0)], values)
+        return values[-1]
 
     def evaluate(self) -> tuple[Tensor, list[int]]:
         """All values, and for each node the index of its value."""
@@ -171,10 +179,9 @@ class _Graph:
         order = np.lexsort((call, level))
         place = np.empty(count, dtype=np.int64)
         place[order] = np.arange(count)
-        width = max(map(len, self.args), default=0)
-        padded = np.array([(*a, *[0] * (width - len(a))) for a in self.args], dtype=np.int64).reshape(count, width)
-        operands = torch.from_numpy(np.ascontiguousarray(place[padded[order]].T))
+        operands = [torch.from_numpy(place[np.array(args)[order]]) for args in self.args]
         values = torch.empty((count, *SHAPE), dtype=torch.float64)
+        values[place[0]] = 0.0
         for node, tensor in self.leaves:
             values[place[node]] = tensor
         ordered_call, ordered_level = call[order], level[order]
@@ -187,7 +194,7 @@ class _Graph:
                 continue
             name, kinds = calls[ordered_call[start]]
             op = OPS[name]
-            args = [values.index_select(0, operands[j, start:stop]) for j in range(op.arity)]
+            args = [values.index_select(0, operands[j][start:stop]) for j in range(op.arity)]
             if op.reduces:
                 args = [_sliced(a, kind) for a, kind in zip(args, kinds, strict=True)]
             values[start:stop] = op.function(*args, dims=(1, 2))
