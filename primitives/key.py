@@ -31,30 +31,29 @@ def structural_key(program: Program) -> str:
     classes = len(set(label.values()))
     while classes < len(label):
         texts = _expressions(program, names | label)
-        finer = {slot: _digest(f"{old}={_text(following[slot], texts, names | label)}") for slot, old in label.items()}
+        finer = {slot: _digest(f"{old}={_text(following[slot], texts)}") for slot, old in label.items()}
         if len(set(finer.values())) == classes:
             break  # and keep the labels that split last: their depth must not depend on how often a slot is repeated
         label, classes = finer, len(set(finer.values()))
     order = {text: f"s{i}" for i, text in enumerate(sorted(set(label.values())))}
     names |= {slot: order[text] for slot, text in label.items()}
     texts = _expressions(program, names)
-    graph = {
-        f"{names[s.name]}:{s.kind:d}:{s.init}={_text(following[s.name], texts, names)}" for s in program.live_state
-    }
+    graph = {f"{names[s.name]}:{s.kind:d}:{s.init}={_text(following[s.name], texts)}" for s in program.live_state}
     fallback = program.fallback.key if program.fallback is not None and program.needs_matrix else ""
-    whole = ";".join([_text(program.update, texts, names), *sorted(graph), fallback])
+    whole = ";".join([_text(program.update, texts), *sorted(graph), fallback])
     return hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
 
 
-def _expressions(program: Program, names: dict[str, str]) -> dict[int, str]:
-    """For each live instruction a text that equals another's exactly when the expressions are equal."""
-    texts: dict[int, str] = {}
+def _expressions(program: Program, names: dict[str, str]) -> dict[Arg, str]:
+    """For each live instruction a text that equals another's exactly when the expressions are equal; and `names`."""
+    texts: dict[Arg, str] = {}
+    texts.update(names)
     body = program.body
     for index in program.live.instructions:
         op, args = body[index]
-        parts = [_text(a, texts, names) for a in args]
-        if all(part[0] in "-0123456789" for part in parts) and (number := _constant(op, *parts)):
-            texts[index] = number
+        parts = [texts.get(a) or _leaf(a) for a in args]
+        if parts[0][0] in _NUMERIC and all([part[0] in _NUMERIC for part in parts]) and (n := _constant(op, *parts)):
+            texts[index] = n
             continue
         if OPS[op].commutative:
             parts.sort()
@@ -62,14 +61,20 @@ def _expressions(program: Program, names: dict[str, str]) -> dict[int, str]:
     return texts
 
 
-def _text(arg: Arg, texts: dict[int, str], names: dict[str, str]) -> str:
-    if type(arg) is int:
-        return texts[arg]
-    return names.get(arg, arg) if type(arg) is str else repr(arg.value)  # type: ignore[union-attr]
+_NUMERIC = frozenset("-0123456789")
 
 
+def _leaf(arg: Arg) -> str:
+    return arg if type(arg) is str else repr(arg.value)  # type: ignore[union-attr]
+
+
+@lru_cache(maxsize=2**16)  # relatives have most of their expressions in common
 def _digest(text: str) -> str:
     return "#" + hashlib.blake2b(text.encode(), digest_size=12).hexdigest()  # never mistaken for a number
+
+
+def _text(arg: Arg, texts: dict[Arg, str]) -> str:
+    return texts.get(arg) or _leaf(arg)
 
 
 @lru_cache(maxsize=65536)

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from primitives import OPS, Const, Instr, Kind, Program
 from primitives.kinds import SIGNALS
@@ -46,6 +47,8 @@ class Space:
     signals: tuple[str, ...] = ("g", "p", "lr", "step")
     weights: tuple[tuple[str, float], ...] = MIX
     results: dict[Kind, tuple[str, ...]] = field(init=False, repr=False, compare=False)
+    mutations: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    cumulative: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         unknown = [name for name, _ in self.weights if name not in dict(MIX)]
@@ -53,6 +56,8 @@ class Space:
             raise ValueError(f"unknown mutation {unknown[0]!r}; choose from {', '.join(dict(MIX))}")
         results = {kind: tuple(n for n in self.ops if kind in OPS[n].result.values()) for kind in Kind}
         object.__setattr__(self, "results", results)
+        object.__setattr__(self, "mutations", tuple(name for name, _ in self.weights))
+        object.__setattr__(self, "cumulative", tuple(accumulate(weight for _, weight in self.weights)))
 
 
 class Draft:
@@ -99,20 +104,21 @@ class Draft:
 
     def insert(self, at: int, op: str, args: list[Arg], kind: Kind) -> None:
         """Put a statement before position `at`; later registers move up by one."""
-        for place in self.places():
-            arg = self.get(place)
-            if type(arg) is int and arg >= at:
-                self.put(place, arg + 1)
+        self._shift(at, 1)
         self.body.insert(at, (op, args))
         self.kinds.insert(at, kind)
 
     def remove(self, at: int) -> None:
         """Drop the statement at position `at`, which nothing may use any more."""
         del self.body[at], self.kinds[at]
-        for place in self.places():
-            arg = self.get(place)
-            if type(arg) is int and arg > at:
-                self.put(place, arg - 1)
+        self._shift(at, -1)
+
+    def _shift(self, at: int, by: int) -> None:
+        """Renumber the registers from `at` on wherever they are read, which is from there on only."""
+        for args in (*[args for _, args in self.body[at:]], self.outputs):
+            for j, arg in enumerate(args):
+                if type(arg) is int and arg >= at:
+                    args[j] = arg + by
 
     def values(self, before: int, space: Space, kind: Kind | None = None) -> list[Arg]:
         """What a statement at position `before` may read, of one kind if given."""

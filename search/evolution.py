@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -41,6 +41,14 @@ class Candidate(NamedTuple):
     mutations: tuple[str, ...]
     program: Program
     identity: Identity
+
+
+class _Offer(NamedTuple):
+    """A child that may become a candidate."""
+
+    parent: int
+    mutations: tuple[str, ...]
+    program: Program
 
 
 class SpaceExhausted(RuntimeError):
@@ -177,19 +185,21 @@ class Evolution:
             identity = cache.identify(self.start[number])
             cache.add(identity, number)
             candidates[number] = Candidate(number, -1, ("start",), self.start[number], identity)
-        # each candidate offers a child, all are judged together, and those that were no good offer another
         pools: dict[tuple[int, str | int], list[Individual]] = {}
-        breeding = {n: self._breed(n, self._pool_of(history, n, pools)) for n in numbers if n not in candidates}
-        offered = {n: next(breed) for n, breed in breeding.items()}
-        while offered:
-            identities = cache.identify_all(list(offered.values()), list(offered))
-            for number, identity in zip(list(offered), identities, strict=True):
-                counts[identity.verdict] += 1
-                try:
-                    offered[number] = breeding[number].send(identity)
-                except StopIteration as end:
-                    candidates[number] = end.value
-                    del offered[number]
+        offers = {n: self._offers(n, self._pool_of(history, n, pools)) for n in numbers if n not in candidates}
+        while offers:  # a child of each is judged together with the others'; those that were no good offer another
+            wave = {n: offer for n, more in offers.items() if (offer := next(more, None)) is not None}
+            if len(wave) < len(offers):
+                raise SpaceExhausted(
+                    f"no new program in {PARENTS * CHILDREN} children of {PARENTS} parents; widen the ops, or raise "
+                    "the limits on statements and slots"
+                )
+            identities = cache.identify_all([offer.program for offer in wave.values()], list(wave))
+            for (number, offer), found in zip(wave.items(), identities, strict=True):
+                counts[found.verdict] += 1
+                if found.verdict is Verdict.NEW:
+                    candidates[number] = Candidate(number, *offer, found)
+                    del offers[number]
         return [candidates[n] for n in numbers], counts
 
     def _pool_of(
@@ -203,8 +213,8 @@ class Evolution:
             known[island, epoch] = self.pool(history, number, island)
         return known[island, epoch]
 
-    def _breed(self, number: int, pool: Sequence[Individual]) -> Generator[Program, Identity, Candidate]:
-        """Offer children for `number` until one is new."""
+    def _offers(self, number: int, pool: Sequence[Individual]) -> Iterator[_Offer]:
+        """Children for candidate `number`, to be tried in order."""
         rng = random.Random(f"{self.seed}/{number}")
         mates: list[int] = []
 
@@ -222,17 +232,11 @@ class Evolution:
                 except RuntimeError:  # nothing in this parent to mutate
                     break
                 trail.append(f"{mutation} {mates[-1]}" if mutation == "crossover" else mutation)
-                identity = yield child
-                if identity.verdict is Verdict.NEW:
-                    return Candidate(number, parent.number, tuple(trail), child, identity)
+                yield _Offer(parent.number, tuple(trail), child)
                 if child.key == parent.program.key:
                     program = child  # no effect yet: keep the change, as a stepping stone for the next one
                 else:
                     program, trail = parent.program, []
-        raise SpaceExhausted(
-            f"no new program in {PARENTS * CHILDREN} children of {PARENTS} parents; widen the ops, or raise the limits "
-            "on statements and slots"
-        )
 
     def _select(self, pool: Sequence[Individual], rng: random.Random) -> Individual:
         if not pool:

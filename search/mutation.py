@@ -25,17 +25,15 @@ def mutate(
     Draws mutations until one applies and changes the program's text; raises `RuntimeError` if none does in `tries`.
     A crossover asks `mate` for the other parent; without one it crosses the program with itself.
     """
-    names = [name for name, _ in space.weights]
-    weights = [weight for _, weight in space.weights]
     for _ in range(tries):
-        name = rng.choices(names, weights)[0]
+        name = rng.choices(space.mutations, cum_weights=space.cumulative)[0]
         if name == "crossover":
             child = crossover(program, program if mate is None else mate(), space, rng)
         else:
             child = MUTATIONS[name](program, space, rng)
         if child is not None and child != program:
             return child, name
-    raise RuntimeError(f"no mutation of {', '.join(names)} changed the program in {tries} tries")
+    raise RuntimeError(f"no mutation of {', '.join(space.mutations)} changed the program in {tries} tries")
 
 
 def insert(program: Program, space: Space, rng: random.Random) -> Program | None:

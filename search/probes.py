@@ -3,50 +3,44 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
-from primitives import Const, Kind, Program
+from primitives import OPS, Const, Kind, Program
 from primitives.interpret import execute, initial_slot
 from primitives.program import Arg
 from primitives.together import SHAPE, run_together
 
 _HORIZONS = (3, 6, 12)
 _FASTER = 1.15
-_ARITHMETIC: dict[str, Callable[..., float]] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "neg": operator.neg,
-    "lerp": lambda x, y, w: x + w * (y - x),
-}  # fmt: skip
 _BOUNDED = frozenset(("sign", "tanh", "sin", "cos", "arctan"))  # whatever they are given
 
 
-def explode(programs: Sequence[Program]) -> list[bool]:
+def explode(programs: Sequence[Program], known: dict[str, bool] | None = None) -> list[bool]:
     """Whether each program's state grows faster than any power of the number of steps, under gradients of one size.
 
     A sum that grows in proportion to the steps, as AdaGrad's, passes; a slot that is multiplied by 1.1 in every step
     does not. Most programs are cleared by looking at them; the others are run for 12 steps, and from 6 to 12 a slot
-    must not grow by a factor 1.15 more than from 3 to 6, or cease to be finite.
+    must not grow by a factor 1.15 more than from 3 to 6, or cease to be finite. `known` remembers
+    slots from call to call: children mostly have those of their parents.
     """
-    watched: list[Program] = []
-    owner: list[int] = []
-    for i, program in enumerate(programs):
-        for slot in _suspects(program):
-            # a program whose update is that slot: nothing but what the slot needs is then run
-            args = program.state, program.hypers, program.body, slot, program.next_state
-            watched.append(Program(*args))
-            owner.append(i)
-    found = [False] * len(programs)
-    if not watched:
-        return found
-    ran = run_together(watched, _steady())
-    sizes = ran.values.abs().flatten(1).amax(1).nan_to_num(nan=math.inf, posinf=math.inf).tolist()
-    for i, updates in zip(owner, ran.updates, strict=True):
-        found[i] = found[i] or _geometric(*(sizes[updates[horizon]] for horizon in _HORIZONS))
-    return found
+    known = {} if known is None else known
+    slots: list[list[str]] = []  # of each program the keys of its suspects
+    unknown: dict[str, Program] = {}
+    for p in programs:
+        # a program whose update is that slot: nothing but what the slot needs is then run
+        alone = [Program(p.state, p.hypers, p.body, slot, p.next_state) for slot in _suspects(p)]
+        slots.append([program.key for program in alone])
+        unknown |= {program.key: program for program in alone if program.key not in known}
+    if unknown:
+        ran = run_together(list(unknown.values()), _steady())
+        sizes = ran.values.abs().flatten(1).amax(1).nan_to_num(nan=math.inf, posinf=math.inf).tolist()
+        for key, updates in zip(unknown, ran.updates, strict=True):
+            known[key] = _geometric(*(sizes[updates[horizon]] for horizon in _HORIZONS))
+    return [any(known[key] for key in keys) for keys in slots]
 
 
 def _geometric(first: float, second: float, third: float) -> bool:
@@ -115,16 +109,20 @@ def _others(program: Program, arg: Arg, slot: str, bit: int, reads: dict[Arg, in
     return bits
 
 
-def _number(program: Program, arg: Arg, depth: int = 0) -> float:
-    """The value of a literal, a hyperparameter, or simple arithmetic on them; NaN of anything else."""
+def _number(program: Program, arg: Arg) -> float:
+    """The value of a literal, a hyperparameter, or a statement that reads nothing else; NaN of anything else."""
     if type(arg) is Const:
         return arg.value
     if type(arg) is str:
         return next((h.default for h in program.hypers if h.name == arg), math.nan)
     op, args = program.body[arg]  # type: ignore[index]
-    if op not in _ARITHMETIC or depth > 4:
-        return math.nan
-    return float(_ARITHMETIC[op](*(_number(program, a, depth + 1) for a in args)))
+    numbers = [_number(program, a) for a in args] if program.kind_of(arg) is Kind.SCALAR else [math.nan]
+    return math.nan if any(map(math.isnan, numbers)) else _value(op, *numbers)
+
+
+@lru_cache(maxsize=65536)
+def _value(op: str, *numbers: float) -> float:
+    return float(OPS[op].function(*(torch.tensor(n, dtype=torch.float64) for n in numbers)))
 
 
 def descends(program: Program, steps: int = 12) -> bool:
