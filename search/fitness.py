@@ -7,9 +7,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from primitives import Program, Task
+from search.race import Behind
 
 
 class Status(enum.StrEnum):
@@ -17,6 +19,7 @@ class Status(enum.StrEnum):
 
     OK = "ok"
     DIVERGED = "diverged"  # no learning rate of the ladder gave a finite loss on every seed
+    DROPPED = "dropped"  # hopelessly behind in mid-training at every learning rate that did not diverge
     FAILED = "failed"  # the evaluation itself broke; says nothing about the program
 
 
@@ -29,7 +32,8 @@ class Fitness:
         status: how the evaluation ended.
         reason: a sentence on why, for anything but OK.
         lr: the best learning rate, or NaN.
-        rungs: mean validation loss for each learning rate of the ladder, infinite where training diverged.
+        rungs: mean validation loss for each learning rate of the ladder, infinite where it diverged or was broken
+            off.
         edge: whether the best rate is the first or last of the ladder, so that a wider one might do better.
         by_seed: validation loss at the best rate for each seed, for paired comparisons; not kept in ledgers.
     """
@@ -75,16 +79,29 @@ class Protocol:
             raise ValueError(f"at least one seed and a positive number of steps are needed; got {self.seeds}")
         object.__setattr__(self, "steps", self.steps or self.task.steps)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of weights, gradients and state."""
+        return torch.float64 if self.double else torch.float32
 
-def summarise(protocol: Protocol, losses: Tensor, diverged_at: Tensor) -> Fitness:
+
+def summarise(
+    protocol: Protocol, losses: Tensor, diverged_at: Tensor, dropped: Sequence[Behind | None] = ()
+) -> Fitness:
     """Fitness of one program from its final validation losses ``[rungs, seeds]``.
 
-    `diverged_at` has the same shape and holds the first step with a non-finite training loss, or -1.
+    `diverged_at` has the same shape and holds the first step with a non-finite training loss, or -1; `dropped` says of
+    each rung whether and why it was not trained to the end.
     """
     finite = losses.isfinite() & (diverged_at < 0)
+    for rung, why in enumerate(dropped):
+        finite[rung] &= why is None
     means = losses.double().mean(dim=1)
     rungs = tuple(float(m) if bool(ok) else math.inf for m, ok in zip(means, finite.all(dim=1), strict=True))
     best = min(range(len(rungs)), key=rungs.__getitem__)
+    if rungs[best] == math.inf and any(dropped):
+        last = max((why for why in dropped if why), key=lambda why: (why.step, -why.loss))
+        return Fitness(math.inf, Status.DROPPED, str(last), rungs=rungs)
     if rungs[best] == math.inf:
         steps = diverged_at[diverged_at >= 0]
         when = f", first at step {int(steps.min()) + 1}" if len(steps) else ""

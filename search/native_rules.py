@@ -62,6 +62,11 @@ class NativeRules:
         self._table[:, _K] = self._begin + index * self._stride
         self._step(len(self.programs), self._table.data_ptr(), self._scratch.data_ptr())
 
+    def take(self, other: NativeRules, kept: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Go on from the state of other rules: for each program its number there, and which of its members it keeps."""
+        if other.state:
+            self.state = [[s[:, list(members)].contiguous() for s in other.state[n]] for n, members in kept]
+
     def _initial(self, n: int) -> list[Tensor]:
         rows = slice(self.first[n], self.first[n + 1])
         p, g = self.arena[:, rows], self.gradient[:, rows]

@@ -30,7 +30,7 @@ class Sequential:
 
     def _train(self, program: Program, lr: float, seed: int) -> tuple[float, int]:
         protocol, task = self.protocol, self.protocol.task
-        dtype = torch.float64 if protocol.double else torch.float32
+        dtype = protocol.dtype
         data = task.data()
         model = initial_model(task, seed).to(dtype)
         optimizer = ProgramOptimizer(model.parameters(), program, lr=lr, total_steps=protocol.steps)
