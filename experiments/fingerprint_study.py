@@ -187,7 +187,7 @@ def update_prints(programs: Sequence[Program]) -> list[str]:
     found = []
     for start in range(0, len(bare), CHUNK):
         values, updates, _ = run_together(bare[start : start + CHUNK], probes())
-        rows, _ = digits(values)
+        rows = digits(values)
         width = len(rows) // len(values)
         found += ["".join(rows[i * width : (i + 1) * width].hex() for i in mine) for mine in updates]
     return [hashlib.blake2b(x.encode(), digest_size=16).hexdigest() for x in found]

@@ -56,6 +56,25 @@ def test_everything_promised_is_there(finished: Path) -> None:
     assert any((finished / "tensorboard").iterdir())
 
 
+def test_curves_over_programs_are_logged(finished: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished / "tensorboard"))
+    events.Reload()
+    summary = json.loads((finished / "search.json").read_text())["search"]
+    last = {tag: events.Scalars(tag)[-1] for tag in events.Tags()["scalars"]}
+    for tag, value in (
+        ("cache hits/by key", summary["cache hits"]["by key"]),
+        ("cache hits/by key and behaviour", summary["cache hits"]["by key and behaviour"]),
+        ("search/redundant statements", summary["redundant statements"]),
+        ("generated/not_finite", summary["counters"]["not finite"] / summary["counters"]["generated"]),
+    ):
+        assert last[tag].value == pytest.approx(value, rel=1e-5) and last[tag].step == 40
+    records = _records(finished)
+    live = sum(len(r.program.live.instructions) for r in records)
+    assert summary["redundant statements"] == pytest.approx(1 - live / sum(len(r.program.body) for r in records))
+
+
 def test_finalists_are_ranked_by_tuning_loss(finished: Path) -> None:
     rows = json.loads((finished / "hall_of_fame.json").read_text())
     table = json.loads((finished.parent / "table.json").read_text())["table"]
