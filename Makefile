@@ -13,10 +13,10 @@ BENCH_ARGS   ?=
 TEST_ARGS    ?= -n 2 -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search compare bench test lint types imports docs lock clean
+.PHONY: help setup search compare bench bench-gpu test lint types imports docs lock clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP)  ## Create .venv and install the locked packages (does nothing if up to date)
 	@:
@@ -43,6 +43,9 @@ compare: setup  ## Compare optimizers under equal tuning budgets
 
 bench: setup  ## Measure how long the optimizers' steps take
 	@$(BIN)/python -m experiments.bench $(BENCH_ARGS)
+
+bench-gpu: setup  ## Measure populations on a CUDA device, if there is one
+	@$(BIN)/python -m experiments.bench_gpu $(BENCH_ARGS)
 
 # One thread in each test process: they share the cores already.
 test: setup  ## Run the tests

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ from experiments.tasks import get_task
 from primitives import Program, subset
 
 LADDER = (1e-4, 1e-3, 1e-2, 1e-1)
+WIDE = tuple(10 ** (-4 + i / 5) for i in range(16))
 STEPS = 200
 
 
@@ -74,8 +77,9 @@ def throughput(repeats: int) -> list[Figure]:
     train_set, valid_set = (TensorDataset(*s.batch(torch.arange(len(s)))) for s in (train, task.data().valid))
     fit = functools.partial(lightning_fit, train_set, valid_set, STEPS)
     bare = functools.partial(lightning_fit, train_set, valid_set, STEPS, bare=True)
-    loop(), fit(), bare(), population()  # warm up
-    rates, over_loop, over_fit, over_bare = [], [], [], []
+    large = functools.partial(train_members, task, [(p, lr) for p in programs for lr in WIDE], (0,), steps=STEPS)
+    loop(), fit(), bare(), population(), large()  # warm up
+    rates, over_loop, over_fit, over_bare, large_over_loop, elsewhere = [], [], [], [], [], []
     for _ in range(repeats):
         sequential = 1000 / cpu_seconds(loop)
         rates.append(len(members) * STEPS / cpu_seconds(population))
@@ -83,12 +87,33 @@ def throughput(repeats: int) -> list[Figure]:
         over_loop.append(rates[-1] / sequential)
         over_fit.append(rates[-1] / single)
         over_bare.append(rates[-1] * cpu_seconds(bare) / STEPS)
+        large_over_loop.append(len(programs) * len(WIDE) * STEPS / cpu_seconds(large) / sequential)
+        elsewhere.append(outside_of_gradients(population))
     return [
         Figure("population evaluator, 32 programs x 4 rates", median(rates), "candidate-steps/CPU-s"),
-        Figure.at_least("population / plain torch.optim.AdamW loop", median(over_loop), "x", 8),
+        Figure.at_least("population / plain torch.optim.AdamW loop", median(over_loop), "x", 10),
+        Figure("the same with 512 members, 32 programs x 16 rates", median(large_over_loop), "x"),
+        Figure.at_most("of which neither forward nor backward pass", 100 * median(elsewhere), "% of the time", 40),
         Figure.at_least("population / one Lightning fit per candidate", median(over_fit), "x", 40),
         Figure("population / one bare Lightning fit per candidate", median(over_bare), "x"),
     ]
+
+
+def outside_of_gradients(population: Callable[[], object]) -> float:
+    """Share of a population's processor time that is spent outside of forward and backward passes."""
+    from search.gradients import Gradients
+
+    inside, original = [0.0], Gradients.__call__
+
+    def timed(*args: Any) -> Tensor:
+        begin = time.process_time()
+        losses = original(*args)
+        inside[0] += time.process_time() - begin
+        return losses
+
+    with mock.patch.object(Gradients, "__call__", timed):
+        total = cpu_seconds(population)
+    return 1 - inside[0] / total
 
 
 def different_programs(count: int) -> list[Program]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from primitives import Kind, Program, fold
 from primitives.ops import OPS, Op, namespace
+from search.replay import Replay
 from search.segments import Segments
 
 Table = dict[object, int]
@@ -155,13 +156,31 @@ class MergedRules:
         self._emit_updates()
         following = [self._following(*slot) for slot in self.slots]
         self._run = self._define(following)
+        self.replays = arena.device.type == "cuda"
+        self._replay: Replay | None = None
         self.known = list(zip(*(c.unbind(0) for c in self.columns), strict=True)) or [()] * steps
 
     def step(self, index: int, global_norm: Tensor | None) -> None:
         """Apply step `index`, counted from 0."""
         if not self.state:
             self.state = [self._initial(*slot) for slot in self.slots]
-        self.state = self._run(self.state, self.known[index], global_norm, self.segments)
+        if not self.replays:
+            self.state = self._run(self.state, self.known[index], global_norm, self.segments)
+            return
+        now = [*self.known[index], *([] if global_norm is None else [global_norm])]
+        if self._replay is None:
+            self._now = [x.clone() for x in now]
+            self._replay = Replay(self._in_place, self.arena.device)
+        elif now:
+            torch._foreach_copy_(self._now, now)
+        self._replay()
+
+    def _in_place(self) -> None:
+        """One step on tensors that stay where they are."""
+        known = len(self.columns)
+        norm = self._now[known] if len(self._now) > known else None
+        for state, value in zip(self.state, self._run(self.state, self._now[:known], norm, self.segments), strict=True):
+            state.copy_(value)
 
     def take(self, other: MergedRules, kept: Sequence[tuple[int, Sequence[int]]]) -> None:
         """Go on from the state of other rules: for each program its number there, and which of its members it keeps."""

@@ -171,13 +171,15 @@ def train_members(
     steps = steps or task.steps
     data = task.data()
     trainer = quiet_trainer()
-    native = trainer.strategy.root_device.type == "cpu" and library(dtype) is not None
+    device = trainer.strategy.root_device
+    native = device.type == "cpu" and library(dtype) is not None
     training = PopulationTraining(task, members, seeds, steps, dtype, race, standards, precision, native)
     batches = DataLoader(Batches(data.train, task.batch_size, steps, seeds, dtype), batch_size=None)
     start = measure(task, training.arena[:, :1], data.valid)[0][0]
     with quiet(), matmul_precision("high" if precision == "tf32" else torch.get_float32_matmul_precision()):
         fit(trainer, training, batches)
-    measured = {name: measure(task, training.arena, getattr(data, name)) for name in splits}
+    arena = training.arena.to(device)  # Lightning has taken it from there
+    measured = {name: measure(task, arena, getattr(data, name)) for name in splits}
     return Outcome(
         losses={name: training.everyone(loss, dim=0, missing=math.inf) for name, (loss, _) in measured.items()},
         accuracy={name: training.everyone(hits, dim=0) for name, (_, hits) in measured.items() if task.accuracy},

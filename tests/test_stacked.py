@@ -34,7 +34,12 @@ def relatives(program: Program, seed: int, count: int) -> list[Program]:
 
 
 def together(
-    groups: list[tuple[Program, list[float]]], gradients: list[Tensor], start: Tensor, native: bool, drop: int = 0
+    groups: list[tuple[Program, list[float]]],
+    gradients: list[Tensor],
+    start: Tensor,
+    native: bool = False,
+    drop: int = 0,
+    replays: bool = False,
 ) -> dict[int, Tensor]:
     """Parameters of members after training in one arena, ``[seeds, elements]``; every `drop`-th goes halfway."""
     plan = Plan(groups, STEPS, native)
@@ -46,6 +51,8 @@ def together(
             arena, buffer = arena[:, places], torch.zeros_like(arena[:, places])
             rules = rules.only(places, arena, buffer)
             plan = rules.plan
+        if rules.merged is not None:
+            rules.merged.replays = replays  # as on CUDA
         buffer.copy_(gradient[:, plan.order])
         rules.step(index)
     return {member: arena[:, place] for place, member in enumerate(plan.order)}
@@ -84,6 +91,7 @@ def check(chosen: list[Program], rates: list[float], seed: int) -> None:
     start = torch.randn(shape, generator=generator, dtype=torch.float64)
     gradients = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(STEPS)]
     ways = [together(groups, gradients, start, native, drop) for native in (False, True) for drop in (0, 2, 3)]
+    ways += [together(groups, gradients, start, drop=drop, replays=True) for drop in (0, 3)]
     assert all(len(found) == len(members) for found in ways[::3])
     for s in range(SEEDS):
         for m, (program, lr) in enumerate(members):

@@ -1,0 +1,40 @@
+"""The benchmark of GPUs where there is none: it says so, and what it would run runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from baselines import BASELINES
+from experiments import bench_gpu
+from search.gradients import PRECISIONS
+from search.replay import Replay
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
+def test_without_a_device_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench_gpu", "--json", str(tmp_path / "figures.json")])
+    bench_gpu.main()
+    assert "no CUDA device" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="population and loop would run on different devices")
+def test_every_precision_is_measured_and_compared_with_one_candidate() -> None:
+    figures = bench_gpu.throughput([BASELINES["adamw"].program], 2, 1, 2, "cpu")
+    assert len(figures) == 1 + 2 * len(PRECISIONS)
+    single = figures[0].value
+    for rate, ratio in zip(figures[1::2], figures[2::2], strict=True):
+        assert ratio.value == pytest.approx(rate.value / single)
+
+
+def test_replay_calls_its_function_each_time() -> None:
+    x = torch.zeros(3)
+    add = Replay(lambda: torch._foreach_add_([x], 1), x.device)
+    for _ in range(3):
+        add()
+    assert x.tolist() == [3, 3, 3]
