@@ -93,7 +93,9 @@ def throughput(repeats: int) -> list[Figure]:
         Figure("population evaluator, 32 programs x 4 rates", median(rates), "candidate-steps/CPU-s"),
         Figure.at_least("population / plain torch.optim.AdamW loop", median(over_loop), "x", 10),
         Figure("the same with 512 members, 32 programs x 16 rates", median(large_over_loop), "x"),
-        Figure.at_most("of which neither forward nor backward pass", 100 * median(elsewhere), "% of the time", 40),
+        Figure.at_most(
+            "outside of forward and backward pass, 128 members", 100 * median(elsewhere), "% of the time", 40
+        ),
         Figure.at_least("population / one Lightning fit per candidate", median(over_fit), "x", 40),
         Figure("population / one bare Lightning fit per candidate", median(over_bare), "x"),
     ]

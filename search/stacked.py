@@ -15,7 +15,8 @@ from primitives import Program
 from primitives.interpret import initial_slot
 from primitives.routing import route
 from primitives.source import compile_step
-from search.merged import Listing, MergedRules, Table, dictionary_order, listing
+from search.listing import Listing, Table, dictionary_order, listing
+from search.merged import MergedRules
 from search.native_code import encode
 from search.native_rules import NativeRules
 
