@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from baselines.checks import check_bool, check_dtype
-from primitives.parameters import REST, load_unrounded, refuse
+from primitives.parameters import REST, check_state_dtype, load_unrounded, refuse
 
 Lists = dict[str, list[Tensor]]
 
@@ -77,6 +77,11 @@ class HandWritten(Optimizer):
         check_dtype(group, "state_dtype")
         self._check(group)
         super().add_param_group(param_group)
+        try:
+            check_state_dtype(group["state_dtype"], self.param_groups[-1]["params"])
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -85,7 +90,7 @@ class HandWritten(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        ready = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        ready = [[p for p in group["params"] if p.grad is not None and p.numel()] for group in self.param_groups]
         for params in ready:
             for p in params:
                 if p.grad.layout is not torch.strided or p.grad.is_complex():
@@ -103,9 +108,24 @@ class HandWritten(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load as torch does, except that state is never rounded to the dtype of the parameter."""
+        """Load as torch does, except that state is never rounded to the dtype of the parameter.
+
+        Raises:
+            ValueError: before anything changes, if the state is that of another optimizer.
+        """
         dtypes = {p: group["state_dtype"] or p.dtype for group in self.param_groups for p in group["params"]}
-        load_unrounded(self, super().load_state_dict, state_dict, dtypes.__getitem__)
+        load_unrounded(self, super().load_state_dict, state_dict, dtypes.__getitem__, self._check_saved)
+
+    def _check_saved(self, saved: dict[str, Any]) -> None:
+        for group, old in zip(self.param_groups, saved["param_groups"], strict=False):
+            for p, index in zip(group["params"], old["params"], strict=False):
+                own = {"step", *self._start(torch.empty_like(p, device="meta"), {**group, **old})}
+                found = set(saved["state"].get(index, own)) - {REST}
+                if found != own:
+                    raise ValueError(
+                        f"the checkpoint holds {', '.join(sorted(found))} for a parameter of shape {tuple(p.shape)}, "
+                        f"where {type(self).__name__} has {', '.join(sorted(own))}; load one of the same optimizer"
+                    )
 
     def _before_step(self, ready: Sequence[Sequence[Tensor]]) -> None:
         """For rules that need all parameters of all groups at once; called before any of them moves."""

@@ -11,6 +11,7 @@ from torch import nn
 
 Group = dict[str, Any]
 
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 _NUMBERED = re.compile(r"(.*?\.)?[0-9]+(?=\.)")
 
 
@@ -29,7 +30,7 @@ def parameter_groups(
 
         AdamW(parameter_groups(model, weight_decay=0.1), lr=1e-3)
 
-    Weight decay is for matrices and filters; parameters of fewer than two dimensions (biases, and gains of norms) get
+    Weight decay is for matrices and filters; parameters of fewer than two dimensions (biases) and those of norms get
     none, as in Goyal et al. 2017, §5.1, for the latter. Parameters that are frozen are left out, and one that several
     modules share comes once, by its first name.
 
@@ -57,6 +58,7 @@ def parameter_groups(
     embeddings = {
         p for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) for p in m.parameters(recurse=False)
     }
+    norms = {p for m in model.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
     if layer_decay is None:
         depth = dict.fromkeys((name for name, _ in named), 0)
     else:  # frozen layers count as well, so that a rate does not depend on what else is trained
@@ -65,7 +67,7 @@ def parameter_groups(
     top = max(depth.values())
     groups: dict[tuple[int, bool], Group] = {}
     for name, p in named:
-        decays = p.ndim >= 2 and (decay_embeddings or p not in embeddings)
+        decays = p.ndim >= 2 and p not in norms and (decay_embeddings or p not in embeddings)
         key = (depth[name], decays or weight_decay is None)
         if key not in groups:
             groups[key] = _group(*key, top, lr, weight_decay, layer_decay)

@@ -119,6 +119,8 @@ def print_equivalence(first: tuple[str, Program], second: tuple[str, Program], *
     (one, p), (other, q) = first, second
     found = equivalent(p, q, up_to_rate=up_to_rate)
     same = "the same rule up to the learning rate" if up_to_rate else "the same rule"
+    if found.answer == "proved":
+        same += ", in exact arithmetic"
     says = {"proved": f"{one} and {other} are {same}", "refuted": f"{one} and {other} are not {same}"}
     print(f"{says.get(found.answer, f'it is not decided whether {one} and {other} are {same}')}: {found.reason}")
     return str(found.answer)

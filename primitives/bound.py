@@ -35,16 +35,17 @@ class Bound:
         self, kernel: Kernel, p: Tensor, local: Tensor, state: Mapping[str, Tensor], names: Sequence[str]
     ) -> None:
         self.kernel, self.p, self.state, self.names = kernel, p, state, ("step", *names)
-        self.layout, self.size = (p.data_ptr(), p.stride()), local.numel()
+        self.size = local.numel()
         self.shape, self.dtype, self.device = local.shape, local.dtype, local.device
         self.held = [state[name] for name in self.names]
         self.tensors = [local.detach(), *(x.to_local() if hasattr(x, "to_local") else x for x in self.held[1:])]
+        self._layout = (p.data_ptr(), p.stride(), [x.data_ptr() for x in self.held])
         self._counter = memoryview(state["step"].view(1).numpy())  # type: ignore[arg-type]
 
     def holds(self, p: Tensor, state: Mapping[str, Tensor] | None) -> bool:
-        """Whether parameter and state are still the tensors that were bound."""
-        same = p is self.p and state is self.state and (p.data_ptr(), p.stride()) == self.layout
-        return same and all(map(is_, map(self.state.get, self.names), self.held))
+        """Whether parameter and state are still the tensors that were bound, and where they were."""
+        same = p is self.p and state is self.state and all(map(is_, map(self.state.get, self.names), self.held))
+        return same and (p.data_ptr(), p.stride(), [x.data_ptr() for x in self.held]) == self._layout
 
     def advance(self) -> float:
         """Count one more step; returns its number."""

@@ -73,6 +73,7 @@ class NativeKernel:
         values = numbers.packed(self.dtype, torch.device("cpu"), sign)
         threads = torch.get_num_threads() if sum(b.size for b in bound) > SMALL else 1
         self._step(len(rows), b"".join(rows), values.data_ptr(), threads)
+        torch.autograd.graph.increment_version([b.p for b in bound])  # torch has not seen the parameters change
         for b in bound:
             for x, flat in b.copies:
                 x.copy_(flat)

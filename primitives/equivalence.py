@@ -50,14 +50,20 @@ class Equivalence:
 def equivalent(p: Program, q: Program, *, up_to_rate: bool = False) -> Equivalence:
     """Whether `p` and `q`, at their default hyperparameters, give the same updates for all gradients.
 
-    Proved means that simplification by sound rules makes them structurally the same. Refuted means that an input was
-    found on which they differ by more than a millionth. Undefined points of measure zero (0/0) do not count.
+    Proved means that simplification makes them structurally the same, by rules that hold in exact arithmetic wherever
+    both programs are defined, and that no probe was found where only one of them is (as √g² and g for negative g).
+    Refuted means that an input was found on which they differ by more than a millionth, or of which one makes NaN.
+    Undefined points of measure zero (0/0) do not count.
 
     Args:
         p, q: the programs.
         up_to_rate: also accept updates that differ by one constant positive factor, which a learning rate absorbs.
     """
     first, second = simplify(p), simplify(q)
+    if first.key == second.key or (up_to_rate and _without_factor(first)[0].key == _without_factor(second)[0].key):
+        partial = _search_difference(p, q, up_to_rate, only_undefined=True)
+        if partial.answer is Answer.REFUTED:
+            return partial
     if first.key == second.key:
         return Equivalence(Answer.PROVED, "they simplify to the same program")
     if up_to_rate:
@@ -84,7 +90,7 @@ def _without_factor(program: Program) -> tuple[Program, float]:
     return stripped.pruned(), factor
 
 
-def _search_difference(p: Program, q: Program, up_to_rate: bool) -> Equivalence:
+def _search_difference(p: Program, q: Program, up_to_rate: bool, *, only_undefined: bool = False) -> Equivalence:
     ratio = None
     for seed in range(TRIALS):
         for step, (u, v) in enumerate(zip(_updates(p, seed), _updates(q, seed), strict=True), 1):
@@ -92,7 +98,9 @@ def _search_difference(p: Program, q: Program, up_to_rate: bool) -> Equivalence:
                 ratio = _common_ratio(u, v)
             scaled = u * ratio if ratio is not None else u
             size = torch.maximum(scaled.abs(), v.abs())
-            differs = ((scaled - v).abs() > TOLERANCE * size + 1e-12) | (scaled.isnan() != v.isnan())
+            differs = scaled.isnan() != v.isnan()
+            if not only_undefined:
+                differs |= (scaled - v).abs() > TOLERANCE * size + 1e-12
             if bool(differs.any()):
                 at = tuple(int(i) for i in differs.nonzero()[0])
                 pair = (float(u[at]), float(v[at]))

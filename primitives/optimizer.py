@@ -16,7 +16,16 @@ from primitives.interpret import Stepped, slot_shape
 from primitives.kinds import Kind, ProgramError
 from primitives.numbers import Numbers
 from primitives.options import check_group, merged_hypers, with_fallback
-from primitives.parameters import REST, begin, global_norm, load_unrounded, local, placed_like, refuse
+from primitives.parameters import (
+    REST,
+    begin,
+    check_state_dtype,
+    global_norm,
+    load_unrounded,
+    local,
+    placed_like,
+    refuse,
+)
 from primitives.program import Program
 from primitives.routing import Predicate, Route, routing
 
@@ -89,6 +98,7 @@ class ProgramOptimizer(Optimizer):
         check_group(self.program, param_group, self.defaults)
         super().add_param_group(param_group)
         try:
+            check_state_dtype(self.state_dtype, self.param_groups[-1]["params"])
             self._routes |= self._decided(self.param_groups[-1:])  # refuses what cannot be trained
         except Exception:
             self.param_groups.pop()
@@ -195,6 +205,8 @@ class ProgramOptimizer(Optimizer):
         program, dtype = numbers.program, self._dtype(p)
         held = local(p)
         whole = held.to(dtype) + local(state[REST]) if REST in state else held
+        if self.defaults["differentiable"]:
+            whole = whole.clone()  # the parameter changes in place, but its old value is what derivatives ask for
         inputs = {"g": local(g).to(dtype), "p": whole} | {s.name: local(state[s.name]) for s in program.state}
         update, following = self._execute(p, program, inputs, numbers)
         for slot, arg, value in zip(program.state, program.next_state, following, strict=True):

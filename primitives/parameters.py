@@ -59,6 +59,16 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
+def check_state_dtype(dtype: torch.dtype | None, parameters: Iterable[Tensor]) -> None:
+    """`ProgramError` if arithmetic in `dtype` would round a parameter with every step."""
+    for p in parameters:
+        if dtype is not None and torch.promote_types(dtype, p.dtype) != dtype:
+            raise ProgramError(
+                f"state_dtype {dtype} cannot hold a parameter of {p.dtype}, which every step would round; "
+                f"choose {torch.promote_types(dtype, p.dtype)} or leave it out"
+            )
+
+
 def load_unrounded(
     optimizer: Optimizer,
     load: Callable[[dict[str, Any]], None],

@@ -167,11 +167,12 @@ def test_equivalent_says_which_of_three(run, tmp_path):
     (tmp_path / "lion.txt").write_text(begin + end.format("x5 = mul(x4, 0.0002)\nupdate x5\n"))
     (tmp_path / "scaled.txt").write_text(begin + end.format("update x4\n"))
     code, out, _ = run("equivalent", "lion-raw-ablated", "lion.txt")
-    assert code == 0 and out.startswith("lion-raw-ablated and lion are the same rule: ") and out.count("\n") == 1
+    assert code == 0 and out.startswith("lion-raw-ablated and lion are the same rule, in exact arithmetic: ")
+    assert out.count("\n") == 1
     code, out, _ = run("equivalent", "lion-raw-ablated", "scaled.txt")
     assert code == 1 and " are not the same rule: on probe " in out
     code, out, _ = run("equivalent", "lion-raw-ablated", "scaled.txt", "--up-to-rate")
-    assert code == 0 and "up to the learning rate: " in out and "1 : 5000" in out
+    assert code == 0 and "up to the learning rate, in exact arithmetic: " in out and "1 : 5000" in out
 
 
 def test_equivalent_may_not_know(run, tmp_path):

@@ -42,6 +42,14 @@ def test_biases_and_norms_do_not_decay() -> None:
     assert "embed.weight" in found["decay"]
 
 
+def test_norms_of_any_shape_do_not_decay() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.LayerNorm((2, 8, 8)))
+    decayed = {
+        name: g["weight_decay"] > 0 for g in parameter_groups(model, weight_decay=0.1) for name, _ in g["params"]
+    }
+    assert decayed == {"0.weight": True, "0.bias": False, "1.weight": False, "1.bias": False}
+
+
 def test_embeddings_may_be_left_out_of_decay() -> None:
     found = names(parameter_groups(gpt(), weight_decay=0.1, decay_embeddings=False))
     assert "embed.weight" in found["no_decay"] and "head.weight" in found["decay"]

@@ -3,6 +3,7 @@ forms that train in place."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ from strategies import assert_same
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from baselines import BASELINES, AdamW, Lion
+from primitives import ProgramOptimizer
 from primitives.parameters import REST
 
 STEPS = 6
@@ -171,3 +174,78 @@ def test_small_updates_of_bfloat16_add_up_in_wide_state(name: str, form: str) ->
         assert moved > 30 * tolerance
         torch.testing.assert_close(kept, whole.detach(), rtol=0, atol=tolerance)
         assert_same(p.detach(), kept.bfloat16())
+
+
+# Tensors that others touch.
+
+
+@pytest.mark.parametrize("move", [Tensor.share_memory_, lambda x: setattr(x, "data", x.data.clone())])
+def test_compiled_steps_follow_state_that_moves_in_memory(move: Callable[[Tensor], object]) -> None:
+    pair = [nn.Parameter(torch.linspace(-1, 1, 3000, dtype=torch.float64).view(60, 50)) for _ in range(2)]
+    optimizers = [ProgramOptimizer([p], BASELINES["adamw"].program, 0.1, compile=c)
+                  for p, c in zip(pair, (False, True), strict=True)]  # fmt: skip
+    for t in range(8):
+        for p, optimizer in zip(pair, optimizers, strict=True):
+            p.grad = torch.full_like(p, float(t - 3)) * p.detach()
+            optimizer.step()
+        if t == 3:
+            for x in optimizers[1].state[pair[1]].values():
+                move(x)
+    close([pair[1]], [pair[0]])
+    assert optimizers[1].state_dict()["state"][0]["step"] == 8
+
+
+def test_backward_through_a_parameter_that_a_compiled_step_changed_is_noticed() -> None:
+    p = nn.Parameter(torch.ones(5))
+    optimizer = ProgramOptimizer([p], BASELINES["lion"].program, 0.1, compile=True)
+    loss = p.square().sum()
+    p.grad = torch.ones(5)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("make", [AdamW, lambda ps, **o: ProgramOptimizer(ps, BASELINES["lion"].program, **o)])
+def test_state_too_narrow_for_its_parameter_is_refused(make: Callable[..., Optimizer]) -> None:
+    for held, narrow in ((torch.float32, torch.bfloat16), (torch.float64, torch.float32),
+                         (torch.bfloat16, torch.float16)):  # fmt: skip
+        with pytest.raises(ValueError, match="which every step would round"):
+            make([nn.Parameter(torch.ones(2, dtype=held))], state_dtype=narrow)
+
+
+@pytest.mark.parametrize("name", ["lamb", "lars", "adafactor", "adamw"])
+def test_derivatives_go_through_a_step(name: str) -> None:
+    """Against central differences of the loss after the step, in the parameter before it."""
+
+    def after(start: Tensor) -> Tensor:
+        p = start * 1.0
+        p.grad = torch.linspace(0.5, 2, 6, dtype=torch.float64).view(2, 3)
+        optimizer = ProgramOptimizer([p], BASELINES[name].program, 0.1, differentiable=True, weight_decay=0.1)
+        optimizer.step()
+        return p.square().sum()
+
+    start = torch.linspace(-1, 2, 6, dtype=torch.float64).view(2, 3).requires_grad_()
+    (found,) = torch.autograd.grad(after(start), start)
+    for at in ((0, 0), (1, 2)):
+        e = torch.zeros(2, 3, dtype=torch.float64)
+        e[at] = 1e-5
+        numeric = (after(start.detach() + e) - after(start.detach() - e)) / 2e-5
+        assert found[at].item() == pytest.approx(numeric.item(), rel=1e-6)
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused_before_anything_changes() -> None:
+    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    p.grad = q.grad = torch.ones(2)
+    adamw, lion = AdamW([p]), Lion([q])
+    adamw.step(), lion.step()
+    before = copy.deepcopy(lion.state_dict())
+    with pytest.raises(ValueError, match=r"holds m, step, v for a parameter of shape \(2,\), where Lion has m, step"):
+        lion.load_state_dict(adamw.state_dict())
+    assert_same(lion.state_dict()["state"][0], before["state"][0])
+
+
+def test_parameters_without_elements_do_no_harm() -> None:
+    for row in BASELINES.values():
+        p = nn.Parameter(torch.ones(0, 3))
+        p.grad = torch.ones(0, 3)
+        row.optimizer([p, nn.Parameter(torch.ones(1))]).step()

@@ -139,6 +139,13 @@ def test_different_programs_are_refuted_with_numbers() -> None:
     assert equivalent(ADAMW, almost).answer is Answer.REFUTED
 
 
+def test_what_is_undefined_for_half_of_all_gradients_is_not_the_same() -> None:
+    b, c = Builder(), Builder()
+    found = equivalent(b.build(b.square(b.sqrt(b.g))), c.build(2.0 * c.g), up_to_rate=True)
+    assert found.answer is Answer.REFUTED and found.updates is not None and math.isnan(found.updates[0])
+    assert equivalent(b.build(b.sqrt(b.square(b.g))), c.build(c.abs(c.g))).answer is Answer.PROVED
+
+
 def test_what_the_rules_cannot_prove_is_not_decided() -> None:
     b = Builder()
     squares = b.square(b.sin(b.g)) + b.square(b.cos(b.g))
