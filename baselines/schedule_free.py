@@ -35,6 +35,8 @@ class ScheduleFreeAdamW(HandWritten):
         eps: added to the root of second moments.
         weight_decay: decoupled.
 
+    With parameters of 16 bits, use ``state_dtype=torch.float32``: the sum of squared rates outgrows their precision.
+
     Checkpoints know from the groups' entry ``training`` whether the parameters hold y.
     """
 

@@ -43,8 +43,8 @@ def readme(text: str) -> str:
     if not (text.count(_BEGIN) == text.count(_END) == 1 and text.index(_BEGIN) < text.index(_END)):
         raise ValueError(f"README.md must have the lines {_BEGIN} and {_END}, once and in this order")
     rows = (
-        (f"[{name}](docs/optimizers.md#{name})", linked(row.paper), state_words(row.program))
-        for name, row in BASELINES.items()
+        (f"[{name}](docs/optimizers.md#{name})", _source(name), state_words(program))
+        for name, program in named_programs().items()
     )
     written = "\n".join(table("name", "paper", "state (× parameters)", rows=rows))
     before, after = text.split(_BEGIN)[0], text.split(_END)[1]
