@@ -114,7 +114,8 @@ WHEN = {
 
 _CAUTIOUS = (
     "{} without the elements of its update that point against the present gradient; what remains is divided by its "
-    "share. `baselines.cautious.cautious` makes the same of any program; decoupled weight decay is left alone, decay inside a rule (Adan, LAMB) is not.",
+    "share. `baselines.cautious.cautious` makes the same of any program; decoupled weight decay is left "
+    "alone, decay inside a rule (Adan, LAMB) is not.",
     "Liang et al. 2024, arXiv:2411.16085",
 )
 ABOUT = {
