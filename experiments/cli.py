@@ -72,7 +72,14 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="W
 def train(
     optimizer: Annotated[str, typer.Option(metavar="PROGRAM", help="How to train.")] = "adamw",
     task: TaskName = "digits",
-    lr: Annotated[float, typer.Option(metavar="RATE", help="Learning rate; the initial one, if it is learned.")] = 1e-3,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Learning rate; the initial one, if it is learned.",
+            show_default="the middle of the optimizer's usual range, else 0.001",
+        ),
+    ] = None,
     steps: Steps = None,
     seed: Seed = 0,
     learn: Annotated[

@@ -4,6 +4,7 @@ one."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -56,6 +57,13 @@ def resolve_program(text: str) -> tuple[str, Program]:
         f"unknown optimizer {text[:80]!r}{nearest(text, [*BASELINES, *NAMED])} "
         f"(optimizers: {', '.join([*BASELINES, *NAMED])}; or name a program file, or RUN_DIR#RANK)"
     )
+
+
+def usual_rate(name: str) -> float:
+    """The middle of a baseline's usual range of learning rates, on a log scale, to one digit; else 0.001."""
+    if name not in BASELINES:
+        return 1e-3
+    return float(f"{math.sqrt(math.prod(BASELINES[name].lr_range)):.0e}")
 
 
 def describe(name: str, program: Program) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from baselines import BASELINES
 from experiments.errors import UserError, nearest
 from experiments.files import check_can_write, write_atomic
-from experiments.programs import describe, resolve_program
+from experiments.programs import describe, resolve_program, usual_rate
 from experiments.provenance import provenance
 from experiments.results import RunResult
 from experiments.run_options import RunOptions
@@ -25,7 +25,7 @@ def train_command(
     optimizer: str,
     task: str,
     *,
-    lr: float,
+    lr: float | None,
     steps: int | None,
     seed: int,
     learn: Sequence[str] | None,
@@ -57,7 +57,15 @@ def train_command(
         from experiments.training import train
 
         how: dict[str, Any] = {"seed": seed, "steps": steps, "learn": learn, "full_batch": full_batch}
-        result = train(problem, program, lr, **how, options=options, log_dir=folder, progress=True)
+        result = train(
+            problem,
+            program,
+            usual_rate(optimizer) if lr is None else lr,
+            **how,
+            options=options,
+            log_dir=folder,
+            progress=True,
+        )
         record = _record(name, program, learn, result) | {"full_batch": full_batch, "options": asdict(options)}
         text = json.dumps(record, indent=2) + "\n"
         write_atomic(folder / "program.txt", print_program(program))

@@ -390,3 +390,9 @@ def test_an_unforeseen_failure_keeps_its_traceback(run, monkeypatch):
     monkeypatch.setattr(listings, "print_tasks", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("tasks")
+
+
+@pytest.mark.parametrize(("name", "rate"), [("adamw", 2e-3), ("lars", 3.0), ("prodigy", 0.2), ("lion-raw", 1e-3)])
+def test_train_without_a_rate_takes_the_usual_one(run, tmp_path, name, rate):
+    assert run("train", "--optimizer", name, "--steps", "2", "--json", "r.json")[0] == 0
+    assert json.loads((tmp_path / "r.json").read_text())["lr"] == rate

@@ -250,7 +250,7 @@ def test_options_reach_the_run_and_its_record(tmp_path: Path) -> None:
 def test_the_defaults_of_the_command_line_are_those_of_a_run(tmp_path: Path) -> None:
     code, said, record = invoke(tmp_path)
     assert code == 0 and RunOptions(**record["options"]) == PLAIN
-    assert record["curve"] == list(train(DIGITS, ADAMW, steps=6).curve)
+    assert record["curve"] == list(train(DIGITS, ADAMW, record["lr"], steps=6).curve)
     assert "clipped" not in said and "skipped" not in said
 
 
