@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from experiments.cli_programs import ProgramName, certify, equivalent, export, show, simplify, trajectories
+from experiments.cli_report import report
 from experiments.cli_search import search
 from experiments.errors import UserError
 
@@ -181,7 +182,7 @@ def ablate(
     ablate_command(program, task=task, seeds=seeds, steps=steps, json_file=json_file)
 
 
-for inspect in (show, simplify, export, certify, equivalent, trajectories):
+for inspect in (show, simplify, export, certify, equivalent, trajectories, report):
     command(inspect)
 
 

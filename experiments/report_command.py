@@ -1,0 +1,97 @@
+"""`optforge report`: one HTML file and one of Markdown about runs that are there already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.comparison import Comparison
+from experiments.errors import UserError
+from experiments.files import check_can_write, write_atomic
+from experiments.html_blocks import Section, Text
+from experiments.html_comparison import comparison_from_json, comparison_sections, training_sections
+from experiments.html_page import page_html, page_markdown
+from experiments.html_runs import SearchRun, kind_of, read_json, read_search
+from experiments.html_search import search_sections, search_verdict
+from experiments.rundirs import existing_run_dir
+
+
+class Written(NamedTuple):
+    """Paths of what `write_run_report` wrote."""
+
+    html: Path
+    markdown: Path
+
+
+def write_run_report(folders: Sequence[Path], out: Path | None = None) -> Written:
+    """Report runs of any kind: searches with the same protocol on one axis, each comparison, training runs together.
+
+    Args:
+        folders: run directories; one that is named twice counts once.
+        out: where the HTML goes, Markdown beside it; ``report.html`` in the run directory, or for several runs in the
+            folder that holds all of them, by default.
+
+    Raises:
+        UserError: for something that is no run, a run that cannot be read, or a file that cannot be written.
+    """
+    chosen = list({existing_run_dir(f).resolve(): f for f in folders}.values())
+    target = out or _common(chosen) / "report.html"
+    check_can_write("--out", target)
+    if target.suffix not in (".html", ".htm"):
+        raise UserError(f"--out {target} should end in .html; the Markdown goes beside it")
+    title, sections = _document(chosen)
+    written = Written(target, target.with_suffix(".md"))
+    try:
+        write_atomic(written.html, page_html(title, sections))
+        write_atomic(written.markdown, page_markdown(title, sections))
+    except OSError as error:
+        raise UserError(f"--out {target} cannot be written: {error.strerror}") from None
+    return written
+
+
+def report_command(folders: Sequence[Path], out: Path | None) -> None:
+    """Write the report and say where it is."""
+    written = write_run_report(folders, out)
+    print(f"report:   {written.html}\nMarkdown: {written.markdown}")
+
+
+def _document(folders: Sequence[Path]) -> tuple[str, list[Section]]:
+    kinds = {folder: kind_of(folder) for folder in folders}
+    verdicts: list[Text] = []
+    sections: list[Section] = []
+    groups: dict[Any, list[SearchRun]] = {}
+    for folder in (f for f in folders if kinds[f] == "search"):
+        run = read_search(folder)
+        groups.setdefault(run.protocol, []).append(run)
+    for runs in groups.values():
+        verdicts += [Text(text, "verdict") for text in search_verdict(runs)]
+        sections += search_sections(runs)
+    compared: list[tuple[str, Comparison]] = []
+    for folder in (f for f in folders if kinds[f] == "compare"):
+        source = folder / "compare.json"
+        compared.append((folder.name, comparison_from_json(read_json(source, dict), source)))
+    for name, comparison in compared:
+        verdicts.append(Text(comparison.verdict, "verdict"))
+        sections += comparison_sections(comparison, f"{name}: " if len(compared) > 1 else "")
+    trained = [f for f in folders if kinds[f] == "train"]
+    if trained:
+        found = [read_json(f / "result.json", dict) for f in trained]
+        names = [str(record.get("optimizer")) for record in found]
+        if len(set(names)) < len(names):
+            names = [f"{name}, {folder.name}" for name, folder in zip(names, trained, strict=True)]
+        runs_of = zip(names, found, (f / "result.json" for f in trained), strict=True)
+        sections += training_sections(list(runs_of))
+    if len(groups) > 1:
+        verdicts.append(Text("These searches differ in task, learning rates, seeds or steps: each stands alone."))
+    named = ", ".join(f.name for f in folders)
+    words = {"search": "Search", "compare": "Comparison", "train": "Training"}
+    title = " and ".join(words[kind] for kind in words if kind in kinds.values())
+    return f"{title}: {named}", [Section("", tuple(verdicts)), *sections]
+
+
+def _common(folders: Sequence[Path]) -> Path:
+    if len(folders) == 1:
+        return folders[0]
+    shared = [set(f.resolve().parents) for f in folders]
+    return max(set.intersection(*shared), key=lambda p: len(p.parts))
