@@ -60,6 +60,8 @@ class Stage:
 
 def check_unseen(stages: Sequence[Stage], proxy: str) -> None:
     """Raise `ValueError` unless the last stage's tasks and seeds are in no stage before it, nor its tasks the proxy."""
+    if not stages:
+        return
     *before, last = stages
     if seen := set(last.tasks) & {proxy, *(task for stage in before for task in stage.tasks)}:
         raise ValueError(f"{last.name} needs tasks that nothing was selected by; it repeats {', '.join(sorted(seen))}")
