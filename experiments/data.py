@@ -1,39 +1,19 @@
-"""Data of the built-in tasks. It all comes with Python or a required package; nothing is downloaded."""
+"""Data of the built-in tasks that comes with a required package, or is generated; nothing is downloaded."""
 
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from experiments.errors import UserError
 from primitives.task import Splits, TensorSplit
 
-CONTEXT = 48
-"""Characters that the language model sees at once."""
+SYMBOLS, BLANK, GO = 8, 8, 9
+"""Classes of the copy task: symbols to remember come first, then the blank and the sign to recall."""
 
-VOCABULARY = 97
-"""Classes of the character task: line feed, the 95 printable ASCII characters, and one for all others."""
-
-MAX_CHARACTERS = 1_000_000
-_MODULES = (
-    "argparse",
-    "ast",
-    "difflib",
-    "inspect",
-    "logging",
-    "statistics",
-    "subprocess",
-    "tarfile",
-    "typing",
-)
-_WINDOWS = 256
+COPY_LENGTH, COPY_DELAY = 5, 8
+"""Symbols to remember, and blanks until they are asked for."""
 
 
 @functools.cache
@@ -45,10 +25,51 @@ def digits() -> Splits:
     int64 ``[examples]``.
     """
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     x, y = load_digits(return_X_y=True)
-    train_x, rest_x, train_y, rest_y = train_test_split(x / 16, y, test_size=0.4, stratify=y, random_state=0)
+    return _standardised(x / 16, y)
+
+
+@functools.cache
+def digits_autoencoder() -> Splits:
+    """The images of `digits`, each its own target."""
+    splits = digits()
+    return Splits(*(TensorSplit(split.inputs, split.inputs) for split in splits))  # type: ignore[attr-defined]
+
+
+@functools.cache
+def breast_cancer() -> Splits:
+    """The 569 tumours of scikit-learn (30 measurements, benign or malignant), stratified 60/20/20.
+
+    Standardised as `digits`. Inputs are float32 ``[examples, 30]``, targets int64 ``[examples]``.
+    """
+    from sklearn.datasets import load_breast_cancer
+
+    x, y = load_breast_cancer(return_X_y=True)
+    return _standardised(x, y)
+
+
+@functools.cache
+def copy() -> Splits:
+    """Random symbols to be recalled after a delay: 4,096 sequences to learn from, 512 each to measure on.
+
+    The copy task of Hochreiter & Schmidhuber 1997 (doi:10.1162/neco.1997.9.8.1735) in the form of Arjovsky et al. 2016
+    (arXiv:1511.06464, §4.1): symbols, blanks, a sign, and as many blanks as there were symbols. Variant: shorter, and
+    the answers alone count. Inputs are int64 ``[sequences, 18]``, targets the symbols ``[sequences, 5]``.
+    """
+    count = 4096 + 2 * 512
+    symbols = torch.randint(SYMBOLS, (count, COPY_LENGTH), generator=torch.Generator().manual_seed(0))
+    wait, answer = torch.full((count, COPY_DELAY), BLANK), torch.full((count, COPY_LENGTH), BLANK)
+    answer[:, 0] = GO
+    inputs = torch.cat([symbols, wait, answer], dim=1)
+    parts = zip(inputs.split([4096, 512, 512]), symbols.split([4096, 512, 512]), strict=True)
+    return Splits(*(TensorSplit(x, y) for x, y in parts))
+
+
+def _standardised(x: np.ndarray, y: np.ndarray) -> Splits:
+    from sklearn.model_selection import train_test_split
+
+    train_x, rest_x, train_y, rest_y = train_test_split(x, y, test_size=0.4, stratify=y, random_state=0)
     valid_x, test_x, valid_y, test_y = train_test_split(rest_x, rest_y, test_size=0.5, stratify=rest_y, random_state=0)
     mean, std = train_x.mean(axis=0), train_x.std(axis=0) + 0.01
 
@@ -56,83 +77,3 @@ def digits() -> Splits:
         return TensorSplit(torch.tensor((inputs - mean) / std, dtype=torch.float32), torch.tensor(targets).long())
 
     return Splits(split(train_x, train_y), split(valid_x, valid_y), split(test_x, test_y))
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Stretches of a text, each an example: `context` characters, and for each of them the one that follows.
-
-    Attributes:
-        text: character classes, int64 ``[characters]``.
-        starts: where each example begins, int64 ``[examples]``.
-        context: length of an example in characters.
-    """
-
-    text: Tensor
-    starts: Tensor
-    context: int
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the examples `indices`, each ``[*indices.shape, context]``."""
-        at = self.starts[indices][..., None] + torch.arange(self.context + 1, device=indices.device)
-        window = self.text[at]
-        return window[..., :-1], window[..., 1:]
-
-
-@functools.cache
-def charlm() -> Splits:
-    """Text that every Python carries, to be predicted character by character.
-
-    It is the documentation that `help()` shows (`pydoc_data.topics`) and the source of some large standard
-    modules; paragraphs that occur again are left out. Each source is cut on its own, first 80 % for training,
-    then 10 % for validation and 10 % for the test, so that all three parts hold prose and code alike.
-    Training examples start at every character; validation and test are 256 evenly spaced windows each. As the
-    text is that of the running Python, losses of different Python versions are close but not the same.
-
-    Raises:
-        UserError: if this Python was installed without these texts.
-    """
-    parts: tuple[list[Tensor], ...] = ([], [], [])
-    room, seen = MAX_CHARACTERS, set[str]()
-    for source in _texts():
-        paragraphs = [p for p in source.split("\n\n") if p not in seen]
-        seen.update(paragraphs)
-        codes = encode("\n\n".join(paragraphs) + "\n\n")[:room]
-        room -= len(codes)
-        cuts = (int(0.8 * len(codes)), int(0.9 * len(codes)))
-        for part, piece in zip(parts, codes.tensor_split(cuts), strict=True):
-            part.append(piece)
-    train, valid, test = (torch.cat(part) for part in parts)
-    everywhere = torch.arange(len(train) - CONTEXT)
-    return Splits(Windows(train, everywhere, CONTEXT), _evenly(valid), _evenly(test))
-
-
-def encode(text: str) -> Tensor:
-    """Class of each character, int64 ``[len(text)]``: 0 line feed, 1–95 printable ASCII, 96 anything else."""
-    points = np.frombuffer(text.encode("utf-32-le", "replace"), dtype="<u4").astype(np.int64)
-    classes = np.where((points >= 32) & (points < 127), points - 31, VOCABULARY - 1)
-    return torch.from_numpy(np.where(points == 10, 0, classes))
-
-
-def _evenly(text: Tensor) -> Windows:
-    return Windows(text, torch.linspace(0, len(text) - CONTEXT - 1, _WINDOWS).long(), CONTEXT)
-
-
-def _texts() -> Iterator[str]:
-    """The sources of the character task, in a fixed order."""
-    missing = "task charlm needs the text of {!r}, which this Python lacks; install the full standard library"
-    try:
-        topics = importlib.import_module("pydoc_data.topics").topics
-    except ImportError:
-        raise UserError(missing.format("pydoc_data.topics")) from None
-    yield "\n\n".join(topics[name] for name in sorted(topics))
-    for name in _MODULES:
-        spec = importlib.util.find_spec(name)
-        loader = spec.loader if spec else None
-        source = loader.get_source(name) if hasattr(loader, "get_source") else None  # type: ignore[union-attr]
-        if not source:
-            raise UserError(missing.format(name))
-        yield source

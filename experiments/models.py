@@ -1,4 +1,4 @@
-"""Models of the built-in tasks: pure functions of parameters and inputs, so that many train as one."""
+"""Small models of the built-in tasks: pure functions of parameters and inputs, so that many train as one."""
 
 from __future__ import annotations
 
@@ -29,77 +29,69 @@ class MLP(nn.Module):
         return x.mT
 
 
-class Attention(nn.Module):
-    """Causal multi-head self-attention (Vaswani et al. 2017, §3.2), ``[…, time, width]`` to the same.
+class ConvNet(nn.Module):
+    """3×3 convolutions, each followed by ReLU and each halving the side of the image, and a linear layer.
 
-    Written with plain matrix products and a softmax, which `torch.func.vmap` turns into larger products of
-    the same form; a fused kernel would be looped over.
-    """
-
-    mask: Tensor
-
-    def __init__(self, width: int, heads: int, context: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        future = torch.full((context, context), -math.inf).triu(1)
-        self.register_buffer("mask", future, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix each position with those before it."""
-        time, width = x.shape[-2:]
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for part in self.qkv(x).chunk(3, dim=-1))
-        scores = q @ k.mT / math.sqrt(width // self.heads) + self.mask[:time, :time]
-        return self.out((scores.softmax(-1) @ v).transpose(-2, -3).flatten(-2))
-
-
-class Block(nn.Module):
-    """Pre-normalised transformer block (Xiong et al. 2020, figure 1b), its GELU layer four times as wide."""
-
-    def __init__(self, width: int, heads: int, context: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, heads, context)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attention, then the layer, each added to what went in."""
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-class GPT(nn.Module):
-    """A decoder-only transformer with learned positions: classes ``[…, time]`` to logits ``[…, time,
-    vocabulary]``.
-
-    Initialised as GPT-2 (Radford et al. 2019): weights normal with standard deviation 0.02, divided by
-    √(2 · depth) where a block adds to the stream, biases zero. Variant: no dropout, and the output layer has
-    weights of its own.
+    Maps images ``[batch, channels · side²]``, in any shape that holds as many pixels, to ``[batch, classes]``;
+    initialised as torch's layers are.
 
     Args:
-        vocabulary: number of classes.
-        context: longest input, in positions.
-        width: of the stream; must be a multiple of `heads`.
-        heads: of each attention.
-        depth: number of blocks.
+        shape: channels and side of the images, in pixels.
+        widths: channels after each convolution.
+        classes: number of classes.
     """
 
-    def __init__(self, vocabulary: int, context: int, width: int = 64, heads: int = 4, depth: int = 2) -> None:
+    def __init__(self, shape: tuple[int, int], widths: tuple[int, ...], classes: int) -> None:
         super().__init__()
-        self.embed = nn.Embedding(vocabulary, width)
-        self.position = nn.Parameter(torch.empty(context, width))
-        self.blocks = nn.Sequential(*(Block(width, heads, context) for _ in range(depth)))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, vocabulary, bias=False)
-        for name, p in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(p)
-            elif p.ndim == 2:
-                added = name.endswith(("out.weight", "mlp.2.weight"))
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * depth) if added else 0.02)
+        channels, side = shape
+        self.shape = (channels, side, side)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in itertools.pairwise((channels, *widths))
+        )
+        for _ in widths:
+            side = math.ceil(side / 2)
+        self.head = nn.Linear(widths[-1] * side**2, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of each example."""
+        x = images.reshape(-1, *self.shape)
+        for layer in self.layers:
+            x = layer(x).relu()
+        return self.head(x.flatten(1))
+
+
+class GRU(nn.Module):
+    """A gated recurrent unit that reads classes ``[…, time]`` and answers at the last `answers` positions.
+
+    Gates of Cho et al. 2014 (arXiv:1406.1078) in the variant of `torch.nn.GRU`, whose reset gate acts after the
+    matrix product. It is written out, as the fused kernel cannot be stacked.
+
+    Args:
+        vocabulary: number of classes, of inputs and of answers.
+        width: of the hidden state.
+        answers: number of positions whose logits are returned, ``[…, answers, vocabulary]``.
+    """
+
+    def __init__(self, vocabulary: int, width: int, answers: int) -> None:
+        super().__init__()
+        self.width, self.answers = width, answers
+        self.read = nn.Embedding(vocabulary, 3 * width)
+        self.hidden = nn.Linear(width, 3 * width)
+        self.head = nn.Linear(width, vocabulary)
+        bound = 1 / math.sqrt(width)
+        for p in self.parameters():
+            nn.init.uniform_(p, -bound, bound)
 
     def forward(self, classes: Tensor) -> Tensor:
-        """Logits of the next class at every position."""
-        x = self.embed(classes.long()) + self.position[: classes.shape[-1]]
-        return self.head(self.norm(self.blocks(x)))
+        """Logits at the last positions."""
+        read = self.read(classes.long())
+        h = torch.zeros_like(read[..., 0, : self.width])
+        states = []
+        for x in read.unbind(-2):
+            reset_x, keep_x, new_x = x.chunk(3, -1)
+            reset_h, keep_h, new_h = self.hidden(h).chunk(3, -1)
+            keep = (keep_x + keep_h).sigmoid()
+            new = (new_x + (reset_x + reset_h).sigmoid() * new_h).tanh()
+            h = new + keep * (h - new)
+            states.append(h)
+        return self.head(torch.stack(states[-self.answers :], -2))

@@ -62,6 +62,8 @@ class Task:
         batch_size: examples per step.
         licence: of the data.
         accuracy: whether targets are class indices, so that accuracy is meaningful.
+        target: validation loss that a tuned AdamW reaches in `steps` steps, rounded up; None where that was not
+            measured. What "time to target" refers to.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Task:
     batch_size: int
     licence: str
     accuracy: bool = False
+    target: float | None = None
 
 
 def initial_model(task: Task, seed: int) -> nn.Module:
