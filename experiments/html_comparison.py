@@ -66,9 +66,12 @@ def comparison_sections(comparison: Comparison, prefix: str = "") -> list[Sectio
         for e in comparison.entries
     )
     return [
-        Section(f"{prefix}{task.name}", (*tables, Figures(shown), Items(tuple(notes(comparison))))),
-        Section(f"{prefix}programs", programs),
-        Section(f"{prefix}provenance", (facts("", source),)),
+        Section(
+            f"{prefix}{task.name}",
+            (Text(task.summary, "note"), *tables, Figures(shown), Items(tuple(notes(comparison)))),
+        ),
+        Section(f"{prefix}programs" if prefix else "Programs", programs),
+        Section(f"{prefix}provenance" if prefix else "Provenance", (facts("", source),)),
     ]
 
 

@@ -24,18 +24,16 @@ def fitness_panel(run: SearchRun, ancestors: Sequence[Row]) -> Panel:
 
     def draw(axes: Any) -> None:
         shown = [r for r in run.finite if r.score <= top]
-        _dots(axes, [r.number + 1 for r in shown], [r.score for r in shown], label="a program")
+        _dots(axes, [r.number + 1 for r in shown], [r.score for r in shown])
         _steps(axes, run, 0, "best so far")
         line = [r for r in ancestors if r.score <= top]
         axes.plot([r.number + 1 for r in line], [r.score for r in line], linestyle="--", linewidth=1.2, marker="o",
                   markersize=5, markerfacecolor="none", color=COLOURS[1], label="ancestors of the best")  # fmt: skip
         _finish(axes, "programs trained", "score (lower is better)")
 
-    out = f" {above} programs with scores above {top:.3g} lie outside" if above else ""
-    lost = f"{',' if out else ''} {failed} could not be trained" if failed else ""
-    caption = (
-        f"Score of every program, the best so far, and the lineage of the best.{out}{lost}{'.' * bool(out + lost)}"
-    )
+    caption = "Score of every program (dots), the best so far, and the lineage of the best."
+    caption += f" {above} programs with scores above {top:.3g} lie outside." if above else ""
+    caption += f" {failed} could not be trained." if failed else ""
     return Panel("Fitness over programs", caption, draw)
 
 
@@ -75,12 +73,12 @@ def pareto_panel(run: SearchRun, front: Sequence[Row]) -> Panel:
     def draw(axes: Any) -> None:
         shown = [r for r in run.finite if r.score <= top]
         _dots(axes, [r.live for r in shown], [r.score for r in shown])
-        sizes = sorted({r.state_bytes() for r in front})
+        sizes = sorted({r.state_bytes() for r in front if r.score <= top})
         for index, size in enumerate(sizes):
             rows = sorted((r for r in front if r.state_bytes() == size and r.score <= top), key=lambda r: r.live)
             axes.plot([r.live for r in rows], [r.score for r in rows], marker=MARKERS[index % len(MARKERS)],
                       markersize=8, linewidth=1.2, linestyle=":", color=COLOURS[index % len(COLOURS)],
-                      label=f"{size} B of state")  # fmt: skip
+                      label=f"{size:.4g} B of state")  # fmt: skip
         _finish(axes, "statements with effect", "score (lower is better)")
 
     caption = (
@@ -119,10 +117,17 @@ def memory_panel(comparison: Comparison) -> Panel:
             axes.errorbar(entry.state_bytes, entry.mean, yerr=bars, color=COLOURS[index % len(COLOURS)],
                           marker=MARKERS[index % len(MARKERS)], markersize=8, capsize=5, linewidth=2,
                           linestyle="none", label=_short(entry.name))  # fmt: skip
+        best = sorted((e.state_bytes, e.mean) for e in comparison.entries)
+        front = [(b, m) for i, (b, m) in enumerate(best) if all(m < other for _, other in best[:i])]
+        axes.plot(*zip(*front, strict=True), color=axes.ink, linewidth=1, linestyle=":", zorder=0)
         axes.margins(x=0.2)
         _finish(axes, "optimizer state [bytes for each parameter]", f"test {comparison.protocol.task.metric}")
 
-    return Panel("Loss against memory", "Mean test loss with its interval; lower left is better.", draw)
+    return Panel(
+        "Loss against memory",
+        "Mean test loss with its interval; lower left is better, and the dotted line is the Pareto front.",
+        draw,
+    )
 
 
 def training_panel(runs: Sequence[tuple[str, dict[str, Any]]]) -> Panel:
@@ -152,11 +157,11 @@ def _top(run: SearchRun) -> float:
     return min(scores[-1], low + 1.5 * (shown - low)) if shown > low else scores[-1]
 
 
-def _dots(axes: Any, x: Sequence[float], y: Sequence[float], label: str | None = None) -> None:
+def _dots(axes: Any, x: Sequence[float], y: Sequence[float]) -> None:
     many = len(x) > _VECTOR
     if many:
         axes.get_figure().set_dpi(200)
-    axes.scatter(x, y, s=7, color="#808890", alpha=0.45, linewidths=0, rasterized=many, label=label)
+    axes.scatter(x, y, s=7, color="#808890", alpha=0.45, linewidths=0, rasterized=many)
 
 
 def _steps(axes: Any, run: SearchRun, index: int, label: str, scale: float = 1.0) -> None:

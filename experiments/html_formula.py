@@ -7,7 +7,7 @@ from html import escape
 
 from primitives import Program
 
-_SIZE = 15.0  # of a letter, in pixels
+_SIZE = 17.0  # of a letter, in pixels
 _MARGIN = 2.0
 _COMMANDS = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}  # matplotlib's path codes
 _WRAPPING = re.compile(r"\\(?:begin|end)\{(?:aligned|gathered)\}")
@@ -30,7 +30,7 @@ def svg_lines(program: Program) -> list[str] | None:
 
 def _simplified(line: str) -> str:
     """LaTeX without what only aligns and groups."""
-    return line.replace("&", " ").replace(r"\text", r"\mathrm").strip()
+    return line.replace("&", " ").replace(r"\text", r"\mathrm").replace(r"\frac", r"\dfrac").strip()
 
 
 def _svg(formula: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from typing import NamedTuple
 
 from experiments.html_blocks import Code, Fold
@@ -43,11 +44,17 @@ def lineage(line: list[Row]) -> list[Step]:
     steps: list[Step] = []
     best, before, code = math.inf, math.nan, ""
     for generation, row in enumerate(line):
-        text = pseudo_code(row.program)
+        text = _renumbered(pseudo_code(row.program))
         diff = "\n".join(d for d in difflib.ndiff(code.splitlines(), text.splitlines()) if not d.startswith("?"))
         steps.append(Step(generation, row, before, generation > 0 and row.score < best, diff if generation else text))
         best, before, code = min(best, row.score), row.score, text
     return steps
+
+
+def _renumbered(code: str) -> str:
+    """Pseudo-code with its x… numbered by where they come first, as an insertion renumbers all that follow it."""
+    names: dict[str, str] = {}
+    return re.sub(r"\bx\d+\b", lambda found: names.setdefault(found[0], f"x{len(names) + 1}"), code)
 
 
 def step_title(step: Step) -> str:
@@ -59,8 +66,8 @@ def step_title(step: Step) -> str:
     share = "" if math.isnan(change) else f" ({change:+.1%})"
     by = row.mutations.replace(",", " + ")
     return (
-        f"{'▼ ' if step.gain else ''}generation {step.generation}: program {row.number}, {step.before:.4g} → "
-        f"{row.score:.4g}{share} by {by}"
+        f"{'★ ' if step.gain else ''}generation {step.generation}: program {row.number}, {step.before:.4g} → "
+        f"{row.score:.4g}{share}, mutation: {by}"
     )
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.errors import UserError
-from experiments.programs import state_bytes
 from primitives import Program, ProgramError, parse_program
+from primitives.cost import cost
 from search.cache import Verdict
 from search.fitness import Status
 from search.ledger import Ledger, LedgerError
@@ -41,10 +41,10 @@ class Row(NamedTuple):
         """The live part of the program."""
         return parse_program(self.text).pruned()
 
-    def state_bytes(self) -> int:
+    def state_bytes(self) -> float:
         """Bytes of state for each parameter; only what is not plainly made of tensors has to be parsed for it."""
         slots = [line.rsplit(maxsplit=1)[-1] for line in self.text.splitlines() if line.startswith("slot ")]
-        return 4 * self.slots if set(slots) <= {"tensor"} else state_bytes(parse_program(self.text))
+        return 4 * self.slots if set(slots) <= {"tensor"} else cost(parse_program(self.text)).state_bytes
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class SearchRun:
         digest: SHA-256 of all that a repeated run reproduces.
         hall: the hall of fame, best first; empty where there is none yet.
         final: what the search's last comparison wrote (``search`` and ``table``), or empty.
+        funnel: what further tasks showed, as in `experiments.funnel_run`, or empty.
     """
 
     folder: Path
@@ -70,6 +71,7 @@ class SearchRun:
     digest: str
     hall: tuple[dict[str, Any], ...]
     final: dict[str, Any]
+    funnel: dict[str, Any]
 
     @property
     def strategy(self) -> str:
@@ -115,12 +117,11 @@ class SearchRun:
 
     def pareto(self) -> list[Row]:
         """Programs that none other beats in one of score, state and live statements without losing in another."""
-        front: list[tuple[int, int, Row]] = []
-        for row in self.finite:
-            size = row.state_bytes()
-            if not any(b <= size and s <= row.live for b, s, _ in front):
-                front.append((size, row.live, row))
-        return [row for _, _, row in front]
+        front: list[tuple[float, Row]] = []
+        for _, size, _, _, row in sorted((r.score, r.state_bytes(), r.live, r.number, r) for r in self.finite):
+            if not any(b <= size and r.live <= row.live for b, r in front):
+                front.append((size, row))
+        return [row for _, row in front]
 
 
 def kind_of(folder: Path) -> str:
@@ -156,11 +157,13 @@ def read_search(folder: Path) -> SearchRun:
     except (LedgerError, sqlite3.DatabaseError) as error:
         raise UserError(str(error)) from None
     batches = tuple((size, Counter(dict(zip(Verdict, by, strict=True)))) for size, *by in counts)
-    hall = read_json(folder / "hall_of_fame.json", list) if (folder / "hall_of_fame.json").is_file() else []
-    final = read_json(folder / "search.json", dict) if (folder / "search.json").is_file() else {}
+    kinds = {"hall_of_fame.json": list, "search.json": dict, "funnel.json": dict}
+    hall, final, funnel = (
+        read_json(folder / name, kind) if (folder / name).is_file() else kind() for name, kind in kinds.items()
+    )
     if not all(isinstance(entry, dict) for entry in hall):
         raise UserError(f"{folder / 'hall_of_fame.json'} is not a list of ranked programs; was it edited?")
-    return SearchRun(folder, config, tuple(rows), batches, seconds, digest, tuple(hall), final)
+    return SearchRun(folder, config, tuple(rows), batches, seconds, digest, tuple(hall), final, funnel)
 
 
 def _row(found: tuple[Any, ...]) -> Row:

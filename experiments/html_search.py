@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.comparison_tables import Table, number
-from experiments.html_blocks import Code, Figures, Fold, Formula, Section, Text, facts
+from experiments.errors import UserError
+from experiments.html_blocks import Code, Figures, Fold, Formula, Items, Section, Text, facts
 from experiments.html_comparison import comparison_from_json, comparison_sections
 from experiments.html_figures import controls_panel, duplicates_panel, fitness_panel, pareto_panel
 from experiments.html_lineage import ancestors, lineage, lineage_blocks
@@ -36,8 +37,8 @@ def search_verdict(runs: Sequence[SearchRun]) -> list[str]:
         change = "" if not math.isfinite(start.score) else f", against {start.score:.4g} of the program it started from"
         found.append(
             f"Of {len(rows):,} programs trained on {run.config.get('task')}, program {champion.number} is the best, "
-            f"with a score of {champion.score:.4g}{change}. The runs that chose it flatter it: whether it is better, only "
-            "fresh seeds can tell (optforge compare)."
+            f"with a score of {champion.score:.4g}{change}. The runs that chose it flatter it: whether it is better, "
+            "only fresh seeds can tell (optforge compare)."
         )
     if len(runs) > 1:
         found.append(_control_sentence(runs))
@@ -61,13 +62,15 @@ def search_sections(runs: Sequence[SearchRun]) -> list[Section]:
         line, front = ancestors(run.rows, run.champion), run.pareto()
         panels = [fitness_panel(run, line), pareto_panel(run, front)]
         panels += [duplicates_panel(run)] if run.batches else []
-        sections.append(Section(f"Search {labels([run])[0]}", (Figures(tuple(panels)), _counters(run))))
+        sections.append(Section(f"Search: {labels([run])[0]}", (Figures(tuple(panels)), _counters(run))))
         sections.append(_champion_section(run, run.champion))
         steps = lineage(line)
         gains = sum(step.gain for step in steps)
-        text = f"{len(steps) - 1} generations, {gains} of them better than all before (▼); the largest gains are open."
+        text = f"{len(steps) - 1} generations, {gains} of them better than all before (★); the largest gains are open."
         sections.append(Section("Lineage of the best program", (Text(text, "note"), *lineage_blocks(steps))))
         sections.append(Section("Pareto front", _front_blocks(front)))
+    if run.funnel:
+        sections.append(Section("The funnel: other tasks", _funnel_blocks(run)))
     if run.final.get("table"):
         comparison = comparison_from_json(run.final["table"], run.folder / "search.json")
         sections += comparison_sections(comparison, "Final comparison: ")
@@ -77,11 +80,11 @@ def search_sections(runs: Sequence[SearchRun]) -> list[Section]:
 
 def program_blocks(program: Program) -> tuple[Any, ...]:
     """Formula, pseudo-code, certificate and text of a program."""
-    checked = "\n".join(certificate(program).sentences())
+    checked = Items(tuple(certificate(program).sentences()))
     return (
         Formula(program),
         Code(pseudo_code(program), "pseudo-code"),
-        Fold("Certificate: what can be said without training", (Code(checked, "certificate"),), open=True),
+        Fold("Certificate: what can be said without training", (checked,), open=True),
         Fold("Program", (Code(str(program).strip(), "program"),)),
     )
 
@@ -137,7 +140,7 @@ def _control_table(runs: Sequence[SearchRun]) -> Table:
 
 def _champion_section(run: SearchRun, champion: Row) -> Section:
     about = f"Program {champion.number}: score {champion.score:.4g} at learning rate {champion.lr:.3g}, "
-    about += f"{champion.live} statements, {champion.state_bytes()} bytes of state for each parameter."
+    about += f"{champion.live} statements, {champion.state_bytes():.4g} bytes of state for each parameter."
     ranks = [
         (f"#{e.get('rank')}", str(e.get("number")), *(_cell(e.get(k)) for k in ("score", "valid", "lr")))
         for e in run.hall
@@ -153,10 +156,40 @@ def _cell(value: Any) -> str:
 
 def _front_blocks(front: Sequence[Row]) -> tuple[Any, ...]:
     header = ("program", "score", "state B/param", "statements", "lr")
-    rows = [(str(r.number), number(r.score), f"{r.state_bytes()}", str(r.live), f"{r.lr:.3g}") for r in front[:_FRONT]]
+    rows = [
+        (str(r.number), number(r.score), f"{r.state_bytes():.4g}", str(r.live), f"{r.lr:.3g}") for r in front[:_FRONT]
+    ]
     more = [Text(f"{len(front) - _FRONT} more are not shown.", "note")] if len(front) > _FRONT else []
     codes = [Fold(f"program {r.number}", (Code(pseudo_code(r.program), "pseudo-code"),)) for r in front[:_FRONT]]
     return (Table("", header, tuple(rows)), *more, *codes)
+
+
+def _funnel_blocks(run: SearchRun) -> tuple[Any, ...]:
+    """Stages on other tasks, what the search's score said of them, and meta-validation; from ``funnel.json``."""
+    from experiments.funnel_report import panel
+
+    found, rows = run.funnel, []
+    try:
+        for stage in found["stages"]:
+            scores = [row["score"] for row in stage["scores"].values()]
+            where = f"{', '.join(stage['tasks'])} × {len(stage['seeds'])}"
+            better = f"{sum(s < 0 for s in scores)}/{len(scores)}"
+            counts = (str(stage["entered"]), str(len(stage["passed"])) if stage["keep"] else "–")
+            rows.append((str(stage["name"]), where, *counts, number(min(scores, default=None), 3), better))
+        told = [
+            f"Rank correlation of the search's score and {name}: {number(c['rho'], 2)} (p = {number(c['p'], 2)}, "
+            f"{c['programs']} programs)."
+            for name, c in found["correlations"].items()
+        ]
+        point = found["overfitting"]
+        said = f"after program {point} only the search's own task still improved" if point else "none seen"
+        told.append(f"Meta-overfitting: {said}.")
+        pictures = [Figures((panel(found),))] if found["curve"] else []
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{run.folder / 'funnel.json'} is not what a search writes there ({error!r})") from None
+    header = ("stage", "tasks × seeds", "entered", "passed", "best", "better than AdamW")
+    title = "scores are log ratios to tuned AdamW's loss; negative is better"
+    return (*pictures, Table(title, header, tuple(rows), 2), Items(tuple(told)))
 
 
 def _counters(run: SearchRun) -> Table:
@@ -166,8 +199,9 @@ def _counters(run: SearchRun) -> Table:
     generated = max(1, total.total())
     rows = [(v.value.replace("_", " "), f"{total[v]:,}", f"{total[v] / generated:.1%}") for v in Verdict]
     ended = Counter(r.status for r in run.rows)
-    rows += [(f"trained: {name}", f"{n:,}", f"{n / max(1, len(run.rows)):.1%}") for name, n in sorted(ended.items())]
-    title = "what became of the generated programs, and how the trained ones ended (with shares of the trained)"
+    trained = max(1, len(run.rows))
+    rows += [(f"of the trained: {name}", f"{n:,}", f"{n / trained:.1%}") for name, n in sorted(ended.items())]
+    title = "what became of the programs"
     return Table(title, ("outcome", "programs", "share"), tuple(rows))
 
 
