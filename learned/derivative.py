@@ -98,28 +98,42 @@ CONSTANT = frozenset({"rows", "cols"})
 class Extended(Builder):
     """A builder that goes on with the live statements of `program`: what it builds reads the same inputs.
 
+    Args:
+        program: what to begin with.
+        damp: name of a further hyperparameter, 1 by default, which multiplies every gradient that is read.
+
     Attributes:
-        values: expressions of the program's registers and names.
-        fresh: a function from a wish to a name that nothing has yet.
+        gradient, update: as the program sees the one, and its result.
+        slots: its state, by name, each with its next value.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, damp: str = "") -> None:
         super().__init__()
         self._kinds: dict[Any, Kind] = dict(SIGNALS)
         for hyper in program.hypers:
             self._hypers.append(hyper)
             self._kinds[hyper.name] = Kind.SCALAR
-        own = {slot.name: self.slot(slot.name, slot.kind, slot.init) for slot in program.state}
-        names = {name: Expr(self, name) for name in program.names} | own
+        self.slots: dict[str, Any] = {}
+        self.gradient = self.g
+        if damp:
+            self.gradient = self.g * self.hyper(damp, 1.0)
+            self._kinds[damp] = Kind.SCALAR
+        self.update = self.include(program)
+
+    def include(self, program: Program) -> Expr:
+        """Add another program's live statements; returns its update. Slots of a name that is there are the same."""
+        own = {s.name: self.slot(s.name, s.kind, s.init) for s in program.state if s.name not in self.slots}
+        self.slots |= own
+        names = {name: Expr(self, name) for name in program.names} | self.slots | {"g": self.gradient}
 
         def leaf(value: str | float) -> Expr:
             return names[value] if isinstance(value, str) else Expr(self, Const(value))
 
         walked = fold(program, leaf, lambda op, args, _: self.op(op.name, *args))
-        self.update: Expr = walked.update  # type: ignore[assignment]
         for slot, value in zip(program.state, walked.next_state, strict=True):
-            own[slot.name].next = value
-        self.slots = own
+            if slot.name in own:
+                own[slot.name].next = value
+        return walked.update  # type: ignore[return-value]
 
     def slot(self, name: str, kind: Kind = Kind.TENSOR, init: float | str = 0.0) -> Any:
         """Declare a slot, as `Builder.slot` does."""

@@ -1,72 +1,59 @@
 """The learning rate as a parameter: hypergradient descent for any program.
 
-A step with rate α moves the parameters by −α·u. The loss that the *next* step sees therefore depends on α,
-with derivative ∂L/∂α = −⟨g, u⟩: next gradient times last update. No second backward pass is needed. (Baydin
-et al. 2018, Online Learning Rate Adaptation with Hypergradient Descent, the rule for a general update; the
-idea is Almeida's, 1999.)
+A step with rate α moves the parameters by -α·u. The loss that the *next* step sees therefore depends on α,
+with derivative ∂L/∂α = -⟨g, u⟩: next gradient times last update. No second backward pass is needed. (Baydin
+et al. 2018, Online Learning Rate Adaptation with Hypergradient Descent, for a general update; the idea is
+Almeida's, 1999.) Other hyperparameters follow in the same way, with the derivative of the update with respect to
+them in place of u (see `learned.derivative`).
 
-Two rules follow that derivative downhill:
-
-- `additive`, α ← α + κ⟨g, u⟩, is Baydin's. Its useful κ depends on the size of the gradients, of the updates
-  and of the model, over many orders of magnitude. Variant: one step at most halves or doubles the rate, where
-  the original can jump to any value, also below zero.
-- `multiplicative`, α ← α·exp(κ·cos(g, u)), is the same descent on log α with the derivative normalised by the
-  lengths of both vectors. κ has no unit: one step changes the rate by at most the factor e^κ. Variant:
-  Baydin's multiplicative rule has 1 + κ·cos in place of the exponential: the same to first order in κ.
-
-What this does not do. The derivative looks one step ahead only: noise and curvature make short-sighted rates
-too small in the long run (Wu et al. 2018, Understanding Short-Horizon Bias). Nor is there a cap: a rate that
-is far too large falls by at most e^κ a step, and a network that the first such step has destroyed stays so.
+`learned.watch` measures these products in the step itself, and `learned.rules` says how a rate follows them. Variant:
+what a step shows moves the rate of the next one, not its own, so that one pass over memory does everything.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from primitives import Program, ProgramError, ProgramOptimizer
-from primitives.interpret import Stepped
-from primitives.numbers import Numbers
-from primitives.source import compile_step
+from learned.rules import RULES, Seen, cap, on_scale, towards_parent
+from learned.watched_optimizer import WatchedOptimizer
+from primitives import Program, ProgramError
+from primitives.options import with_fallback
+from primitives.parameters import global_norm, is_sharded
 
 WHAT = ("lr",)
-PER = ("global",)
-RULES: dict[str, float] = {"multiplicative": 0.02, "additive": 1e-7}
-"""Names of the rules, each with the κ (`hyper_lr`) that is used unless another is given."""
-
-_LIMIT = math.log(1e12)  # the factor stays within 1e-12 and 1e12, so that the rate is positive and finite
-_DERIVATIVE = "update"  # a key of the optimizer's state that no slot can have, because the word is reserved
+PER = ("global", "group", "tensor")
+SPIKE = 10.0  # times their usual norm, to which larger gradients are scaled
+_LIMIT = math.log(1e12)  # a factor stays within 1e-12 and 1e12, so that a rate is positive and finite
+_HYPER_SHARE = 0.1  # of κ, for these
 
 
-class LearnedOptimizer(ProgramOptimizer):
-    """A program trained with a learning rate that it learns on the way; see the module for the rules.
+class LearnedOptimizer(WatchedOptimizer):
+    """A program trained with hyperparameters that it learns on the way; see the module for how.
 
-    The rate of a step is ``group["lr"] · factor``. The factor starts at 1, is the same for all parameters,
-    and is brought up to date once a step, before any parameter moves. A scheduler or a user may change
-    ``group["lr"]`` as ever: the derivative takes its share into account. Where a gradient or its product with
-    the last update is not finite, the factor stays as it is. It costs one buffer of the parameters' size, and
-    no synchronisation with the device.
+    The rate of a step is ``group["lr"] · global · group · tensor``: the scheduler's value times learned factors, which
+    begin at 1 and live apart from it, as logarithms. The factor of a group or a tensor learns how it differs from its
+    parent's, and shrinks towards it. A step that shows what is not finite changes nothing. Costs no synchronisation
+    with the device.
 
-    Each parameter group holds, and `state_dict` saves, `log_factor` (0-dimensional, equal in all groups),
-    `base_lr` (the group's rate at construction) and `applied_lr` (the rate before the factor at the last
-    step). A checkpoint of a plain `ProgramOptimizer` loads too; learning then starts from the factor 1.
+    With the rule ``two-sided``, the rate is also bounded from above before the first step, and gradients of more than
+    10 times their usual norm are scaled down to it.
 
     Args:
         params, program, lr, options: as for `ProgramOptimizer`. Rates must be positive.
-        what: hyperparameters to learn; so far ``("lr",)``.
-        per: what has a value of its own; so far ``"global"``.
-        rule: ``"multiplicative"`` or ``"additive"``.
-        hyper_lr: κ of the rule; by default 0.02 and 1e-7. 0 switches learning off.
+        what: what to learn: ``lr``, and names of the program's hyperparameters, which move on their own scale.
+        per: what has a learning rate of its own: ``"global"``, ``"group"`` or ``"tensor"``.
+        rule: a key of `learned.rules.RULES`.
+        hyper_lr: κ of the rule; by default that of its row. 0 switches learning off.
 
     Raises:
-        ProgramError: at construction, for anything that is unknown or out of range.
+        ProgramError: at construction, for anything that is unknown or out of range, or for sharded parameters.
     """
 
     def __init__(
@@ -77,25 +64,27 @@ class LearnedOptimizer(ProgramOptimizer):
         *,
         what: Sequence[str] = WHAT,
         per: str = "global",
-        rule: str = "multiplicative",
+        rule: str = "two-sided",
         hyper_lr: float | None = None,
         **options: Any,
     ) -> None:
-        names = [what] if isinstance(what, str) else list(what)
-        for name in names:
-            _choose("learn", name, WHAT)
-        if not names:
+        self.what = tuple([what] if isinstance(what, str) else what)
+        if not self.what:
             raise ProgramError(f"nothing to learn was named; choose from: {', '.join(WHAT)}")
         _choose("learn per", per, PER)
         _choose("use rule", rule, RULES)
-        self.rule = rule
-        self.hyper_lr = RULES[rule] if hyper_lr is None else hyper_lr
+        self.per, self.rule = per, rule
+        self.hyper_lr = RULES[rule].hyper_lr if hyper_lr is None else hyper_lr
         if not (isinstance(self.hyper_lr, int | float) and 0 <= self.hyper_lr < math.inf):
             raise ProgramError(f"hyper_lr must be a finite number of at least 0, got {hyper_lr!r}")
-        if options.get("compile"):
-            raise ProgramError("learning the rate needs the update itself, which a compiled step does not keep")
+        if options.get("differentiable"):
+            raise ProgramError("learned rates are no functions of the inputs; choose learning or differentiable")
+        self._probed = False
+        self._start()
         self.hypergradient: Tensor | None = None
         """Derivative of the last step's loss with respect to the learned rate of the step before, or None."""
+        if isinstance(program, Program):
+            self._watched(program)  # refuses names, before torch takes over
         super().__init__(params, program, lr, **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -104,92 +93,183 @@ class LearnedOptimizer(ProgramOptimizer):
         if not isinstance(lr, Tensor) and isinstance(lr, int | float) and not lr > 0:
             raise ProgramError(f"lr must be positive to be learned, got {lr!r}")
         super().add_param_group(param_group)
-        self._complete(self.param_groups[-1])
+        group = self.param_groups[-1]
+        if any(is_sharded(p) for p in group["params"]):
+            self.param_groups.pop()
+            raise ProgramError("a rate cannot be learned from shards of parameters; learn it without sharding them")
+        self._complete(group)
+        for name in self.what:
+            if name != "lr" and len(self.param_groups) > 1 and name not in param_group:
+                group[name] = self.param_groups[0][name]
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("rule", "hyper_lr", "hypergradient")
+        own = ("per", "rule", "hyper_lr", "hypergradient")
         return super().__getstate__() | {name: getattr(self, name) for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._probed = False
         for group in self.param_groups:
             self._complete(group)
 
     def _complete(self, group: dict[str, Any]) -> None:
         first = self.param_groups[0]
-        group.setdefault("log_factor", first.get("log_factor", torch.zeros((), dtype=torch.float64)))
+        zero = torch.zeros((), dtype=torch.float64)
+        group.setdefault("log_factor", first.get("log_factor", zero))
         group.setdefault("base_lr", float(group["lr"]))
         group.setdefault("applied_lr", float(group["lr"]))
+        learned = {name: float(group[name]) for name in self.what if name != "lr"}
+        fresh = {
+            "memory": RULES[self.rule].init(),
+            "log": group["log_factor"],
+            "own": zero,
+            "large": zero,
+            "norm": zero,
+            "start": learned,
+        }
+        group.setdefault("learning", {**fresh, **first.get("learning", {}), "own": zero, "start": learned})
 
     def learned_values(self) -> dict[str, float]:
         """Each learned quantity by name: `lr` is the first group's rate before a scheduler's share in it."""
         first = self.param_groups[0]
-        return {"lr": first["base_lr"] * math.exp(float(first["log_factor"]))}
+        rate = first["base_lr"] * math.exp(float(first["learning"]["log"]))
+        return {name: rate if name == "lr" else float(first[name]) for name in self.what}
+
+    # a step
 
     def _rate(self, group: dict[str, Any]) -> Tensor:
         return super()._rate(group) * group["log_factor"].exp()
 
     def _before_step(self) -> None:
-        """Move the factor, once for all parameters of this step."""
+        """What must be known before the first parameter moves: how large the gradients and the first step are."""
+        super()._before_step()
+        for group in self.param_groups:
+            group["log_factor"] = group["learning"]["log"]
+        if self.rule != "two-sided" or self.hyper_lr == 0 or not any(self._ready):
+            return
+        first = self.param_groups[0]["learning"]
+        norm = global_norm(p.grad for p in chain.from_iterable(self._ready)).double()
+        usual = torch.where(first["norm"].to(norm.device) > 0, first["norm"].to(norm.device), norm)
+        limit = SPIKE * usual
+        self._damp = torch.where(norm > limit, limit / norm, torch.ones_like(norm))
+        seen = torch.where(torch.isfinite(norm), torch.minimum(norm, limit), usual)
+        after = torch.lerp(usual, seen, 0.1)
+        self._share(norm=torch.where(torch.isfinite(after), after, first["norm"].to(norm.device)))
+        if not self._probed:
+            self._probed = True
+            if not float(first["large"]):
+                self._bound_from_above([self._probe(group, p, norm) for group, p in self._pairs()])
+                for group in self.param_groups:
+                    group["log_factor"] = group["learning"]["log"]
+
+    @staticmethod
+    def _set(group: dict[str, Any], **values: Any) -> None:
+        group["learning"] = group["learning"] | values  # not in place: a state_dict may hold the old one
+
+    def _share(self, **values: Any) -> None:
+        for group in self.param_groups:
+            self._set(group, **values)
+
+    def _bound_from_above(self, squares: Sequence[Tensor]) -> None:
+        """Lower the factor to its cap; `squares` are those of `_probe`, of each parameter of this step."""
+        relative, weights = [], []
+        for (group, p), (u2, p2) in zip(self._pairs(), squares, strict=True):
+            if p.ndim > 1 or len(squares) == 1:
+                # weights of a layer with n inputs keep their sums at size 1 if their variance is 1/n
+                relative.append((u2 / p2.clamp(min=float(p.shape[0]) if p.ndim > 1 else 1e-12)).sqrt())
+                weights.append(max(float(group["lr"]), group["base_lr"]) / self.param_groups[0]["base_lr"])
+        if not relative:
+            return
+        device = relative[0].device
+        found = torch.stack([r.to(device) * w for r, w in zip(relative, weights, strict=True)]).median()
+        large = self.param_groups[0]["learning"]["large"].to(device)
+        bound, large = cap(large, torch.where(torch.isfinite(found), found, large))
+        self._share(large=large)
+        bound = bound - math.log(self.param_groups[0]["base_lr"])
+        for group in self.param_groups:
+            self._set(group, log=torch.minimum(group["learning"]["log"].to(device), bound))
+
+    def _step(self) -> None:
+        super()._step()
         self.hypergradient = None
-        base = self.param_groups[0]["base_lr"]
-        sums = self._products(base)
-        if sums is not None:
-            dot, gradient_square, update_square = sums
-            self.hypergradient = -dot
-            old = self.param_groups[0]["log_factor"].to(dot.device)
-            if self.rule == "additive":
-                change = torch.log1p((self.hyper_lr * dot / (base * old.exp())).clamp(-0.5, 1.0))
-            else:
-                change = self.hyper_lr * dot / (gradient_square.sqrt() * update_square.sqrt())
-            usable = torch.isfinite(dot) & torch.isfinite(change)
-            new = torch.where(usable, old + change, old).clamp(-_LIMIT, _LIMIT)
-            for group in self.param_groups:
-                group["log_factor"] = new  # not in place: a state_dict may hold the old one
+        self._learn()
         for group in self.param_groups:
             group["applied_lr"] = float(group["lr"])
 
-    def _products(self, base: float) -> tuple[Tensor, Tensor, Tensor] | None:
-        """⟨g, u⟩, ⟨g, g⟩ and ⟨u, u⟩ over all parameters that the last step moved, or None if there are none.
+    def _learn(self) -> None:
+        """Move what is learned, by what the step has measured: for the next one."""
+        if not any(self._ready):
+            return
+        pairs, base = list(self._pairs()), self.param_groups[0]["base_lr"]
+        watches = [self._watch(p) for _, p in pairs]
+        device = pairs[0][1].device
+        began = [self.state[p]["step"].item() > 1 for _, p in pairs]  # there was a step before; not on the device
 
-        `u` is the derivative of that step with respect to the learned rate: a group whose applied rate is a
-        multiple of `base` counts with that multiple. Derivatives are dropped once used, so that a parameter
-        that skips a step (it has no gradient) does not count in the next.
-        """
-        dots: list[Tensor] = []
+        def column(name: str, which: Sequence[int]) -> Tensor:
+            found = [self.state[pairs[i][1]][watches[i].sums[name]].reshape(()) for i in which]
+            return torch.stack([x.to(device).double() for x in found])
+
+        every = range(len(pairs))
+        if self.rule == "two-sided" and self.hyper_lr and "lr" in self.what:
+            n2, p2 = column("n2", every), column("p2", every)
+        old = [i for i in every if began[i]]
+        if not old:
+            return
+        g2 = column("g2", old)
+        share = torch.tensor([pairs[i][0]["applied_lr"] / base for i in old], dtype=torch.float64, device=device)
+        if "lr" in self.what:
+            factors = [self.state[pairs[i][1]][watches[i].factor].reshape(()) for i in old]
+            share = share * torch.stack([f.to(device).double() for f in factors])
+            self._learn_rate(pairs, old, share * column("dot", old), g2, share.square() * column("u2", old), base)
+            if self.rule == "two-sided" and self.hyper_lr:
+                self._bound_from_above([torch.stack(x) for x in zip(n2, p2, strict=True)])
+        for name in self.what:
+            have = [k for k, i in enumerate(old) if f"dot {name}" in watches[i].sums]
+            if name != "lr" and have and self.hyper_lr:
+                which = [old[k] for k in have]
+                dot = (share[have] * column(f"dot {name}", which)).sum()
+                u2 = (share[have].square() * column(f"u2 {name}", which)).sum()
+                self._learn_hyper(name, dot / (g2[have].sum().sqrt() * u2.sqrt()))
+
+    def _learn_rate(
+        self, pairs: Sequence[tuple[dict[str, Any], Tensor]], old: Sequence[int], dot: Tensor, g2: Tensor, u2: Tensor,
+        base: float,
+    ) -> None:  # fmt: skip
+        self.hypergradient = -dot.sum()
+        first = self.param_groups[0]
+        device, rule = dot.device, RULES[self.rule]
+        memory = {name: value.to(device) for name, value in first["learning"]["memory"].items()}
+        own = [group["learning"]["own"].to(device) for group in self.param_groups]
+        common = first["learning"]["log"].to(device) - own[0]
+        seen = Seen(dot.sum(), g2.sum(), u2.sum(), base * common.exp())
+        change, after = rule.step(memory, seen, self.hyper_lr)
+        usable = torch.isfinite(seen.dot) & torch.isfinite(change) & torch.isfinite(sum(after.values(), change))
+        self._share(memory={k: torch.where(usable, v, memory[k]) for k, v in after.items()})
+        common = torch.where(usable, common + change, common)
+        deviates = 0.1 * self.hyper_lr if self.per != "global" else 0.0
+        for number, group in enumerate(self.param_groups):
+            mine = [k for k, i in enumerate(old) if pairs[i][0] is group]
+            if deviates and mine:
+                cosine = Seen(dot[mine].sum(), g2[mine].sum(), u2[mine].sum(), seen.alpha).cosine
+                own[number] = towards_parent(own[number], deviates * (cosine - seen.cosine))
+                self._set(group, own=own[number])
+            self._set(group, log=(common + own[number]).clamp(-_LIMIT, _LIMIT))
+        if deviates and self.per == "tensor":
+            for k, i in enumerate(old):
+                group, p = pairs[i]
+                factor = self.state[p][self._watch(p).factor]
+                cosine = Seen(dot[k], g2[k], u2[k], seen.alpha).cosine
+                moved = towards_parent(factor.double().log(), deviates * (cosine - seen.cosine))
+                factor.copy_(moved.exp())
+
+    def _learn_hyper(self, name: str, cosine: Tensor) -> None:
+        """Move a hyperparameter in the space of its scale (see `primitives.kinds.SCALES`)."""
+        hypers = [h for part in with_fallback(self.program) for h in part.hypers]
+        scale = next(h.scale for h in hypers if h.name == name)
+        move = torch.where(torch.isfinite(cosine), _HYPER_SHARE * self.hyper_lr * cosine, 0.0)
         for group in self.param_groups:
-            share = group["applied_lr"] / base
-            for p in group["params"]:
-                u = self.state[p].pop(_DERIVATIVE, None) if p in self.state else None
-                if u is None or p.grad is None:
-                    continue
-                g, u = (_flat(-p.grad if group["maximize"] else p.grad), _flat(u))
-                dots.append(torch.stack((share * (g @ u), g @ g, share**2 * (u @ u))).double())
-        if not dots:
-            return None
-        dot, gradient_square, update_square = torch.stack([d.to(dots[0].device) for d in dots]).sum(0)
-        return dot, gradient_square, update_square
-
-    def _execute(self, p: Tensor, program: Program, inputs: dict[str, Tensor], numbers: Numbers) -> Stepped:
-        """The step itself; keeps its derivative with respect to the rate, d(lr·update)/d(lr), for the next one.
-
-        That is the update, unless the update reads the signal `lr`; then forward-mode differentiation gives it.
-        """
-        if "lr" not in program.live.names:
-            stepped = super()._execute(p, program, inputs, numbers)
-            fresh = type(program.update) is int  # a result of this step; a name would be changed by others
-            self.state[p][_DERIVATIVE] = stepped.update if fresh else stepped.update.clone()
-            return stepped
-
-        def moved(lr: Tensor) -> tuple[Tensor, Stepped]:
-            stepped = compile_step(program)({**numbers.values, **inputs, "lr": lr}, range(inputs["g"].ndim))
-            return lr * stepped.update, stepped
-
-        _load_forward_mode()
-        rate = numbers.values["lr"]
-        _, derivative, stepped = torch.func.jvp(moved, (rate,), (torch.ones_like(rate),), has_aux=True)  # type: ignore[misc]
-        self.state[p][_DERIVATIVE] = derivative.detach().to(inputs["g"].dtype)
-        return Stepped(*stepped)
+            value = torch.as_tensor(group[name], dtype=torch.float64, device=move.device)
+            group[name] = on_scale(scale, value, group["learning"]["start"][name], move)
 
 
 def learn(
@@ -199,7 +279,7 @@ def learn(
     *,
     what: Sequence[str] = WHAT,
     per: str = "global",
-    rule: str = "multiplicative",
+    rule: str = "two-sided",
     hyper_lr: float | None = None,
     **options: Any,
 ) -> LearnedOptimizer:
@@ -214,22 +294,9 @@ def learn(
     return LearnedOptimizer(params, program, lr, what=what, per=per, rule=rule, hyper_lr=hyper_lr, **options)
 
 
-@functools.cache
-def _load_forward_mode() -> None:
-    """Let torch set up forward-mode differentiation, which makes use of what it has itself deprecated."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.script` is (deprecated|not supported)", DeprecationWarning)
-        torch.func.jvp(torch.square, (torch.ones(()),), (torch.ones(()),))
-
-
-def _choose(verb: str, name: object, known: Sequence[str] | dict[str, float]) -> None:
+def _choose(verb: str, name: object, known: Sequence[str] | Mapping[str, object]) -> None:
     if name not in known:
         raise ProgramError(f"cannot {verb} {name!r}; choose from: {', '.join(known)}")
-
-
-def _flat(x: Tensor) -> Tensor:
-    """As a vector of at least single precision, so that half-precision gradients do not overflow."""
-    return x.reshape(-1).to(torch.promote_types(x.dtype, torch.float32))
 
 
 __all__ = ["RULES", "LearnedOptimizer", "learn"]

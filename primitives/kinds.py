@@ -104,7 +104,7 @@ _WORDS = ("update", "next", "hyper", "slot", "optforge", "fallback", "nan", "inf
 # Options of torch optimizers and of their parameter groups, beside which hyperparameters stand.
 _OPTIONS = ("self", "params", "param_names", "name", "program", "total_steps", "maximize", "initial_lr",
             "capturable", "differentiable", "foreach", "fused", "compile", "state_dtype", "where", "use_fallback",
-            "base_lr", "log_factor", "applied_lr")  # fmt: skip
+            "base_lr", "log_factor", "applied_lr", "learning")  # fmt: skip
 RESERVED = frozenset(_WORDS + _OPTIONS)
 
 

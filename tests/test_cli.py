@@ -166,7 +166,7 @@ def test_run_directories_are_numbered_and_never_overwritten(run, tmp_path):
         (["--optimizer", "zzz"], ["unknown optimizer 'zzz' (optimizers: gradient-descent, sgd, "]),
         (["--optimizer", "none.txt"], ["there is no program file none.txt"]),
         (["--optimizer", "runs/none#1"], ["there is no run directory runs/none"]),
-        (["--learn", "lr,beta1"], ["cannot learn 'beta1'; choose from: lr"]),
+        (["--learn", "lr,gamma"], ["cannot learn 'gamma'; choose from: lr"]),
         (["--lr", "-1"], ["lr must be a finite number of at least 0, got -1.0"]),
         (["--lr", "0", "--learn", "lr"], ["lr must be positive to be learned"]),
         (["--json", "no/such/folder.json"], ["no/such/folder.json cannot be written"]),

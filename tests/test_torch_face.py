@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from baselines import BASELINES
-from learned.hypergradient import LearnedOptimizer
 from primitives import Builder, Kind, Program, ProgramError, ProgramOptimizer, parse_program
 from primitives.blocks import momentum, trust_ratio
 from primitives.compiled import kernel
@@ -115,8 +114,6 @@ def test_compiled_step_refuses_what_it_cannot() -> None:
     p = [nn.Parameter(torch.ones(2))]
     with pytest.raises(ProgramError, match="choose compile or differentiable, not both"):
         ProgramOptimizer(p, LION, compile=True, differentiable=True)
-    with pytest.raises(ProgramError, match="a compiled step does not keep"):
-        LearnedOptimizer(p, LION, compile=True)
 
 
 # Half precision.
