@@ -1,0 +1,158 @@
+"""How a learned rate follows its derivative: pure functions of what one step has shown.
+
+Each rule maps its memory and the sums of a step to a change of log α; all are free of units except `additive`. With g
+the gradient, u the derivative of the step before with respect to its rate, and c = ⟨g, u⟩ / (‖g‖ ‖u‖):
+
+- `additive`: α ← α + κ⟨g, u⟩ (Baydin et al. 2018, Online Learning Rate Adaptation, equation 5, for any update).
+  Variant: a step at most halves or doubles α.
+- `multiplicative`: log α ← log α + κ c; to first order Baydin's multiplicative rule, equation 8 there.
+- `traced`: the same with an average of c that decays by 0.9 a step, against noise of single steps.
+- `tower`: κ is itself learned in the same way, and so on upwards (Chandra et al. 2022, Gradient Descent: The Ultimate
+  Optimizer). Variant: in log space, with normalised derivatives: log κᵢ ← log κᵢ + κᵢ₊₁ hᵢ₊₁, h₁ = c, hᵢ₊₁ = hᵢ hᵢ⁻.
+- `scaled`: online gradient descent with AdaGrad's step on ⟨g, u⟩ / ‖g⁻‖², with g⁻ the gradient before (Gao et al. 2024,
+  Gradient Methods with Online Scaling). Variant: the scaling is one number, and moves in units of α.
+- `two-sided`: `traced`, and from above a cap on the relative change of weights, which needs no loss (see `cap`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from primitives import ProgramError
+from primitives.kinds import SCALES
+
+Memory = dict[str, Tensor]
+
+
+class Seen(NamedTuple):
+    """Sums over all parameters that a rate governs, 0-dimensional float64.
+
+    Attributes:
+        dot: ⟨g, u⟩; the derivative of the loss with respect to the rate is its negative.
+        g2, u2: ‖g‖² and ‖u‖².
+        alpha: the rate.
+    """
+
+    dot: Tensor
+    g2: Tensor
+    u2: Tensor
+    alpha: Tensor
+
+    @property
+    def cosine(self) -> Tensor:
+        """Of gradient and last step, in [-1, 1]."""
+        return self.dot / (self.g2.sqrt() * self.u2.sqrt())
+
+
+class Rule(NamedTuple):
+    """`init()` gives the first memory, ``step(memory, seen, κ)`` a change of log α and the next memory."""
+
+    init: Callable[[], Memory]
+    step: Callable[[Mapping[str, Tensor], Seen, float], tuple[Tensor, Memory]]
+    hyper_lr: float
+
+
+def _zeros(*names: str) -> Callable[[], Memory]:
+    return lambda: {name: torch.zeros((), dtype=torch.float64) for name in names}
+
+
+def _additive(memory: Mapping[str, Tensor], seen: Seen, k: float) -> tuple[Tensor, Memory]:
+    return torch.log1p((k * seen.dot / seen.alpha).clamp(-0.5, 1.0)), {}
+
+
+def _multiplicative(memory: Mapping[str, Tensor], seen: Seen, k: float) -> tuple[Tensor, Memory]:
+    return k * seen.cosine, {}
+
+
+def _traced(memory: Mapping[str, Tensor], seen: Seen, k: float) -> tuple[Tensor, Memory]:
+    trace = 0.9 * memory["trace"] + 0.1 * seen.cosine
+    weight = 0.9 * memory["weight"] + 0.1  # of what the trace has seen so far
+    return k * trace / weight, {"trace": trace, "weight": weight}
+
+
+def _scaled(memory: Mapping[str, Tensor], seen: Seen, k: float) -> tuple[Tensor, Memory]:
+    h = torch.where(memory["g2"] > 0, seen.dot / memory["g2"], 0.0)
+    square = memory["square"] + h.square()
+    step = k * h / (square.sqrt() + 1e-30)
+    return torch.log1p(step.clamp(-0.5, 1.0)), {"g2": seen.g2, "square": square}
+
+
+def tower(depth: int) -> Rule:
+    """Rates on rates, `depth` of them above α; 1 is `multiplicative`."""
+    if not (isinstance(depth, int) and depth >= 1):
+        raise ProgramError(f"a tower has at least 1 level, got {depth!r}")
+    names = [f"log_rate{i}" for i in range(1, depth)], [f"last{i}" for i in range(1, depth)]
+
+    def step(memory: Mapping[str, Tensor], seen: Seen, k: float) -> tuple[Tensor, Memory]:
+        h, change, new = seen.cosine, None, {}
+        for rate, last in zip(*names, strict=True):
+            above = h * memory[last]
+            new[last] = h
+            new[rate] = (memory[rate] + k * above).clamp(-5.0, 3.0)
+            change = k * new[rate].exp() * h if change is None else change
+            h = above
+        return (k * h if change is None else change), new
+
+    return Rule(_zeros(*names[0], *names[1]), step, 0.02)
+
+
+RULES: dict[str, Rule] = {
+    "two-sided": Rule(_zeros("trace", "weight"), _traced, 0.2),
+    "multiplicative": Rule(_zeros(), _multiplicative, 0.02),
+    "additive": Rule(_zeros(), _additive, 1e-7),
+    "traced": Rule(_zeros("trace", "weight"), _traced, 0.02),
+    "tower": tower(3),
+    "scaled": Rule(_zeros("g2", "square"), _scaled, 0.1),
+}
+"""Rules by name, each with the κ (`hyper_lr`) that is used unless another is given."""
+
+CAP = 0.01  # largest step of a weight matrix, relative to its size
+MEMORY_OF_LARGE = 0.999  # by which the largest seen update per rate is forgotten a step
+
+
+def cap(large: Tensor, relative: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper bound of log α, and the memory for the next.
+
+    α r ≤ 1 %, with r the median over all matrices of ‖u‖ / ‖p‖: what one step at rate 1 changes of them. Updates of
+    rules with averages are largest in the beginning; r counts as what it was at its largest, forgotten slowly, so that
+    a rate does not rise just because gradients die down. You et al. 2017 fix this quotient, for each layer; here it
+    bounds.
+    """
+    large = torch.maximum(MEMORY_OF_LARGE * large, relative)
+    return torch.log(CAP / large), large
+
+
+_DRIFT = 3.0  # in unconstrained space: the furthest that a hyperparameter other than lr moves from where it began
+_SHRINK = 0.01  # share of itself by which a group's or a tensor's deviation from its parent shrinks in a step
+
+
+def towards_parent(own: Tensor, change: Tensor) -> Tensor:
+    """A deviation in log space after a step: it shrinks, and moves by `change` where that is finite; at most e² ×."""
+    moved = (1 - _SHRINK) * own + change
+    return torch.where(torch.isfinite(moved), moved, own).clamp(-2.0, 2.0)
+
+
+def on_scale(scale: str, value: Tensor, start: float, change: Tensor) -> Tensor:
+    """A hyperparameter moved by `change` in the space of its scale (see `primitives.kinds.SCALES`).
+
+    It stays within 3 of its first value there, which is a factor of 20 for `log`; one that is switched off stays so.
+    """
+    begin = SCALES[scale].forward(start)
+    if not math.isfinite(begin):
+        return value
+    forward, inverse = _MAPS[scale]
+    return inverse((forward(value) + change).clamp(begin - _DRIFT, begin + _DRIFT))
+
+
+_MAPS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "log": (torch.log, torch.exp),
+    "unit": (torch.logit, torch.sigmoid),
+    "linear": (torch.clone, torch.clone),
+}
+
+__all__ = ["CAP", "RULES", "Memory", "Rule", "Seen", "cap", "on_scale", "towards_parent", "tower"]

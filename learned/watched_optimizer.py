@@ -1,0 +1,109 @@
+"""The `torch.optim` face of programs that measure (see `learned.watch`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learned.watch import Watched, watched
+from primitives import Program, ProgramOptimizer
+from primitives.numbers import Numbers
+from primitives.options import with_fallback
+from primitives.parameters import begin
+
+
+class WatchedOptimizer(ProgramOptimizer):
+    """Trains as `ProgramOptimizer` does, and keeps in its state what was measured on the way.
+
+    Subclasses set `what` before they call the constructor of this class. Checkpoints fit those of plain optimizers.
+
+    Attributes:
+        what: hyperparameters whose derivatives are measured.
+    """
+
+    what: tuple[str, ...]
+    _damp: Tensor  # what gradients of this step are multiplied by
+    _ready: list[list[Tensor]]  # of each group, the parameters of this step
+
+    def _start(self) -> None:
+        self._damp, self._ready = torch.ones((), dtype=torch.float64), []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"what": self.what}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._start()
+
+    def _before_step(self) -> None:
+        self._start()
+        self._ready = [[p for p in g["params"] if p.grad is not None and p.numel()] for g in self.param_groups]
+
+    def _pairs(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        for group, params in zip(self.param_groups, self._ready, strict=True):
+            yield from ((group, p) for p in params)
+
+    def _watch(self, p: Tensor) -> Watched:
+        return self._watched(super().route(p))
+
+    def _watched(self, program: Program) -> Watched:
+        """A fallback need not have all that is learned of the program."""
+        own = self.program.defaults() if hasattr(self, "program") else {}
+        return watched(program, tuple(n for n in self.what if n not in own or n in program.defaults()))
+
+    def route(self, p: Tensor) -> Program:
+        """The program that trains `p`, as it measures what learning needs."""
+        return self._watch(p).program
+
+    def _numbers(self, program: Program, scalars: dict[str, Tensor], step: float) -> Numbers:
+        return super()._numbers(program, scalars | {self._of(program).damp: self._damp}, step)
+
+    def _of(self, program: Program) -> Watched:
+        return next(w for w in map(self._watched, with_fallback(self.program)) if w.program is program)
+
+    def _extra(self) -> set[str]:
+        return {name for part in with_fallback(self.program) for name in self._watched(part).extra}
+
+    def _check_saved(self, saved: dict[str, Any]) -> None:
+        extra = self._extra()
+        plain = {i: {k: v for k, v in state.items() if k not in extra} for i, state in saved["state"].items()}
+        super()._check_saved(saved | {"state": plain})
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `ProgramOptimizer`'s, which loads it; what only learning needs stands apart in each parameter's state."""
+        saved, extra = super().state_dict(), self._extra()
+        states: dict[Any, Any] = {}
+        for i, state in saved["state"].items():
+            own = {k: v for k, v in state.items() if k in extra}
+            states[i] = {k: v for k, v in state.items() if k not in extra} | {"learning": own}
+        return saved | {"state": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load as `ProgramOptimizer` does; also from a plain optimizer, learning then starts from the factor 1."""
+        states = {i: {**state, **state.get("learning", {})} for i, state in state_dict["state"].items()}
+        states = {i: {k: v for k, v in state.items() if k != "learning"} for i, state in states.items()}
+        super().load_state_dict(state_dict | {"state": states})
+        for p, state in self.state.items():
+            watch = self._watch(p)
+            for slot in watch.program.state:
+                if state and slot.name in watch.extra and slot.name not in state:
+                    state[slot.name] = begin(slot, p).to(self._dtype(p))
+
+    def _probe(self, group: dict[str, Any], p: Tensor, norm: Tensor) -> Tensor:
+        """Squares of the norms of the next update and of the parameter, without a step; `norm` is that of all gradients."""
+        sign = -1 if group["maximize"] else 1
+        state, dtype = self.state[p] or self._begin(p, sign), self._dtype(p)
+        scalars = {name: torch.as_tensor(group[name], dtype=torch.float64) for name in self._hyper_names()}
+        scalars |= {"lr": self._rate(group), "global_norm": norm}
+        program = self.route(p)
+        numbers = self._numbers(program, scalars, state["step"].item() + 1)
+        inputs = {"g": sign * p.grad.to(dtype), "p": p.detach().to(dtype)}  # type: ignore[union-attr]
+        inputs |= {slot.name: state[slot.name] for slot in program.state}
+        update = self._execute(p, program, inputs, numbers).update
+        return torch.stack((update.double().square().sum(), p.detach().double().square().sum()))
+
+
+__all__ = ["WatchedOptimizer"]
