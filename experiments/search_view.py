@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -15,11 +17,58 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
+from experiments.quit_key import QuitKey
+from primitives import Program
+from primitives.program import Const
 from primitives.pseudocode import pseudo_code
 from search.cache import Verdict
 from search.engine import Budget, Finished, Search
+from search.evolution import Individual
 
 LINE_EVERY = 15.0  # seconds between lines where there is no terminal to draw in
+
+
+class Diversity:
+    """How different the living are, the youngest programs that may become parents.
+
+    No two have the same key or fingerprint: the search trains none twice. What can run dry is their *structure*, that
+    is the statements without their numbers, and how they *behave*: scores to four digits.
+    """
+
+    def __init__(self, living: int, history: Iterable[Individual] = ()) -> None:
+        self._living: deque[tuple[object, str]] = deque(maxlen=living)
+        for individual in history:
+            self.add(individual.program, individual.score)
+
+    def add(self, program: Program, score: float) -> None:
+        """A program joins, and if there are too many, the oldest leaves."""
+        self._living.append((_structure(program), f"{score:.4g}"))
+
+    @property
+    def living(self) -> int:
+        """How many there are."""
+        return len(self._living)
+
+    @property
+    def structures(self) -> int:
+        """How many differ in more than numbers."""
+        return len({structure for structure, _ in self._living})
+
+    @property
+    def behaviours(self) -> int:
+        """How many differ in the first four digits of their score."""
+        return len({score for _, score in self._living})
+
+
+def _structure(program: Program) -> object:
+    live = program.pruned()
+    outputs = (live.update, *live.next_state)
+    body = tuple((instr.op, tuple(map(_without_number, instr.args))) for instr in live.body)
+    return body, tuple(map(_without_number, outputs)), tuple((s.name, s.kind) for s in live.state)
+
+
+def _without_number(arg: object) -> object:
+    return "number" if isinstance(arg, Const) else arg
 
 
 class SearchView:
@@ -30,6 +79,10 @@ class SearchView:
         self.console = Console()
         self.begin = self.last_line = time.monotonic()
         self.before = search.statistics.trained
+        self.begun_with = search.statistics.verdicts.copy()
+        living = search.evolution.population
+        self.diversity = Diversity(living, search.history[-living:])
+        self.key = QuitKey()
         self.progress = Progress(
             TextColumn("search"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
             TextColumn("ETA"), TimeRemainingColumn(), console=self.console,
@@ -40,6 +93,7 @@ class SearchView:
 
     def __enter__(self) -> SearchView:
         if self.console.is_terminal:
+            self.key.__enter__()
             self.live.start()
         return self
 
@@ -48,11 +102,14 @@ class SearchView:
     ) -> None:
         if self.console.is_terminal:
             self.live.stop()
+            self.key.__exit__()
         self.writer.close()
 
     def update(self, finished: Finished) -> None:
         """Take note of a batch that is in the ledger."""
         self.progress.update(self.bar, completed=self._share())
+        for candidate, fitness in zip(finished.candidates, finished.fitnesses, strict=True):
+            self.diversity.add(candidate.program, fitness.score)
         self._log(finished)
         if self.console.is_terminal:
             self.live.update(self._draw())
@@ -86,6 +143,25 @@ class SearchView:
             f"{statistics.duplicates} duplicates, {statistics.diverged} diverged, {score}"
         )
 
+    def _rates(self) -> dict[str, float]:
+        """Programs for each second of this session: generated, valid, recognised as duplicates, and trained."""
+        statistics = self.search.statistics
+        seconds = max(1e-9, time.monotonic() - self.begin)
+        since = {v: statistics.verdicts[v] - self.begun_with[v] for v in Verdict}
+        duplicates = sum(since[v] for v in (Verdict.SAME_KEY, Verdict.SAME_BEHAVIOUR, Verdict.SAME_UP_TO_RATE))
+        counts = {
+            "generated": sum(since.values()),
+            "valid": duplicates + since[Verdict.NEW],
+            "duplicate": duplicates,
+            "trained": statistics.trained - self.before,
+        }
+        return {name: count / seconds for name, count in counts.items()}
+
+    def _population(self) -> str:
+        rates = ", ".join(f"{rate:.1f} {name}" for name, rate in self._rates().items())
+        d = self.diversity
+        return f"each second: {rates}; of {d.living} living, {d.structures} structures and {d.behaviours} behaviours"
+
     def _rejections(self) -> str:
         """What was not trained and why, and how much of the genomes is without effect."""
         statistics = self.search.statistics
@@ -97,10 +173,21 @@ class SearchView:
             f"{statistics.redundancy:.1%} of statements redundant"
         )
 
+    def _origin(self) -> str:
+        """How the best program came about, in a line."""
+        record, history = self.search.best[0], self.search.history
+        score = f"program {record.number}, {record.fitness.score:.4g}"
+        if 0 <= record.parent < len(history):
+            score += f", from program {record.parent}, {history[record.parent].score:.4g}"
+        return f"{score}, by {' + '.join(record.mutations)}"
+
     def _draw(self) -> Group:
-        parts: list[Progress | Text | Panel] = [self.progress, Text(self._line()), Text(self._rejections())]
+        lines = (self._line(), self._population(), self._rejections())
+        parts: list[Progress | Text | Panel] = [self.progress, *map(Text, lines)]
         if self.search.best:
             parts.append(Panel(pseudo_code(self.search.best[0].program), title="best so far", expand=False))
+        if self.key.listens:
+            parts.append(Text("q or Ctrl-C ends the search and keeps everything", style="dim"))
         return Group(*parts)
 
     def _log(self, finished: Finished) -> None:
@@ -111,6 +198,7 @@ class SearchView:
             self.writer.add_scalar("fitness/best", best[0].fitness.score, at)
             if best[0].batch == finished.batch:
                 self.writer.add_text("best program", f"```\n{pseudo_code(best[0].program)}\n```", at)
+                self.writer.add_text("lineage", self._origin(), at)
         if scores:
             self.writer.add_scalar("fitness/median of batch", median(scores), at)
         generated = max(1, statistics.generated)
@@ -126,4 +214,8 @@ class SearchView:
                 source = f"from {evolution.founded_by(candidate.number)}, program {candidate.parent}"
                 self.writer.add_text("restart", source, candidate.number)
         self.writer.add_scalar("search/share diverged", statistics.diverged / max(1, at), at)
-        self.writer.add_scalar("search/programs per second", (at - self.before) / (time.monotonic() - self.begin), at)
+        for name, rate in self._rates().items():
+            self.writer.add_scalar(f"programs per second/{name}", rate, at)
+        if self.diversity.living:
+            self.writer.add_scalar("diversity/structures", self.diversity.structures / self.diversity.living, at)
+            self.writer.add_scalar("diversity/behaviours", self.diversity.behaviours / self.diversity.living, at)
