@@ -10,6 +10,10 @@ from primitives import Program
 _SIZE = 17.0  # of a letter, in pixels
 _MARGIN = 2.0
 _COMMANDS = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}  # matplotlib's path codes
+_REPLACED = {
+    r"\begin{cases}": r"\left\{ ", r"\end{cases}": r"\right.", r"\\": r",\; ", "&": r"\;",
+    r"\text": r"\mathrm", r"\frac": r"\dfrac", r"\lVert": r"\|", r"\rVert": r"\|",
+}  # fmt: skip
 _WRAPPING = re.compile(r"\\(?:begin|end)\{(?:aligned|gathered)\}")
 
 
@@ -29,8 +33,10 @@ def svg_lines(program: Program) -> list[str] | None:
 
 
 def _simplified(line: str) -> str:
-    """LaTeX without what only aligns and groups."""
-    return line.replace("&", " ").replace(r"\text", r"\mathrm").replace(r"\frac", r"\dfrac").strip()
+    """LaTeX without what only aligns and groups, and with cases on one line."""
+    for old, new in _REPLACED.items():
+        line = line.replace(old, new)
+    return line.strip()
 
 
 def _svg(formula: str) -> str:
