@@ -48,7 +48,10 @@ class Native:
         live = self._made_of([*self._results, *(n for _, n in self._next)], whole=True)
         read = [a for i in live if self._nodes[i].kind is TENSOR for a in self._nodes[i].args]
         self._in_passes = {*self._results, *read}
-        self._passes = max(self._nodes[i].level for i in live) + 1
+        needed = [*self._made_of(self._results, whole=True), *(a for i in live if self._nodes[i].is_sum
+                                                               for a in self._nodes[i].args)]  # fmt: skip
+        # The last pass may also sum what only the next step reads: it need not be known when results are written.
+        self._passes = max(self._nodes[i].level for i in needed) + 1
         self._kept = {kind: [i for i in live if self._nodes[i].kind is kind and self._is_kept(i)] for kind in Kind}
         summed = [i for i in live if self._needs_pass(i)]
         self._sums = {kind: [i for i in summed if self._nodes[i].kind is kind] for kind in Kind}
