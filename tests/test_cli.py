@@ -19,7 +19,7 @@ from experiments.cli import app
 from experiments.errors import UserError
 from primitives import parse_program, print_program
 
-COMMANDS = ("train", "search", "compare", "show", "tasks", "optimizers", "digest")
+COMMANDS = ("train", "search", "compare", "show", "tasks", "optimizers", "report", "digest")
 
 PARTLY_DEAD = """optforge 1
 hyper beta = 0.9 unit
@@ -85,7 +85,7 @@ def test_help_names_every_command(run):
         assert f"│ {command} " in out
 
 
-@pytest.mark.parametrize("command", ["train", "search", "compare", "show", "digest"])
+@pytest.mark.parametrize("command", ["train", "search", "compare", "show", "report", "digest"])
 def test_help_of_each_command_has_an_example(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0 and f"optforge {command} " in out.split("Usage:")[1].split("Example")[1]
@@ -161,7 +161,7 @@ def test_run_directories_are_numbered_and_never_overwritten(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--task", "digts"], ["unknown task 'digts'; did you mean digits?"]),
+        (["--task", "digts"], ["unknown task 'digts'; did you mean digits"]),
         (["--optimizer", "adamv"], ["unknown optimizer 'adamv'; did you mean adam", "adamw", "lion", "RUN_DIR#RANK"]),
         (["--optimizer", "zzz"], ["unknown optimizer 'zzz' (optimizers: gradient-descent, sgd, "]),
         (["--optimizer", "none.txt"], ["there is no program file none.txt"]),
@@ -350,7 +350,7 @@ def test_search_resumes_only_what_exists(run, tmp_path, searched):
     (tmp_path / "runs" / "first" / "ledger").touch()
     assert refused(run("search", "--resume", "--run-dir", "runs/frst"), "did you mean runs/first?")
     assert refused(run("search", "--run-dir", "runs/first"), "already exists")
-    assert refused(run("search", "--task", "digit"), "did you mean digits?")
+    assert refused(run("search", "--task", "digit"), "did you mean digits")
     assert not searched
     assert run("search", "--resume", "--run-dir", "runs/first")[0] == 0
     assert searched[0].resume is True and searched[0].run_dir == Path("runs/first")

@@ -196,6 +196,9 @@ def test_lineage_goes_from_the_start_to_the_champion_and_says_what_changed(run: 
         best = min(best, step.row.score)
         if step.generation:
             assert re.search("^[+-]", step.diff, re.MULTILINE)
+    text, scores = found.rows[0].text, (5.0, 3.0, 4.0, 3.5, 2.0)
+    made = [Row(n, n - 1, "constant", text, score, 0.1, "ok", 9, 9, 2) for n, score in enumerate(scores)]
+    assert [step.gain for step in lineage(made)] == [False, True, False, False, True]  # 3.5 only mends what 4 lost
     loop = dataclasses.replace(found, rows=(found.rows[0]._replace(parent=0),))
     assert len(ancestors(loop.rows, loop.rows[0])) == 1  # an edited ledger ends, too
 
