@@ -41,6 +41,11 @@ def rosenbrock(w: Tensor, v: Tensor) -> Tensor:
 STARTS = {quadratic: (0.7, -0.8), rosenbrock: (0.85, 0.85)}
 
 
+# Dtypes of parameters, and of their state where it is another.
+DTYPES = [(torch.float64, None), (torch.float32, None), (torch.bfloat16, None), (torch.float32, torch.float32),
+          (torch.float32, torch.float64), (torch.bfloat16, torch.float32)]  # fmt: skip
+
+
 @every_row
 @pytest.mark.parametrize("target", STARTS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -117,8 +122,7 @@ def test_what_has_no_gradient_is_untouched(name: str, form: str) -> None:
 
 
 @every_row
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("state_dtype", [None, torch.float32], ids=str)
+@pytest.mark.parametrize(("dtype", "state_dtype"), DTYPES, ids=str)
 def test_step_keeps_what_is_not_its_own(
     name: str, form: str, dtype: torch.dtype, state_dtype: torch.dtype | None
 ) -> None:
@@ -209,8 +213,7 @@ def test_schedulers_cycle_momentum_by_the_names_of_torch(name: str) -> None:
 
 
 @every_row
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("state_dtype", [None, torch.float32], ids=str)
+@pytest.mark.parametrize(("dtype", "state_dtype"), DTYPES, ids=str)
 def test_checkpoint_continues_bit_for_bit(
     name: str, form: str, dtype: torch.dtype, state_dtype: torch.dtype | None
 ) -> None:
