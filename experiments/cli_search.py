@@ -63,6 +63,13 @@ def search(
         typer.Option(metavar="DIR", help="For all that is written.", show_default="a new one in runs/"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --run-dir.")] = False,
+    funnel: Annotated[
+        bool | None,
+        typer.Option("--funnel/--no-funnel", help="Then send the best through other tasks.", show_default="by preset"),
+    ] = None,
+    stop_overfitting: Annotated[
+        bool, typer.Option("--stop-overfitting", help="End where only the search's own task still improves.")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there as JSON.")
     ] = None,
@@ -77,6 +84,7 @@ def search(
       optforge search --preset hour --islands 4 --migrate-every 50
       optforge search --programs 2000 --start adamw,lion,runs/first#1 --restart-every 500
       optforge search --programs 2000 --strategy shuffled
+      optforge search --programs 4000 --funnel --stop-overfitting
       optforge search --run-dir runs/first --resume --minutes 5
     """
     from experiments.presets import DEFAULTS
@@ -111,6 +119,8 @@ def search(
         resume=resume,
         json=json_file,
         preset=preset,
+        funnel=funnel,
+        stop_overfitting=stop_overfitting or None,
     )
     try:
         finished = run_search(options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -59,22 +59,36 @@ def print_comparison(comparison: Comparison) -> None:
     In a narrow terminal the tables leave out what can be spared; in a file they are as wide as they need to
     be.
     """
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=max(console.width, 120))
+    console = _console()
     console.print()
     console.print(comparison.verdict, style="bold", markup=False)
     for table in (entry_table(comparison), pair_table(comparison)):
-        if table.rows:
-            while table.spare and _width(table, console) > console.width:
-                table = table.without(table.spare[0])
-            console.print()
-            console.print(_rich(table))
+        print_table(table)
     console.print()
-    for note in notes(comparison):
-        console.print(f"· {note}", style="dim", markup=False)
+    print_notes(notes(comparison))
+
+
+def print_table(table: Table) -> None:
+    """Print a table to standard output after an empty line, or nothing if it has no rows."""
+    console = _console()
+    if table.rows:
+        while table.spare and _width(table, console) > console.width:
+            table = table.without(table.spare[0])
+        console.print()
+        console.print(_rich(table))
+
+
+def print_notes(lines: Iterable[str]) -> None:
+    """Print remarks below a table."""
+    for line in lines:
+        _console().print(f"· {line}", style="dim", markup=False)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=max(console.width, 120))
 
 
 def _width(table: Table, console: Console) -> int:

@@ -35,7 +35,7 @@ LOOKS = 16
 STAGES = (
     Stage("small tasks", ("digits-conv", "digits-autoencoder", "noisy-quadratic"), 0, (10, 11, 12), keep=8),
     Stage("text", ("charlm",), 60, (20,), keep=5),
-    Stage("meta-validation", ("mnist1d", "breast-cancer", "copy"), 0, (30, 31, 32), keep=0),
+    Stage("meta-validation", ("mnist1d", "breast-cancer", "rosenbrock"), 0, (30, 31, 32), keep=0),
 )
 """What follows the probes and the search itself, on a CPU. Searches count their seeds from 0, comparisons from 1000."""
 
@@ -174,7 +174,13 @@ def run_funnel(
     return found
 
 
-def enter(store: Store, stage: Stage, programs: Mapping[int, Program], workers: int, report: Report) -> Passage:
+def enter(
+    store: Store,
+    stage: Stage,
+    programs: Mapping[int, Program],
+    workers: int,
+    report: Report = lambda what, done, total: None,
+) -> Passage:
     """One stage: every program and AdamW trained on all its tasks, at every rate from every seed."""
     adamw = BASELINES["adamw"].program
     values: dict[int, dict[str, tuple[float, ...]]] = {number: {} for number in programs}

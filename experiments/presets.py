@@ -41,6 +41,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "population": 1000,
             "tournament": 2,
             "batch": 128,
+            "funnel": True,
         },
         "gpu": {
             "programs": 262_144,
@@ -48,6 +49,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "population": 1000,
             "tournament": 2,
             "batch": 1024,
+            "funnel": True,
         },
     }
 )

@@ -53,6 +53,8 @@ class SearchOptions:
         resume: go on with the run in `run_dir`.
         json: where to write the final table, if anywhere.
         preset: named settings, see `experiments.presets`.
+        funnel: whether the best programs are then trained on other tasks, see `experiments.funnel_run`.
+        stop_overfitting: end the search where only its own task still improves, not meta-validation.
     """
 
     run_dir: Path
@@ -77,6 +79,8 @@ class SearchOptions:
     resume: bool = False
     json: Path | None = None
     preset: str | None = None
+    funnel: bool | None = None
+    stop_overfitting: bool | None = None
 
 
 def run_search(options: SearchOptions) -> bool:
@@ -87,7 +91,8 @@ def run_search(options: SearchOptions) -> bool:
     """
     import torch
 
-    from experiments.hall_of_fame import conclude
+    from experiments.funnel_watch import Watch
+    from experiments.hall_of_fame import FunnelSettings, conclude
     from experiments.search_view import SearchView
     from search.cache import DuplicateCache
     from search.engine import Budget, Search
@@ -105,6 +110,7 @@ def run_search(options: SearchOptions) -> bool:
     workers = Workers(factory, _workers(options.workers, config["lag"]))
     finished = True
     try:
+        watch = Watch(options.run_dir, config["task"], options.programs) if options.stop_overfitting else None
         _keep_budget(options)
         search = Search(evolution(config), ledger, workers, DuplicateCache(check_descent=config["descent"]))
         budget = Budget(options.programs, None if options.minutes is None else 60 * options.minutes)
@@ -112,6 +118,9 @@ def run_search(options: SearchOptions) -> bool:
             try:
                 for batch in search.run(budget):
                     view.update(batch)
+                    if watch is not None and (point := watch(search.history)) is not None:
+                        search.exhausted = f"meta-validation did not improve after program {point}, only the score did"
+                        break
             except KeyboardInterrupt:
                 finished = False
                 # what is left to do takes a moment; a second Ctrl-C must not leave it half done
@@ -119,7 +128,9 @@ def run_search(options: SearchOptions) -> bool:
         workers.close()
         view.summary(search, interrupted=not finished)
         if search.best:
-            conclude(options.run_dir, options.json, config, search, fast=not finished)
+            every = 0 if watch is None else watch.every
+            settings = FunnelSettings(_workers(options.workers, config["lag"]), every) if options.funnel else None
+            conclude(options.run_dir, options.json, config, search, fast=not finished, funnel=settings)
         elif finished and not search.statistics.trained:
             raise UserError("the time was over before the first batch; go on with --resume and more --minutes")
         elif finished:
@@ -224,8 +235,9 @@ def _with_preset(options: SearchOptions) -> SearchOptions:
     stored = options.run_dir / BUDGET
     if options.resume and options.programs is None and options.minutes is None and stored.is_file():
         try:
-            options = replace(options, **json.loads(stored.read_text()))
-        except (ValueError, TypeError):
+            kept = json.loads(stored.read_text()).items()
+            options = replace(options, **{n: v for n, v in kept if getattr(options, n) is None})
+        except (ValueError, TypeError, AttributeError):
             raise UserError(f"{stored} is damaged; say how far to go with --programs or --minutes") from None
     if options.programs is None and options.minutes is None:
         options = replace(options, **PRESETS["minutes"])
@@ -234,7 +246,7 @@ def _with_preset(options: SearchOptions) -> SearchOptions:
 
 def _keep_budget(options: SearchOptions) -> None:
     """What `--resume` goes on to where it is not told otherwise."""
-    budget = {"programs": options.programs, "minutes": options.minutes}
+    budget = {n: getattr(options, n) for n in ("programs", "minutes", "funnel", "stop_overfitting")}
     write_atomic(options.run_dir / BUDGET, json.dumps(budget) + "\n")
 
 

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from baselines import BASELINES
-from experiments import funnel_store
+from experiments import funnel_run, funnel_store
 from experiments.errors import UserError
 from experiments.funnel_report import sentences, stage_table, write_archive, write_picture
 from experiments.funnel_run import Funnel, correlation, run_funnel, stages_for
+from experiments.funnel_watch import Watch
+from experiments.run_search import SearchOptions, run_search
 from experiments.tasks import TASKS
 from primitives import Program, Task, parse_program
 from primitives.task import Splits, TensorSplit
@@ -193,3 +195,44 @@ def test_tables_picture_and_archive(tmp_path: Path) -> None:
     assert [row["number"] for row in rows] == [8, 7]
     assert [parse_program(row["program"]).key for row in rows] == [ADAMW.key, SGD.key]
     assert [row[0] for row in shown.rows] == ["8", "7"]
+
+
+def test_a_watch_says_when_only_the_proxy_improves_and_says_it_again_after_a_resume(tmp_path: Path) -> None:
+    # on the search's own task each is better than the one before; elsewhere the first is as good as it gets
+    programs = [ADAMW, *[parse_program(f"optforge 1\nx0 = mul(g, -{n}.0)\nupdate x0\n") for n in range(1, 6)]]
+    history = [Individual(n, 0, program, 1.0 - n / 10) for n, program in enumerate(programs)]
+    watch = Watch(tmp_path, "digits", 16, stage=STAGES[1])
+    assert watch.every == 1
+    said = [watch(history[:n]) for n in range(1, len(history) + 1)]
+    assert said == [None, None, None, 1, 1, 1]
+    assert Watch(tmp_path, "digits", 16, stage=STAGES[1])(history) == 1
+    assert Watch(tmp_path, "digits", None, stage=STAGES[1])(history) is None  # too early for a checkpoint
+
+
+def test_a_watch_without_tasks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(funnel_run, "STAGES", STAGES)
+    with pytest.raises(UserError, match="leave --stop-overfitting out"):
+        Watch(tmp_path, "unseen", 100)
+
+
+def test_a_search_with_a_funnel_and_the_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(funnel_run, "STAGES", STAGES)
+    settings = {"programs": 64, "batch": 16, "steps": 4, "population": 8, "tournament": 2, "workers": 0}
+    options = SearchOptions(run_dir=tmp_path, funnel=True, stop_overfitting=True, **settings)  # type: ignore[arg-type]
+    assert run_search(options)
+    shown = capsys.readouterr().out
+    assert "rank correlation of search score and meta" in shown and "meta-overfitting" in shown
+    content = json.loads((tmp_path / "funnel.json").read_text())
+    assert [row["trained"] for row in content["curve"]][:2] == [4, 8]
+    fame = json.loads((tmp_path / "hall_of_fame.json").read_text())
+    assert {row["number"] for row in fame} == set(content["survivors"])
+    for row in fame:
+        assert row["seeds"] == list(range(2000, 2010))
+        assert row["valid_interval"]["low"] <= row["valid"] <= row["valid_interval"]["high"]
+        assert row["test_interval"]["low"] <= row["test"] <= row["test_interval"]["high"]
+    front = json.loads((tmp_path / "archive.json").read_text())
+    assert front[0]["fitness"] <= min(row["score"] for row in fame)
+    # what a resumed run goes on with
+    assert json.loads((tmp_path / "budget.json").read_text())["funnel"] is True
