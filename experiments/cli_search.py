@@ -55,6 +55,10 @@ def search(
     batch: Annotated[Number, typer.Option(min=1, metavar="N", help="Programs trained together.")] = None,
     lag: Annotated[Number, typer.Option(min=1, metavar="N", help="Batches in flight at once.")] = None,
     workers: Annotated[Number, typer.Option(min=0, metavar="N", help="Processes that evaluate.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Evaluate on this Ray cluster, as in: head:6379, auto, local."),
+    ] = None,
     steps: Annotated[
         Number, typer.Option(min=1, metavar="N", help="Length of a run.", show_default="the task's own")
     ] = None,
@@ -115,6 +119,7 @@ def search(
         batch=batch,
         lag=lag,
         workers=workers,
+        ray=ray,
         steps=steps,
         resume=resume,
         json=json_file,

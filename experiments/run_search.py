@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from search.evolution import Evolution
     from search.fitness import Evaluator
     from search.ledger import Ledger
+    from search.pool import Executor
 
 BUDGET = "budget.json"
 MAX_WORKERS = 4  # for each core
@@ -49,6 +51,7 @@ class SearchOptions:
         ladder: learning rates that each program is trained at.
         seeds: of initial weights and batches of the training runs.
         workers: processes; 0 trains in this one. By default one for each core.
+        ray: address of a Ray cluster to evaluate on; `workers` is then the number of its actors.
         run_dir: an existing, empty directory, or with `resume` that of a run.
         resume: go on with the run in `run_dir`.
         json: where to write the final table, if anywhere.
@@ -76,6 +79,7 @@ class SearchOptions:
     ladder: tuple[float, ...] | None = None
     seeds: tuple[int, ...] | None = None
     workers: int | None = None
+    ray: str | None = None
     resume: bool = False
     json: Path | None = None
     preset: str | None = None
@@ -97,17 +101,18 @@ def run_search(options: SearchOptions) -> bool:
     from search.cache import DuplicateCache
     from search.engine import Budget, Search
     from search.ledger import LedgerError
-    from search.workers import Workers
 
     torch.set_num_threads(1)  # the workers have the other cores; two threads that wait for each other lose tenfold
     check_can_write("--json", options.json)
     options = _with_preset(options)
+    if options.ray is not None:
+        _connect(options.ray)
     ledger, config = _open(options)
     if ledger.notice:
         print(ledger.notice)
     protocol = (config["task"], tuple(config["ladder"]), tuple(config["seeds"]), config["steps"])
     factory = functools.partial(evaluator, *protocol)
-    workers = Workers(factory, _workers(options.workers, config["lag"]))
+    workers = _executor(factory, options, config["lag"])
     finished = True
     try:
         watch = Watch(options.run_dir, config["task"], options.programs) if options.stop_overfitting else None
@@ -129,7 +134,7 @@ def run_search(options: SearchOptions) -> bool:
         view.summary(search, interrupted=not finished)
         if search.best:
             every = 0 if watch is None else watch.every
-            settings = FunnelSettings(_workers(options.workers, config["lag"]), every) if options.funnel else None
+            settings = FunnelSettings(_workers(options, config["lag"]), every) if options.funnel else None
             conclude(options.run_dir, options.json, config, search, fast=not finished, funnel=settings)
         elif finished and not search.statistics.trained:
             raise UserError("the time was over before the first batch; go on with --resume and more --minutes")
@@ -152,14 +157,14 @@ def _open(options: SearchOptions) -> tuple[Ledger, dict[str, Any]]:
     try:
         if not options.resume:
             config = _config(options)
-            _workers(options.workers, config["lag"])  # or it refuses, before anything is written
+            _workers(options, config["lag"])  # or it refuses, before anything is written
             return Ledger.create(options.run_dir, config), config
         ledger = Ledger.open(options.run_dir)
     except LedgerError as error:
         raise UserError(str(error)) from None
     try:
         config = _agreed(options, ledger.config)
-        _workers(options.workers, config["lag"])
+        _workers(options, config["lag"])
         return ledger, config
     except UserError:
         ledger.close()
@@ -202,12 +207,38 @@ def evolution(config: dict[str, Any]) -> Evolution:
     )
 
 
-def _workers(asked: int | None, lag: int) -> int:
+def _connect(address: str) -> None:
+    try:
+        from search.cluster import connect
+    except ImportError:
+        raise UserError("--ray needs the extra cluster; install it with: pip install 'optforge[cluster]'") from None
+    try:
+        connect(address)
+    except ConnectionError as error:
+        raise UserError(f"there is no Ray cluster at {address}: {error}") from None
+
+
+def _executor(factory: Callable[[], Evaluator], options: SearchOptions, lag: int) -> Executor:
+    """Where batches are evaluated: on the Ray cluster if one was named, or in processes here."""
+    if options.ray is None:
+        from search.workers import Workers
+
+        return Workers(factory, _workers(options, lag))
+    from search.cluster import Cluster
+
+    cluster = Cluster(factory, options.workers)
+    if cluster.count > lag:
+        print(f"{lag} of the cluster's {cluster.count} places are used; begin a run with --lag {cluster.count} for all")
+        cluster.count = lag
+    return cluster
+
+
+def _workers(options: SearchOptions, lag: int) -> int:
     """How many processes to use."""
-    cores = _cores()
+    cores, asked = _cores(), options.workers
     if asked is None:
         return min(cores, lag)
-    if asked > MAX_WORKERS * cores:
+    if asked > MAX_WORKERS * cores and options.ray is None:
         raise UserError(
             f"{asked} workers on {cores} core{'s' * (cores > 1)} would only get in each other's way; choose at most "
             f"{MAX_WORKERS * cores}, or leave --workers out for one on each core"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import insort
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from search.cache import DuplicateCache, Verdict
 from search.evolution import Candidate, Evolution, Individual, SpaceExhausted, Statistics
 from search.fitness import Fitness, Status
 from search.ledger import Ledger, Record
-from search.workers import Job, Workers
+from search.pool import Executor, Job
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Search:
     """
 
     def __init__(
-        self, evolution: Evolution, ledger: Ledger, workers: Workers, cache: DuplicateCache | None = None
+        self, evolution: Evolution, ledger: Ledger, workers: Executor, cache: DuplicateCache | None = None
     ) -> None:
         self.evolution, self.ledger, self.workers = evolution, ledger, workers
         self.cache = cache or DuplicateCache()
@@ -114,6 +115,5 @@ class Search:
         self.statistics.dead += len(record.program.body) - len(record.program.live.instructions)
         self.statistics.diverged += fitness.status is not Status.OK
         if fitness.status is Status.OK:
-            self.best.append(record)
-            self.best.sort(key=lambda r: (r.fitness.score, r.number))
+            insort(self.best, record, key=lambda r: (r.fitness.score, r.number))
             del self.best[50:]

@@ -95,6 +95,7 @@ class Pool(Generic[W]):
             they take, `HANGING` times their median (at least `LEAST` seconds) if that is less.
         patience: a batch that takes so many times the median is given to an idle worker, too, and the first answer
             counts. Results are deterministic, so it does not matter whose that is.
+        deaths: workers that died, or were killed, while they had a batch.
     """
 
     def __init__(self, count: int, *, limit: float = LIMIT, patience: float = math.inf) -> None:
@@ -104,6 +105,7 @@ class Pool(Generic[W]):
         self.busy: dict[W, tuple[_Part | None, float]] = {}  # None: it is starting
         self.seconds: deque[float] = deque(maxlen=100)  # that whole batches took lately
         self.stillborn = 0
+        self.deaths = 0
 
     def _make(self) -> W:
         """A new worker; returns at once."""
@@ -163,9 +165,12 @@ class Pool(Generic[W]):
         part, begin = self.busy.pop(worker)
         try:
             fitnesses = worker.answer()
-        except Died:
+        except Died as error:
             worker.kill()
-            self._failed(part, "died")
+            if part is None:
+                self._stillborn(error)
+            else:
+                self._failed(part, "died")
             return
         except Exception as error:  # a bug of the evaluator, not a worker's death: whoever waits shall see it
             self.idle.append(worker)
@@ -180,13 +185,14 @@ class Pool(Generic[W]):
             self.seconds.append(time.monotonic() - begin)
             part.job.done.update(zip(part.positions, fitnesses, strict=True))
 
-    def _failed(self, part: _Part | None, how: str) -> None:
+    def _stillborn(self, error: Died) -> None:
+        self.stillborn += 1
+        if self.stillborn >= MAX_ATTEMPTS * self.count:
+            raise RuntimeError(f"{self.stillborn} workers in a row died while they started: {error}")
+
+    def _failed(self, part: _Part, how: str) -> None:
         """Try once more, by halves, or not at all. A worker that hung has taken long enough not to be asked again."""
-        if part is None:
-            self.stillborn += 1
-            if self.stillborn >= MAX_ATTEMPTS * self.count:
-                raise RuntimeError(f"{self.stillborn} workers {how} while they started, and none has lived")
-            return
+        self.deaths += 1
         part.running -= 1
         part.attempts += 1
         if part.finished or part.running:
@@ -212,7 +218,7 @@ class Pool(Generic[W]):
             if now - begin > limit:
                 del self.busy[worker]
                 worker.kill()
-                self._failed(part, f"gave no answer for {limit:.0f} s")
+                self._failed(part, f"gave no answer for {limit:.3g} s")
             elif (
                 usual is not None
                 and now - begin > self.patience * usual

@@ -17,7 +17,6 @@ from multiprocessing.process import BaseProcess
 from primitives import Program, parse_program, print_program
 from search.fitness import Evaluator, Fitness
 from search.pool import LIMIT, Died, Pool
-from search.pool import Job as Job
 
 MEMORY = 0.9  # of the machine's: what one worker may ask for
 
@@ -90,7 +89,8 @@ class _Process:
         try:
             answer = self.connection.recv()
         except (EOFError, OSError):
-            raise Died from None
+            self.process.join(1)
+            raise Died(f"exit code {self.process.exitcode}") from None
         if isinstance(answer, Exception):
             raise answer
         return list(answer)
@@ -137,16 +137,12 @@ def _serve(connection: Connection, factory: Callable[[], Evaluator], memory: int
     if parent is not None:  # a killed driver must not leave workers behind
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     bound_memory(memory)
-    evaluate: TextEvaluator | None = None
+    evaluator = TextEvaluator(factory)
     texts: list[str] = []
     with contextlib.suppress(EOFError, OSError):  # the driver has hung up
         while True:
-            answer: list[Fitness] | Exception = []
             try:
-                if evaluate is None:
-                    evaluate = TextEvaluator(factory)
-                else:
-                    answer = evaluate(texts)
+                answer: list[Fitness] | Exception = evaluator.evaluate(texts)
             except Exception as error:
                 answer = error
             connection.send(answer)
@@ -154,18 +150,21 @@ def _serve(connection: Connection, factory: Callable[[], Evaluator], memory: int
 
 
 class TextEvaluator:
-    """An evaluator for the other end of a line: programs come as text, and errors bring their traceback along."""
+    """An evaluator at the other end of a line: programs come as text, and errors bring their traceback along."""
 
     def __init__(self, factory: Callable[[], Evaluator]) -> None:
-        import torch
+        self.factory = factory
+        self.evaluator: Evaluator | None = None
 
-        torch.set_num_threads(1)
-        self.evaluator = factory()
-
-    def __call__(self, texts: Sequence[str]) -> list[Fitness]:
-        """Fitness of each program, in order."""
+    def evaluate(self, texts: Sequence[str]) -> list[Fitness]:
+        """Fitness of each program, in order. The first call makes the evaluator."""
         try:
-            return self.evaluator([parse_program(text) for text in texts])
+            if self.evaluator is None:
+                import torch
+
+                torch.set_num_threads(1)
+                self.evaluator = self.factory()
+            return self.evaluator([parse_program(text) for text in texts]) if texts else []
         except Exception as error:
             error.add_note("in a worker:\n" + traceback.format_exc())
             raise
