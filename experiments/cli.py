@@ -57,7 +57,9 @@ def command(function: F) -> F:
     return function
 
 
-TaskName = Annotated[str, typer.Option("--task", metavar="NAME", help="What to train on; see: optforge tasks")]
+TaskName = Annotated[
+    str, typer.Option("--task", metavar="NAME", help="What to train on; a name of: optforge tasks, or a Python file.")
+]
 Seed = Annotated[
     int, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Of initial weights, batches and chance in general.")
 ]
@@ -73,6 +75,9 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="W
 def train(
     optimizer: Annotated[str, typer.Option(metavar="PROGRAM", help="How to train.")] = "adamw",
     task: TaskName = "digits",
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="File or folder of the task's data, if it reads files.")
+    ] = None,
     lr: Annotated[
         float | None,
         typer.Option(
@@ -121,7 +126,7 @@ def train(
     names = [name.strip() for name in learn.split(",")] if learn is not None else None
     how: dict[str, Any] = {"schedule": schedule, "warmup": warmup, "clip_norm": clip_norm, "clip_value": clip_value}
     how |= {"accumulate": accumulate, "precision": precision, "monitor": monitor, "settings": settings or []}
-    how |= {"run_dir": run_dir, "json_file": json_file}
+    how |= {"data": data, "run_dir": run_dir, "json_file": json_file}
     train_command(optimizer, task, lr=lr, steps=steps, seed=seed, learn=names, **how)
 
 

@@ -101,7 +101,7 @@ class SearchRun:
         from experiments.tasks import get_task
 
         try:
-            steps = self.config.get("steps") or get_task(str(self.config.get("task"))).steps
+            steps = self.config.get("steps") or get_task(str(self.config.get("task")), ready=False).steps
         except UserError:
             return None
         return int(steps) * len(self.config.get("ladder", ())) * len(self.config.get("seeds", ()))

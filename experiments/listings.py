@@ -17,10 +17,14 @@ from torch.optim import Optimizer
 
 from baselines import BASELINES, NAMED
 from experiments.errors import UserError
+from experiments.file_tasks import FILE_TASKS
 from experiments.files import check_can_write, write_atomic
+from experiments.places import FOLDER, data_folder
 from experiments.programs import state_bytes
 from experiments.tasks import TASKS
-from primitives import Kind, Program, ProgramOptimizer
+from experiments.transformers import SIZES
+from experiments.user_tasks import from_entry_point, installed
+from primitives import Kind, Program, ProgramOptimizer, Task
 from primitives.cost import cost
 
 SHAPES: tuple[tuple[int, ...], ...] = ((1024, 1024), (64, 32, 3, 3), (4096,))
@@ -28,9 +32,23 @@ SHAPES: tuple[tuple[int, ...], ...] = ((1024, 1024), (64, 32, 3, 3), (4096,))
 
 
 def print_tasks() -> None:
-    """A table of the tasks: data and model, what is measured, length of a run, licence of the data."""
-    columns = ("task", "data and model", "measured", "steps", "batch", "licence of the data")
-    _print(columns, [(t.name, t.summary, t.metric, t.steps, t.batch_size, t.licence) for t in TASKS.values()])
+    """A table of the tasks: data and model, what is measured, target, length of a run, licence of the data, files."""
+    columns = ("task", "data and model", "measured", "target", "steps", "batch", "licence of the data", "data")
+    tasks = [*TASKS.values(), *map(from_entry_point, installed())]
+    rows = [(t.name, t.summary, t.metric, _target(t), t.steps, t.batch_size, t.licence, _where(t.name)) for t in tasks]
+    _print(columns, rows)
+    sizes = ", ".join(SIZES)
+    sized = ", ".join(name for name, row in FILE_TASKS.items() if row.sized)
+    print(f"\nFiles are looked for in {data_folder()} (set {FOLDER} for another), or where --data PATH says.")
+    print(f"Sizes: {sizes}, as in tinystories:{[*SIZES][-1]}; of {sized}.")
+
+
+def _target(task: Task) -> str:
+    return "–" if task.target is None else f"{task.target:g}"
+
+
+def _where(name: str) -> str:
+    return FILE_TASKS[name].place.where if name in FILE_TASKS else "with the installation"
 
 
 def print_optimizers() -> None:

@@ -300,6 +300,8 @@ def _config(options: SearchOptions) -> dict[str, Any]:
 
 def _agreed(options: SearchOptions, stored: dict[str, Any]) -> dict[str, Any]:
     """The resumed run's own configuration, if what was asked for agrees with it."""
+    if options.task is None and str(stored["task"]).endswith(".py"):
+        raise UserError(f"{options.run_dir} trains what the Python file {stored['task']} says; name it: --task FILE")
     for name in DEFAULTS:
         asked = getattr(options, name)
         asked = list(asked) if isinstance(asked, tuple) else asked

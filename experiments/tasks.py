@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from experiments import data, models, objectives, texts
-from experiments.errors import unknown
+from experiments.errors import UserError, unknown
+from experiments.file_tasks import FILE_TASKS, file_task
 from experiments.losses import cross_entropy, mean_value, squared_error
 from experiments.mnist1d import POINTS, mnist1d
 from experiments.transformers import GPT
+from experiments.user_tasks import from_entry_point, from_file, installed
 from primitives.task import Task
+
+__all__ = ["TASKS", "cross_entropy", "get_task", "with_data"]
 
 SCIKIT_DIGITS = "CC BY 4.0 (UCI Optical Recognition of Handwritten Digits, in scikit-learn)"
 
@@ -134,14 +140,47 @@ TASKS: dict[str, Task] = {
         ),
     )
 }
+TASKS |= {name: row.task() for name, row in FILE_TASKS.items()}
 
 
-def get_task(name: str) -> Task:
-    """The task called `name`.
+def get_task(text: str, *, ready: bool = True) -> Task:
+    """The task that `text` names, with its data present if they come from files.
+
+    Args:
+        text: the name of a task here or in an installed distribution (``digits``), with a size and with the path of
+            its data where it has them (``mnist@PATH``, ``tinystories:micro``, ``text:nano@PATH``), or a Python file
+            (``path/to/mine.py``).
+        ready: False if only the row is of interest: no data are looked for, and no Python file is run.
 
     Raises:
-        UserError: if there is none, with the nearest names.
+        UserError: if there is no such task, with the nearest names, or if its data are missing or damaged.
     """
-    if name not in TASKS:
-        raise unknown("task", name, TASKS)
-    return TASKS[name]
+    if text.endswith(".py"):
+        if not ready:
+            raise UserError(f"the task {text[:200]} is a Python file, which is not run unasked")
+        return from_file(Path(text).expanduser().resolve())
+    front, at, path = text.partition("@")
+    name, colon, size = front.partition(":")
+    if name in FILE_TASKS:
+        if at and not path:
+            raise UserError(f"--task {text[:80]} ends where a path is expected, as in: {name}@PATH")
+        given = Path(path) if at else None, size if colon else None
+        return file_task(name, *given) if ready else FILE_TASKS[name].task(*given)
+    if name in TASKS or name in installed():
+        if at or colon:
+            raise UserError(f"task {name} has its own data and one size; leave out {text[len(name) : 80]}")
+        return TASKS[name] if name in TASKS else from_entry_point(name)
+    raise unknown("task", name, {*TASKS, *installed()})
+
+
+def with_data(text: str, path: Path | None) -> str:
+    """The text that names a task together with its data: ``mnist@PATH``.
+
+    Raises:
+        UserError: if the text names its data already.
+    """
+    if path is None:
+        return text
+    if "@" in text or text.endswith(".py"):
+        raise UserError(f"--task {text[:80]} says itself where its data are; leave --data out")
+    return f"{text}@{path}"

@@ -41,14 +41,16 @@ class Windows:
     """Stretches of a text, each an example: `context` characters, and for each of them the one that follows.
 
     Attributes:
-        text: character classes, int64 ``[characters]``.
+        text: classes of the characters or tokens, integers ``[characters]``.
         starts: where each example begins, int64 ``[examples]``.
         context: length of an example in characters.
+        classes: how many there are.
     """
 
     text: Tensor
     starts: Tensor
     context: int
+    classes: int = VOCABULARY
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -85,7 +87,7 @@ def charlm() -> Splits:
             part.append(piece)
     train, valid, test = (torch.cat(part) for part in parts)
     everywhere = torch.arange(len(train) - CONTEXT)
-    return Splits(Windows(train, everywhere, CONTEXT), _evenly(valid), _evenly(test))
+    return Splits(Windows(train, everywhere, CONTEXT), evenly(valid), evenly(test))
 
 
 def encode(text: str) -> Tensor:
@@ -95,8 +97,9 @@ def encode(text: str) -> Tensor:
     return torch.from_numpy(np.where(points == 10, 0, classes))
 
 
-def _evenly(text: Tensor) -> Windows:
-    return Windows(text, torch.linspace(0, len(text) - CONTEXT - 1, _WINDOWS).long(), CONTEXT)
+def evenly(text: Tensor, context: int = CONTEXT, classes: int = VOCABULARY) -> Windows:
+    """256 evenly spaced windows of a text."""
+    return Windows(text, torch.linspace(0, len(text) - context - 1, _WINDOWS).long(), context, classes)
 
 
 def _texts() -> Iterator[str]:

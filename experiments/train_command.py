@@ -16,7 +16,7 @@ from experiments.provenance import provenance
 from experiments.results import RunResult
 from experiments.run_options import RunOptions
 from experiments.rundirs import new_run_dir, remove_if_empty
-from experiments.tasks import get_task
+from experiments.tasks import get_task, with_data
 from primitives import Program, print_program
 from primitives.options import merged_hypers, with_fallback
 
@@ -30,13 +30,15 @@ def train_command(
     seed: int,
     learn: Sequence[str] | None,
     settings: Sequence[str],
+    data: Path | None = None,
     run_dir: Path | None,
     json_file: Path | None,
     **others: Any,
 ) -> None:
     """Train once and print how it went; an optimizer meant for full batches gets them.
 
-    `settings` are values of hyperparameters, as in ``["beta1=0.95"]``; `others` are further `RunOptions`.
+    `settings` are values of hyperparameters, as in ``["beta1=0.95"]``; `others` are further `RunOptions`;
+    `data` is where the task's data lie, for those that read files.
 
     The run directory gets TensorBoard logs, the program as `program.txt`, and `result.json`: the result, the
     program, and where the numbers come from. `json_file` gets a copy of the latter.
@@ -44,7 +46,7 @@ def train_command(
     Raises:
         UserError, ProgramError: before anything is written, if what was asked for does not exist or fit.
     """
-    problem = get_task(task)
+    problem = get_task(with_data(task, data))
     name, program = resolve_program(optimizer)
     row = BASELINES.get(optimizer)
     full_batch = row is not None and row.full_batch
@@ -52,7 +54,7 @@ def train_command(
     if full_batch and options.accumulate > 1:
         raise UserError(f"{name} sees the whole training set in every step, so that there is nothing to accumulate")
     check_can_write("--json", json_file)
-    folder = new_run_dir(run_dir, "train", task)
+    folder = new_run_dir(run_dir, "train", problem.name)
     try:
         from experiments.training import train
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -14,3 +17,17 @@ _COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, H
 settings.register_profile("fixed", _COMMON, derandomize=True, database=None, max_examples=60)
 settings.register_profile("explore", _COMMON, max_examples=1000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+
+@pytest.fixture
+def real_data(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Finds a folder of real data by name, in ``OPTFORGE_DATA`` or ``../shared/data``; skips where it is not there."""
+    root = Path(os.environ.get("OPTFORGE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+    def find(name: str) -> Path:
+        if not (root / name).is_dir():
+            pytest.skip(f"no real data: {root / name} is not there; set OPTFORGE_DATA to a folder that has {name}")
+        monkeypatch.setenv("OPTFORGE_DATA", str(root))
+        return root / name
+
+    return find

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 
@@ -12,17 +13,24 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from baselines import BASELINES
 from experiments import texts
 from experiments.errors import UserError
+from experiments.file_tasks import FILE_TASKS
 from experiments.results import evaluate
 from experiments.tasks import TASKS, cross_entropy, get_task
-from primitives.task import batch_indices, initial_model
+from primitives.task import TensorSplit, batch_indices, initial_model
 from search.fitness import Protocol, Status
 from search.population import Population
 from search.sequential import Sequential, as_dtype
 
+OFFLINE = [name for name in TASKS if name not in FILE_TASKS]
+ON_FILES = {"mnist": "mnist", "mnist-vit": "mnist", "shakespeare": "tinyshakespeare", "tinystories": "tinystories"}
 
-@pytest.fixture(params=sorted(TASKS))
+
+@pytest.fixture(params=[*OFFLINE, *ON_FILES])
 def task(request):
-    return TASKS[request.param]
+    """Every task whose data are here; real data in files where the folder for them is there."""
+    if request.param in ON_FILES:
+        request.getfixturevalue("real_data")(ON_FILES[request.param])
+    return get_task(request.param)
 
 
 def test_names_are_keys():
@@ -30,9 +38,7 @@ def test_names_are_keys():
 
 
 def test_unknown_task_names_the_nearest():
-    with pytest.raises(
-        UserError, match=r"unknown task 'digit'; did you mean digits.*\? \(tasks: breast-cancer, .*rosenbrock\)"
-    ):
+    with pytest.raises(UserError, match=r"unknown task 'digit'; did you mean digits.*\? \(tasks: arrays, .*wikitext\)"):
         get_task("digit")
 
 
@@ -205,8 +211,10 @@ def test_initial_models_and_batches_depend_on_the_seed_alone(task):
 
 
 def test_populations_train_every_task_as_the_plain_loop_does(task):
-    """Two programs at two rates, some steps in float64; what a search on the task rests on."""
-    protocol = Protocol(task, ladder=(1e-3, 1e-2), seeds=(3,), steps=3, double=True)
+    """Two programs at two rates, few steps and examples, in float64; what a search on the task rests on."""
+    few = TensorSplit(*task.data().valid.batch(torch.arange(20)))
+    short = dataclasses.replace(task, batch_size=min(task.batch_size, 4), data=lambda: task.data()._replace(valid=few))
+    protocol = Protocol(short, ladder=(1e-3, 1e-2), seeds=(3,), steps=2, double=True)
     programs = [BASELINES[name].program for name in ("adamw", "lion")]
     found, expected = Population(protocol)(programs), Sequential(protocol)(programs)
     for mine, reference in zip(found, expected, strict=True):

@@ -1,0 +1,85 @@
+"""Tasks of yours: from a Python file, or from an installed distribution."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import UserError
+from primitives.task import Task
+
+GROUP = "optforge.tasks"
+"""Entry points that each name one `Task`; the name of the entry point is that of the task."""
+
+VARIABLE = "TASK"
+"""What a Python file has to define."""
+
+
+@functools.cache
+def from_file(path: Path) -> Task:
+    """The `Task` called ``TASK`` in a Python file, which is executed once for each process.
+
+    Raises:
+        UserError: if there is no such file, it fails, or it has no such task.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path} for --task; it should be Python and define {VARIABLE}")
+    name = f"optforge_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses in the file look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        line = _line(error, path)
+        raise UserError(f"{path} failed{line}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+    return _checked(getattr(module, VARIABLE, None), f"{path}", f"{VARIABLE} = primitives.Task(…)")
+
+
+def installed() -> tuple[str, ...]:
+    """Names of the tasks that other distributions bring."""
+    return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
+
+
+@functools.cache
+def from_entry_point(name: str) -> Task:
+    """The task that a distribution brings under this name.
+
+    Raises:
+        UserError: if it cannot be loaded, or is no task.
+    """
+    point, *others = entry_points(group=GROUP, name=name)
+    if others:
+        raise UserError(f"task {name} is brought by {1 + len(others)} distributions; uninstall all but one")
+    try:
+        found = point.load()
+    except Exception as error:
+        raise UserError(f"task {name} ({point.value}) cannot be loaded: {type(error).__name__}: {error}") from error
+    return _checked(found, f"task {name} ({point.value})", "a primitives.Task")
+
+
+def _checked(found: Any, where: str, wanted: str) -> Task:
+    if not isinstance(found, Task):
+        what = "nothing" if found is None else f"a {type(found).__name__}"
+        raise UserError(f"{where} has {what} where {wanted} is expected; see docs/tasks.md")
+    if not found.name or any(c in found.name for c in "/\\:@ "):
+        raise UserError(f"{where} calls its task {found.name!r}; use letters, digits and hyphens")
+    if found.steps < 1 or found.batch_size < 1:
+        raise UserError(f"{where} has {found.steps} steps and batches of {found.batch_size}; both must be at least 1")
+    return found
+
+
+def _line(error: Exception, path: Path) -> str:
+    if isinstance(error, SyntaxError):
+        return f" at line {error.lineno}"
+    trace, line = error.__traceback__, ""
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = f" at line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return line
