@@ -75,6 +75,14 @@ def comparison_sections(comparison: Comparison, prefix: str = "") -> list[Sectio
     ]
 
 
+def training_verdict(found: dict[str, Any], label: str) -> str:
+    """What came of a training run, in a sentence that claims no more than that."""
+    loss = {k: number(_nan(found.get(f"{k}_loss"))) for k in ("valid", "test")}
+    ended = "" if found.get("status") == "ok" else f"; it {found.get('status')}: {found.get('reason')}"
+    losses = f"validation loss {loss['valid']}, test loss {loss['test']}"
+    return f"{label} on {found.get('task')}: {losses} (single run){ended}."
+
+
 def training_sections(runs: Sequence[tuple[str, dict[str, Any], Path]]) -> list[Section]:
     """Single training runs: table, curves, programs and provenance.
 

@@ -10,7 +10,7 @@ from experiments.comparison import Comparison
 from experiments.errors import UserError
 from experiments.files import check_can_write, write_atomic
 from experiments.html_blocks import Section, Text
-from experiments.html_comparison import comparison_from_json, comparison_sections, training_sections
+from experiments.html_comparison import comparison_from_json, comparison_sections, training_sections, training_verdict
 from experiments.html_page import page_html, page_markdown
 from experiments.html_runs import SearchRun, kind_of, read_json, read_search
 from experiments.html_search import search_sections, search_verdict
@@ -82,6 +82,7 @@ def _document(folders: Sequence[Path]) -> tuple[str, list[Section]]:
             names = [f"{name}, {folder.name}" for name, folder in zip(names, trained, strict=True)]
         runs_of = zip(names, found, (f / "result.json" for f in trained), strict=True)
         sections += training_sections(list(runs_of))
+        verdicts += [Text(training_verdict(r, name), "verdict") for name, r in zip(names, found, strict=True)]
     if len(groups) > 1:
         verdicts.append(Text("These searches differ in task, learning rates, seeds or steps: each stands alone."))
     named = ", ".join(f.name for f in folders)
