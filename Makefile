@@ -13,7 +13,7 @@ BENCH_ARGS   ?=
 TEST_ARGS    ?= -n 2 -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search compare bench bench-gpu test lint types imports docs lock clean
+.PHONY: help setup search compare bench bench-learned bench-gpu test lint types imports docs lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,9 @@ compare: setup  ## Compare optimizers under equal tuning budgets
 
 bench: setup  ## Measure how long the optimizers' steps take
 	@$(BIN)/python -m experiments.bench $(BENCH_ARGS)
+
+bench-learned: setup  ## Measure how far results depend on the initial learning rate
+	@$(BIN)/python -m experiments.bench_learned $(BENCH_ARGS)
 
 bench-gpu: setup  ## Measure populations on a CUDA device, if there is one
 	@$(BIN)/python -m experiments.bench_gpu $(BENCH_ARGS)

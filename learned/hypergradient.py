@@ -157,8 +157,9 @@ class LearnedOptimizer(WatchedOptimizer):
         self._share(norm=torch.where(torch.isfinite(after), after, first["norm"].to(norm.device)))
         if not self._probed:
             self._probed = True
-            if not float(first["large"]):
-                self._bound_from_above([self._probe(group, p, norm) for group, p in self._pairs()])
+            if "lr" in self.what and not float(first["large"]):
+                squares = [self._probe(group, p, norm).to(norm.device) for group, p in self._pairs()]
+                self._bound_from_above(*torch.stack(squares, 1))
                 for group in self.param_groups:
                     group["log_factor"] = group["learning"]["log"]
 
@@ -170,24 +171,23 @@ class LearnedOptimizer(WatchedOptimizer):
         for group in self.param_groups:
             self._set(group, **values)
 
-    def _bound_from_above(self, squares: Sequence[Tensor]) -> None:
-        """Lower the factor to its cap; `squares` are those of `_probe`, of each parameter of this step."""
-        relative, weights = [], []
-        for (group, p), (u2, p2) in zip(self._pairs(), squares, strict=True):
-            if p.ndim > 1 or len(squares) == 1:
-                # weights of a layer with n inputs keep their sums at size 1 if their variance is 1/n
-                relative.append((u2 / p2.clamp(min=float(p.shape[0]) if p.ndim > 1 else 1e-12)).sqrt())
-                weights.append(max(float(group["lr"]), group["base_lr"]) / self.param_groups[0]["base_lr"])
-        if not relative:
+    def _bound_from_above(self, u2: Tensor, p2: Tensor) -> None:
+        """Lower the factor to its cap; squares of norms of the updates and of the parameters of this step, ``[n]``."""
+        pairs, base = list(self._pairs()), self.param_groups[0]["base_lr"]
+        which = [i for i, (_, p) in enumerate(pairs) if p.ndim > 1 or len(pairs) == 1]
+        if not which:
             return
-        device = relative[0].device
-        found = torch.stack([r.to(device) * w for r, w in zip(relative, weights, strict=True)]).median()
-        large = self.param_groups[0]["learning"]["large"].to(device)
+        # weights of a layer with n inputs keep its sums at size 1 if their variance is 1/n
+        least = [float(pairs[i][1].shape[0]) if pairs[i][1].ndim > 1 else 1e-12 for i in which]
+        weight = [max(float(pairs[i][0]["lr"]), pairs[i][0]["base_lr"]) / base for i in which]
+        smallest, weights = torch.tensor([least, weight], dtype=torch.float64).to(u2.device)
+        found = ((u2[which] / torch.maximum(p2[which], smallest)).sqrt() * weights).median()
+        large = self.param_groups[0]["learning"]["large"].to(u2.device)
         bound, large = cap(large, torch.where(torch.isfinite(found), found, large))
         self._share(large=large)
-        bound = bound - math.log(self.param_groups[0]["base_lr"])
+        bound = bound - math.log(base)
         for group in self.param_groups:
-            self._set(group, log=torch.minimum(group["learning"]["log"].to(device), bound))
+            self._set(group, log=torch.minimum(group["learning"]["log"].to(u2.device), bound))
 
     def _step(self) -> None:
         super()._step()
@@ -206,8 +206,8 @@ class LearnedOptimizer(WatchedOptimizer):
         began = [self.state[p]["step"].item() > 1 for _, p in pairs]  # there was a step before; not on the device
 
         def column(name: str, which: Sequence[int]) -> Tensor:
-            found = [self.state[pairs[i][1]][watches[i].sums[name]].reshape(()) for i in which]
-            return torch.stack([x.to(device).double() for x in found])
+            found = [self.state[pairs[i][1]][watches[i].sums[name]].view(1) for i in which]
+            return torch.cat([x if x.device == device else x.to(device) for x in found]).double()
 
         every = range(len(pairs))
         if self.rule == "two-sided" and self.hyper_lr and "lr" in self.what:
@@ -218,11 +218,12 @@ class LearnedOptimizer(WatchedOptimizer):
         g2 = column("g2", old)
         share = torch.tensor([pairs[i][0]["applied_lr"] / base for i in old], dtype=torch.float64, device=device)
         if "lr" in self.what:
-            factors = [self.state[pairs[i][1]][watches[i].factor].reshape(()) for i in old]
-            share = share * torch.stack([f.to(device).double() for f in factors])
+            if self.per == "tensor":
+                factors = [self.state[pairs[i][1]][watches[i].factor].view(1) for i in old]
+                share = share * torch.cat([f.to(device) for f in factors]).double()
             self._learn_rate(pairs, old, share * column("dot", old), g2, share.square() * column("u2", old), base)
             if self.rule == "two-sided" and self.hyper_lr:
-                self._bound_from_above([torch.stack(x) for x in zip(n2, p2, strict=True)])
+                self._bound_from_above(n2, p2)
         for name in self.what:
             have = [k for k, i in enumerate(old) if f"dot {name}" in watches[i].sums]
             if name != "lr" and have and self.hyper_lr:

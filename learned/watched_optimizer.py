@@ -30,6 +30,7 @@ class WatchedOptimizer(ProgramOptimizer):
 
     def _start(self) -> None:
         self._damp, self._ready = torch.ones((), dtype=torch.float64), []
+        self._watches: dict[str, Watched] = {}  # by route: hashing a program takes longer than looking up a word
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"what": self.what}
@@ -39,7 +40,7 @@ class WatchedOptimizer(ProgramOptimizer):
         self._start()
 
     def _before_step(self) -> None:
-        self._start()
+        self._damp = torch.ones((), dtype=torch.float64)
         self._ready = [[p for p in g["params"] if p.grad is not None and p.numel()] for g in self.param_groups]
 
     def _pairs(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
@@ -47,7 +48,10 @@ class WatchedOptimizer(ProgramOptimizer):
             yield from ((group, p) for p in params)
 
     def _watch(self, p: Tensor) -> Watched:
-        return self._watched(super().route(p))
+        which = self._routed(p).which
+        if which not in self._watches:
+            self._watches[which] = self._watched(super().route(p))
+        return self._watches[which]
 
     def _watched(self, program: Program) -> Watched:
         """A fallback need not have all that is learned of the program."""
@@ -62,7 +66,7 @@ class WatchedOptimizer(ProgramOptimizer):
         return super()._numbers(program, scalars | {self._of(program).damp: self._damp}, step)
 
     def _of(self, program: Program) -> Watched:
-        return next(w for w in map(self._watched, with_fallback(self.program)) if w.program is program)
+        return next(w for w in self._watches.values() if w.program is program)
 
     def _extra(self) -> set[str]:
         return {name for part in with_fallback(self.program) for name in self._watched(part).extra}
@@ -93,7 +97,7 @@ class WatchedOptimizer(ProgramOptimizer):
                     state[slot.name] = begin(slot, p).to(self._dtype(p))
 
     def _probe(self, group: dict[str, Any], p: Tensor, norm: Tensor) -> Tensor:
-        """Squares of the norms of the next update and of the parameter, without a step; `norm` is that of all gradients."""
+        """Squares of the norms of the next update and of `p`, without a step; `norm` is that of all gradients."""
         sign = -1 if group["maximize"] else 1
         state, dtype = self.state[p] or self._begin(p, sign), self._dtype(p)
         scalars = {name: torch.as_tensor(group[name], dtype=torch.float64) for name in self._hyper_names()}

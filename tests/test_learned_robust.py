@@ -1,0 +1,162 @@
+"""Learned rates as a drop-in: compiled steps, buffers, other hyperparameters, hierarchy, spikes, the cap, all rules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from test_learned import PROGRAMS, Problem
+from torch import nn
+
+from baselines import BASELINES
+from learned import learn
+from learned.rules import CAP, RULES, Seen, tower
+from learned.watch import watched
+from primitives import Kind, ProgramError
+
+EVERY = sorted(set(PROGRAMS) - {"prodigy"})
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_compiled_is_eager(name):
+    ended = []
+    for compiled in (False, True):
+        problem = Problem()
+        optimizer = learn(problem.groups(0.01, 2.0), PROGRAMS[name], compile=compiled, per="tensor")
+        for step in range(12):
+            problem.step(optimizer, step)
+        ended.append((problem.flat(), optimizer.learned_values()["lr"]))
+    torch.testing.assert_close(ended[1][0], ended[0][0], rtol=1e-10, atol=1e-12)
+    assert ended[1][1] == pytest.approx(ended[0][1], rel=1e-9) and ended[0][1] != 0.01
+
+
+@pytest.mark.parametrize(("name", "buffers"), [("adamw", 0), ("adam", 0), ("momentum", 0), ("lion", 1), ("sgd", 1)])
+def test_buffers_of_a_learned_rate(name, buffers):
+    """None where the state tells the last update; plain descent and Lion keep it."""
+    watch = watched(BASELINES[name].program)
+    extra = [s for s in watch.program.state if s.name in watch.extra and s.kind is Kind.TENSOR]
+    assert len(extra) == buffers
+
+
+@pytest.mark.parametrize(("name", "per_hyper"), [("beta1", 2), ("weight_decay", 1)])
+def test_buffers_of_other_hyperparameters(name, per_hyper):
+    """The last derivative of the update, and for a decay that of the average."""
+    watch = watched(BASELINES["adamw"].program, ("lr", name))
+    assert len([s for s in watch.program.state if s.name in watch.extra and s.kind is Kind.TENSOR]) == per_hyper
+
+
+def test_other_hyperparameters_stay_in_range_and_move():
+    problem = Problem()
+    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 0.01, what=("lr", "beta1", "eps", "weight_decay"))
+    for step in range(40):
+        problem.step(optimizer, step)
+    values = optimizer.learned_values()
+    begin = {"beta1": 0.9, "eps": 1e-8, "weight_decay": 0.01}
+    assert 0 < values["beta1"] < 1 and values["eps"] > 0 and values["weight_decay"] > 0
+    assert all(values[name] != start for name, start in begin.items())
+
+
+@pytest.mark.parametrize("per", ["global", "group", "tensor"])
+def test_deviations_from_the_parent(per):
+    """Two parameters, of which one sees gradients that agree and the other gradients that turn around."""
+    steady, turning = (nn.Parameter(torch.ones(3, 3)) for _ in range(2))
+    groups = [{"params": [steady], "lr": 0.01}, {"params": [turning], "lr": 0.01}]
+    optimizer = learn(groups, PROGRAMS["sgd"], rule="multiplicative", hyper_lr=0.1, per=per)
+    for step in range(30):
+        steady.grad, turning.grad = torch.ones(3, 3), (-1.0) ** step * torch.ones(3, 3)
+        optimizer.step()
+    logs = [float(g["learning"]["log"]) for g in optimizer.param_groups]
+    if per == "global":
+        assert logs[0] == logs[1]
+    else:
+        assert logs[0] > logs[1] + 0.1
+    factor = watched(PROGRAMS["sgd"]).factor
+    own = [optimizer.state[p][factor].item() for p in (steady, turning)]
+    assert own == [1.0, 1.0] if per != "tensor" else own[0] > 1 > own[1]
+
+
+def test_a_rate_far_too_large_is_bounded_before_the_first_step():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 4))
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = learn(model.parameters(), PROGRAMS["adamw"], 10.0)
+    model(torch.randn(16, 64)).square().mean().backward()
+    optimizer.step()
+    moved = [(p - b).norm() / math.sqrt(p.shape[0]) for p, b in zip(model.parameters(), before, strict=True)]
+    assert min(moved[0], moved[2]) <= CAP * 1.01 and max(moved[0], moved[2]) < 10 * CAP
+
+
+def test_a_rate_below_the_cap_is_left_alone_at_first():
+    problem = Problem()
+    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 1e-5)
+    problem.step(optimizer, 0)
+    assert optimizer.learned_values() == {"lr": pytest.approx(1e-5)}
+
+
+@pytest.mark.parametrize("lr", [1e-4, 1e-2, 10.0])
+def test_one_spike_leaves_the_run_unaffected(lr):
+    """One gradient 10⁴ times too large, in the middle of a run: the end is within 10 % of that without."""
+    ends = []
+    for spike in (False, True):
+        problem = Problem()
+        optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], lr)
+        for step in range(80):
+            optimizer.zero_grad()
+            problem.loss(step % 40).backward()
+            if spike and step == 20:
+                for p in problem.model.parameters():
+                    p.grad *= 1e4
+            optimizer.step()
+        ends.append(sum(problem.loss(s).item() for s in range(40)) / 40)
+    assert ends[1] == pytest.approx(ends[0], rel=0.1)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_never_enters(rule, bad):
+    p = nn.Parameter(torch.ones(3, 3))
+    optimizer = learn([p], PROGRAMS["adamw"], 0.01, what=("lr", "weight_decay"), rule=rule, per="tensor")
+    for step in range(12):
+        p.grad = torch.full((3, 3), bad) if step in (0, 5) else torch.ones(3, 3)
+        optimizer.step()
+        values = optimizer.learned_values()
+        assert all(0 < v < math.inf for v in values.values())
+
+
+def test_tower_by_hand():
+    """Two levels: κ itself follows the product of neighbouring cosines."""
+    rule, k = tower(2), 0.1
+    memory, log_rate, last = rule.init(), 0.0, 0.0
+    for c in (0.5, -0.2, 0.9, 0.4):
+        seen = Seen(*(torch.tensor(x, dtype=torch.float64) for x in (c, 1.0, 1.0, 0.01)))
+        change, memory = rule.step(memory, seen, k)
+        log_rate, last = log_rate + k * c * last, c
+        assert change.item() == pytest.approx(k * math.exp(log_rate) * c)
+    with pytest.raises(ProgramError, match="at least 1 level, got 0"):
+        tower(0)
+
+
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"additive"}))
+def test_every_rule_lifts_a_small_rate(rule):
+    p = nn.Parameter(torch.ones(4, 4, dtype=torch.float64))
+    optimizer = learn([p], PROGRAMS["sgd"], 1e-4, rule=rule)
+    for _ in range(10):
+        optimizer.zero_grad()
+        p.square().sum().backward()
+        optimizer.step()
+    assert optimizer.learned_values()["lr"] > 1.05e-4
+
+
+def test_rules_do_not_depend_on_the_unit_of_the_loss():
+    """Adam's updates do not, either; all but the additive rule."""
+    rates = []
+    for unit in (1.0, 1e4):
+        problem = Problem()
+        optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 1e-3, eps=1e-30)
+        for step in range(20):
+            optimizer.zero_grad()
+            (unit * problem.loss(step)).backward()
+            optimizer.step()
+        rates.append(optimizer.learned_values()["lr"])
+    assert rates[0] == pytest.approx(rates[1], rel=1e-9)
