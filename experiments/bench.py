@@ -283,8 +283,24 @@ def monitor(repeats: int) -> list[Figure]:
     ]
 
 
+def driver(repeats: int) -> list[Figure]:
+    """Results per second that the driver of a search takes in, from workers that answer at once."""
+    from experiments.bench_driver import measure_driver
+
+    rows = measure_driver(repeats)
+    return [Figure.at_least(*row) if row[3] else Figure(*row[:3]) for row in rows]
+
+
+def workers(repeats: int) -> list[Figure]:
+    """Batches per second of two local processes against one; says something on a quiet machine only."""
+    from experiments.bench_driver import batches_per_second
+
+    ratios = [batches_per_second(2, 12) / batches_per_second(1, 6) for _ in range(repeats)]
+    return [Figure.at_least("two local workers / one", median(ratios), "x", 1.8)]
+
+
 SUITES: dict[str, Callable[[int], list[Figure]]] = {
-    f.__name__: f for f in (throughput, children, keys, fingerprints, step, monitor)
+    f.__name__: f for f in (throughput, children, keys, fingerprints, step, monitor, driver, workers)
 }
 
 

@@ -20,7 +20,8 @@ from primitives import Program
 from search.fitness import Fitness, Status
 
 MAX_ATTEMPTS = 3
-TICK = 0.5  # seconds between looks at the clock while waiting
+LOOK = 0.05  # seconds between looks for answers while batches are handed in; a look costs some time for each worker
+TICK = 0.5  # seconds between looks at the clock
 HANGING = 20.0  # times the median time of a batch, ...
 LEAST = 60.0  # ... and at least so many seconds, after which a worker counts as hanging
 LIMIT = 1800.0  # the same before any batch has been finished
@@ -106,6 +107,7 @@ class Pool(Generic[W]):
         self.seconds: deque[float] = deque(maxlen=100)  # that whole batches took lately
         self.stillborn = 0
         self.deaths = 0
+        self.looked = self.watched = -math.inf
 
     def _make(self) -> W:
         """A new worker; returns at once."""
@@ -141,10 +143,13 @@ class Pool(Generic[W]):
     def _advance(self, timeout: float) -> None:
         while len(self.idle) + len(self.busy) < self.count:
             self.busy[self._make()] = (None, time.monotonic())
-        if not self.idle or not self.queue:
+        if timeout or time.monotonic() - self.looked > LOOK:
             for worker in self._wait(list(self.busy), timeout):
                 self._collect(worker)
-        self._watch()
+            self.looked = time.monotonic()
+        if self.looked - self.watched > TICK:
+            self._watch()
+            self.watched = self.looked
         while self.idle and self.queue:
             self._start(self.idle.pop(), self.queue.popleft())
 
