@@ -7,6 +7,7 @@ as long as usual is given to an idle actor as well.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +34,10 @@ def connect(address: str) -> None:
     """
     if ray.is_initialized():
         return
+    host, _, port = address.rpartition(":")
     try:
+        if host.strip("[]") and port.isdecimal():  # Ray would try for minutes where nobody listens
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(address=address, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError, OSError, RayError) as error:
         raise ConnectionError(str(error).strip().splitlines()[0]) from None
