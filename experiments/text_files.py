@@ -48,7 +48,7 @@ def text_tokens(path: Path, context: int, vocabulary: int) -> Splits:
     """A file, to be predicted token by token; stories or articles are separated by ``<|endoftext|>``.
 
     Tokens are byte pairs (Sennrich et al. 2016, arXiv:1508.07909; on bytes as in GPT-2), so that every text has
-    tokens; they are learned from the training part. Split as `text_bytes`, between characters.
+    tokens; they are learned from the training part. Split as `text_bytes`, between stories where one ends soon enough.
 
     Args:
         path: UTF-8 text; bytes that are not are replaced.
@@ -63,7 +63,7 @@ def text_tokens(path: Path, context: int, vocabulary: int) -> Splits:
     except ImportError:
         raise UserError("byte pairs need the package tokenizers; pip install 'optforge[text]'") from None
     text = _read(path).decode("utf-8", "replace")
-    cuts = [0, int(TRAIN * len(text)), int(VALID * len(text)), len(text)]
+    cuts = [0, _cut(text, TRAIN), _cut(text, VALID), len(text)]
     parts = [text[start:end] for start, end in itertools.pairwise(cuts)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -85,6 +85,13 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read as a text: {error.strerror}") from None
+
+
+def _cut(text: str, share: float) -> int:
+    """Where to cut after `share` of the text: where the next story begins, if that is within a hundredth of it."""
+    at = int(share * len(text))
+    end = text.find(END, at, at + len(text) // 100)
+    return at if end < 0 else end + len(END)
 
 
 def _stories(text: str) -> Iterator[str]:

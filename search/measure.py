@@ -42,20 +42,22 @@ def measure(task: Task, arena: Tensor, split: Split) -> tuple[Tensor, Tensor]:
     """
     model = initial_model(task, 0).to(arena.device, arena.dtype)
     names, shapes = zip(*((name, p.shape) for name, p in model.named_parameters()), strict=True)
-    parameters = dict(zip(names, views(arena, shapes), strict=True))
+    members = arena.flatten(0, 1)  # one dimension: some of torch's losses are wrong under two vmaps
+    parameters = dict(zip(names, views(members, shapes), strict=True))
     first, _ = split.batch(torch.zeros(1, dtype=torch.int64))
-    size = max(1, EVALUATION_ELEMENTS // (first.numel() * arena.shape[0] * arena.shape[1]))
-    loss, right = (torch.zeros(arena.shape[:2], dtype=torch.float64, device=arena.device) for _ in range(2))
+    size = max(1, EVALUATION_ELEMENTS // (first.numel() * len(members)))
+    loss, right = (torch.zeros(len(members), dtype=torch.float64, device=arena.device) for _ in range(2))
 
     def one(p: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         outputs = functional_call(model, p, (x,))
         hits = (outputs.argmax(-1) == y).double().mean() if task.accuracy else x.new_zeros(())
         return task.loss(outputs, y), hits
 
-    everyone = vmap(vmap(one, in_dims=(0, None, None)), in_dims=(0, None, None))
+    everyone = vmap(one, in_dims=(0, None, None))
     for indices in torch.arange(len(split)).split(size):
         inputs, targets = (x.to(arena.device) for x in split.batch(indices))
         found = everyone(parameters, as_dtype(inputs, arena.dtype), targets)
         loss += found[0] * len(indices)
         right += found[1] * len(indices)
-    return (loss / len(split)).T.cpu(), (right / len(split)).T.cpu()
+    loss, right = ((x / len(split)).view(arena.shape[:2]).T.cpu() for x in (loss, right))
+    return loss, right
