@@ -95,7 +95,10 @@ class MergedRules:
         """One step on tensors that stay where they are."""
         known = len(self.columns)
         norm = self._now[known] if len(self._now) > known else None
-        for state, value in zip(self.state, self._run(self.state, self._now[:known], norm, self.segments), strict=True):
+        following = self._run(self.state, self._now[:known], norm, self.segments)
+        places = {x.untyped_storage().data_ptr() for x in self.state}  # a slot may become what another one was
+        following = [x.clone() if x.untyped_storage().data_ptr() in places else x for x in following]
+        for state, value in zip(self.state, following, strict=True):
             state.copy_(value)
 
     def take(self, other: MergedRules, kept: Sequence[tuple[int, Sequence[int]]]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from baselines import BASELINES
-from primitives import OPS, Builder, Kind, Program, execute, subset
+from primitives import OPS, Builder, Instr, Kind, Program, Slot, execute, subset
 from primitives.interpret import initial_slot
 from primitives.routing import route
 from search.mutation import Space, mutate
@@ -100,6 +101,13 @@ def check(chosen: list[Program], rates: list[float], seed: int) -> None:
             for found in (way[m][s] for way in ways if m in way):
                 torch.testing.assert_close(found[good], expected[good], rtol=1e-7, atol=1e-9)
                 assert (found.isfinite() | ~good).all()
+
+
+@pytest.mark.parametrize("slots", ["a b", "b a"])
+def test_a_slot_that_becomes_what_another_was(slots: str) -> None:
+    state = tuple(Slot(name, Kind.TENSOR, init=0.0) for name in slots.split())
+    following = tuple({"a": 0, "b": "a"}[slot.name] for slot in state)
+    check([Program(state, (), (Instr("add", ("g", "b")),), 0, following), LION], [0.01, 0.3], 0)
 
 
 @given(st.lists(programs(ops=ARENA_OPS, kinds=(Kind.SCALAR, Kind.TENSOR)), min_size=1, max_size=4), st.integers(0, 999))
