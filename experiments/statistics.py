@@ -237,13 +237,25 @@ def compare_pairs(
         if censored is not None and bool(np.any(np.logical_and(censored[a], censored[b]))):
             p_equivalence = 1.0 if len(difference) > 1 else math.nan
         found.append((a, b, difference, difference_p(difference), margin, p_equivalence))
-    differs = holm([row[3] for row in found])
-    equivalent = holm([row[5] for row in found])
+    return corrected(
+        [
+            Pair(a, b, float(d.mean()), mean_interval(d, 1 - alpha), p, p, margin, p_eq, p_eq, Verdict.NO_DIFFERENCE)
+            for a, b, d, p, margin, p_eq in found
+        ],
+        alpha,
+    )
+
+
+def corrected(pairs: Sequence[Pair], alpha: float = 0.05) -> tuple[Pair, ...]:
+    """The same pairs as one family of questions: p values after Holm's correction over all, and the verdicts.
+
+    A comparison on several tasks is one family: the bound on the chance of a false claim is that of the whole.
+    """
+    differs, equivalent = holm([pair.p for pair in pairs]), holm([pair.p_equivalence for pair in pairs])
     return tuple(
-        Pair(a, b, float(d.mean()), mean_interval(d, 1 - alpha), p, p_holm, margin, p_eq, p_eq_holm,
-             _verdict(float(d.mean()), p_holm, p_eq_holm, alpha))
-        for (a, b, d, p, margin, p_eq), p_holm, p_eq_holm in zip(found, differs, equivalent, strict=True)
-    )  # fmt: skip
+        replace(pair, p_holm=p, p_equivalence_holm=p_eq, verdict=_verdict(pair.difference, p, p_eq, alpha))
+        for pair, p, p_eq in zip(pairs, differs, equivalent, strict=True)
+    )
 
 
 def _verdict(difference: float, p_holm: float, p_equivalence_holm: float, alpha: float) -> Verdict:
