@@ -38,6 +38,7 @@ class Outcome:
         start: validation loss before training, ``[seeds]``.
         diverged_at: first step whose training loss was not finite, ``[members, seeds]``; -1 where there was none.
         curve: training loss at evenly spaced steps, ``[points, members, seeds]``; NaN after training was broken off.
+        valid_curve: validation loss after the same steps, likewise; empty unless it was asked for.
         seconds: wall-clock time of the whole.
         dropped: of each member, why it was not trained to the end; None if it was, or diverged.
         windows: training losses that were compared at each look of a race, ``[steps, seeds, members]``.
@@ -48,6 +49,7 @@ class Outcome:
     start: Tensor
     diverged_at: Tensor
     curve: Tensor
+    valid_curve: Tensor
     seconds: float
     dropped: tuple[Behind | None, ...]
     windows: tuple[Tensor, ...]
@@ -152,6 +154,7 @@ def train_members(
     race: Race = NO_RACE,
     standards: Sequence[Tensor] = (),
     precision: str = "float32",
+    watch: bool = False,
 ) -> Outcome:
     """Train every member from every seed at once and measure it on `splits`.
 
@@ -166,6 +169,7 @@ def train_members(
         race: when members are dropped. If it has looks, that is also done to members that diverged from any seed.
         standards: losses of a reference before each look of the race, ``[steps, seeds]``; empty if there is none.
         precision: of forward and backward pass, see `search.gradients.Gradients`.
+        watch: whether to measure the validation loss on the way, for `Outcome.valid_curve`.
     """
     begin = time.perf_counter()
     steps = steps or task.steps
@@ -173,7 +177,8 @@ def train_members(
     trainer = quiet_trainer()
     device = trainer.strategy.root_device
     native = device.type == "cpu" and library(dtype) is not None
-    training = PopulationTraining(task, members, seeds, steps, dtype, race, standards, precision, native)
+    training = PopulationTraining(task, members, seeds, steps, dtype, race, standards, precision, native,
+                                  data.valid if watch else None)  # fmt: skip
     batches = DataLoader(Batches(data.train, task.batch_size, steps, seeds, dtype), batch_size=None)
     start = measure(task, training.arena[:, :1], data.valid)[0][0]
     with quiet(), matmul_precision("high" if precision == "tf32" else torch.get_float32_matmul_precision()):
@@ -186,6 +191,9 @@ def train_members(
         start=start,
         diverged_at=training.settled().T,
         curve=torch.stack([training.everyone(*point) for point in training.curve]).mT,
+        valid_curve=torch.stack([training.everyone(*point) for point in training.valid]).mT
+        if watch
+        else torch.empty(0),
         seconds=time.perf_counter() - begin,
         dropped=tuple(training.dropped),
         windows=tuple(training.windows),

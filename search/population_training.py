@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from primitives import Program, Task
-from primitives.task import initial_model
+from primitives.task import Split, initial_model
 from search.gradients import Gradients
-from search.measure import CHUNK
+from search.measure import CHUNK, measure
 from search.race import Behind, Look, Race
 from search.stacked import Plan, StackedRules
 
@@ -39,6 +39,7 @@ class PopulationTraining(lightning.LightningModule):
         standards: Sequence[Tensor],
         precision: str,
         native: bool,
+        watched: Split | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -57,6 +58,8 @@ class PopulationTraining(lightning.LightningModule):
         self._settled = never.clone()  # by member, of those whose places are gone
         self.dropped: list[Behind | None] = [None] * len(members)
         self.curve: list[tuple[Tensor, int, list[int]]] = []
+        self.task, self.watched = task, watched
+        self.valid: list[tuple[Tensor, int, list[int]]] = []  # loss of `watched` after the steps of the curve
         self.windows: list[Tensor] = []
         self._recent: list[Tensor] = []
         self._looks = race.steps(steps)
@@ -79,9 +82,12 @@ class PopulationTraining(lightning.LightningModule):
         """Step `index` (from 0) of every member, on its seed's batch."""
         losses = self.gradients(self.arena, inputs, targets, self.gradient)
         self.diverged_at.masked_fill_(~losses.isfinite() & (self.diverged_at < 0), index)
-        if index * CURVE_POINTS // self.steps != (index + 1) * CURVE_POINTS // self.steps:
+        point = index * CURVE_POINTS // self.steps != (index + 1) * CURVE_POINTS // self.steps
+        if point:
             self.curve.append((losses, 1, self.plan.order))
         self.rules.step(index)
+        if point and self.watched is not None:
+            self.valid.append((measure(self.task, self.arena, self.watched)[0].T, 1, self.plan.order))
         if self._looks:
             self._watch(losses, index)
 
