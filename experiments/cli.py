@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -12,7 +13,7 @@ import typer
 from experiments.cli_programs import ProgramName, certify, equivalent, export, show, simplify, trajectories
 from experiments.cli_report import report
 from experiments.cli_search import search
-from experiments.errors import UserError
+from experiments.errors import UserError, disk_error
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,6 +49,7 @@ def command(function: F) -> F:
         except Exception as error:
             from primitives import ProgramError  # slow to import, so only once something has failed
 
+            error = disk_error(error) or error
             if not isinstance(error, UserError | ProgramError):
                 raise
             typer.echo(f"optforge: {error}", err=True)
@@ -239,7 +241,14 @@ def digest(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
 
 def main() -> None:
     """Entry point of the console command."""
+    threading.excepthook = _of_a_thread
     app()
+
+
+def _of_a_thread(args: threading.ExceptHookArgs) -> None:
+    """The thread that writes TensorBoard's files hands its errors to the next call, which reports them."""
+    if args.exc_value is None or disk_error(args.exc_value) is None:
+        threading.__excepthook__(args)
 
 
 if __name__ == "__main__":

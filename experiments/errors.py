@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -11,6 +12,17 @@ class UserError(Exception):
 
     The command line prints it to standard error and exits with code 2, without a traceback.
     """
+
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+
+
+def disk_error(error: BaseException) -> UserError | None:
+    """The sentence for an `OSError` of a full disk or of missing permission; None for other errors."""
+    if not isinstance(error, OSError) or error.errno not in DISK:
+        return None
+    where = "" if error.filename is None else f": {error.filename}"
+    return UserError(f"{error.strerror}{where}; what was written before is kept")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

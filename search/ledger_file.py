@@ -161,7 +161,9 @@ def checksum(batch: Sequence[Any], programs: Sequence[tuple[Any, ...]]) -> str:
 def connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
     """A connection that waits for locks and, on a full disk or damage, raises `sqlite3.DatabaseError`."""
     if read_only:
-        return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        # where nothing can be written, nobody writes; without being told, SQLite would want to make files of its own
+        still = not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
+        return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' * still}", uri=True)
     db = sqlite3.connect(path, isolation_level="IMMEDIATE")
     try:
         db.execute("pragma synchronous = normal")  # only a power failure may cost batches: the last ones
