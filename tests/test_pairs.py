@@ -28,9 +28,6 @@ from primitives.parameters import REST
 STEPS = 8
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: STEPS * 2**-8}
 
-# Plain bfloat16 is compiled by torch.compile, which takes seconds for every row: these stand for each kind of rule.
-COMPILED_IN_BFLOAT16 = ("adamw", "adafactor", "lion", "lamb", "muon")
-
 # Cases that share a kernel follow each other.
 CASES = [
     (name, dtype, form, shape)
@@ -39,7 +36,6 @@ CASES = [
     for form in FORMS
     for shape in SHAPES
     if (form, dtype) != ("hand", torch.float64)  # which is what all are compared with
-    and ((form, dtype) != ("compiled", torch.bfloat16) or name in COMPILED_IN_BFLOAT16)
 ]
 
 
