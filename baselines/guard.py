@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +95,20 @@ class Guard:
     def scale(self, loss: Tensor) -> Tensor:
         """The loss to call ``backward`` on."""
         return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All counts, and the state of the scaler."""
+        tally = self.tally
+        counts = {"steps": tally.steps, "skipped": tally.skipped, "clipped": int(tally.clipped), "row": self._in_a_row}
+        return counts | {"scaler": None if self.scaler is None else self.scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the counts and the scale that `state_dict` gave."""
+        tally = self.tally
+        tally.steps, tally.skipped, tally.clipped = (state_dict[name] for name in ("steps", "skipped", "clipped"))
+        self._in_a_row = state_dict["row"]
+        if self.scaler is not None and state_dict["scaler"]:
+            self.scaler.load_state_dict(state_dict["scaler"])
 
     @torch.no_grad()
     def step(self) -> bool:

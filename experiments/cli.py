@@ -75,6 +75,7 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="W
 
 @command
 def train(
+    context: typer.Context,
     optimizer: Annotated[str, typer.Option(metavar="PROGRAM", help="How to train.")] = "adamw",
     task: TaskName = "digits",
     data: Annotated[
@@ -109,12 +110,19 @@ def train(
     monitor: Annotated[
         int, typer.Option(min=0, metavar="N", help="Observe the optimizer every N steps; 0: never.")
     ] = 50,
+    devices: Annotated[int, typer.Option(min=1, metavar="N", help="GPUs, or processes, that share each batch.")] = 1,
+    strategy: Annotated[
+        str, typer.Option(metavar="NAME", help="ddp: a whole model on each device; fsdp: divided among them.")
+    ] = "auto",
+    checkpoint_every: Annotated[int, typer.Option(min=0, metavar="N", help="Steps between checkpoints; 0: none.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, as it was begun.")] = False,
     run_dir: RunDir = None,
     json_file: JsonFile = None,
 ) -> None:
     """Train a task's model once, with TensorBoard logs.
 
     Schedules: constant, warmup, cosine, step, exponential, inverse-square-root, wsd.
+    Ctrl-C ends a run with checkpoints as a crash does: --resume goes on, to the same result.
 
     \b
     Examples:
@@ -122,12 +130,22 @@ def train(
       optforge train --optimizer adamw --lr 1e-5 --learn lr --task charlm
       optforge train --lr 0.01 --schedule cosine --warmup 20 --clip-norm 1 --set weight_decay=0.1
       optforge train --optimizer runs/first#1 --json result.json
+      optforge train --task tinystories:small --devices 4 --precision bf16 --checkpoint-every 500 --run-dir runs/big
+      optforge train --run-dir runs/big --resume
     """
-    from experiments.train_command import train_command
+    from experiments.train_command import resume_command, train_command
 
+    if resume:
+        given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+        if others := [name for name in given if name not in ("resume", "run_dir", "json_file")]:
+            words = ", ".join("--" + name.replace("_", "-") for name in others)
+            raise UserError(f"--resume goes on with the options that the run was begun with; leave out {words}")
+        resume_command(run_dir, json_file)
+        return
     names = [name.strip() for name in learn.split(",")] if learn is not None else None
     how: dict[str, Any] = {"schedule": schedule, "warmup": warmup, "clip_norm": clip_norm, "clip_value": clip_value}
     how |= {"accumulate": accumulate, "precision": precision, "monitor": monitor, "settings": settings or []}
+    how |= {"devices": devices, "strategy": strategy, "checkpoint_every": checkpoint_every}
     how |= {"data": data, "run_dir": run_dir, "json_file": json_file}
     train_command(optimizer, task, lr=lr, steps=steps, seed=seed, learn=names, **how)
 

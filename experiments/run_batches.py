@@ -17,6 +17,9 @@ MAX_FULL_BATCH = 65_536
 class RunBatches(Iterable[tuple[Tensor, Tensor]]):
     """Inputs and targets of each batch; a plain iterable, as data in memory needs no loading machinery.
 
+    It goes on where it was when its state was kept. With `share` set to (number of a process, number of processes)
+    each process has every so many examples of a batch.
+
     Args:
         task: its batch size is used.
         split: where the examples come from.
@@ -29,7 +32,7 @@ class RunBatches(Iterable[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, task: Task, split: Split, count: int, seed: int, full: bool = False) -> None:
-        self.split = split
+        self.split, self.share, self.done = split, (0, 1), 0
         if not full:
             self.indices = batch_indices(len(split), task.batch_size, count, seed)
         elif len(split) <= MAX_FULL_BATCH:
@@ -44,4 +47,15 @@ class RunBatches(Iterable[tuple[Tensor, Tensor]]):
         return len(self.indices)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return (self.split.batch(indices) for indices in self.indices)
+        first, every = self.share
+        while self.done < len(self.indices):
+            self.done += 1
+            yield self.split.batch(self.indices[self.done - 1, first::every])
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches were taken."""
+        return {"done": self.done}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on after those."""
+        self.done = state_dict["done"]

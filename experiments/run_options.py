@@ -19,6 +19,9 @@ from experiments.errors import UserError, unknown
 PRECISIONS: Mapping[str, str] = MappingProxyType({"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"})
 """What may be asked for, and Lightning's name of it, which may be asked for as well."""
 
+STRATEGIES = ("auto", "ddp", "fsdp")
+"""How several devices work together."""
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -33,6 +36,10 @@ class RunOptions:
             losses stay in float32. float16 scales the loss.
         monitor: steps between observations of the optimizer for TensorBoard; 0 for none.
         hypers: values of the optimizer's hyperparameters by name, in place of its defaults.
+        devices: how many of them share each batch; processes, where there is no accelerator.
+        strategy: ``"ddp"`` for a whole model on each device; ``"fsdp"`` divides parameters, gradients and state among
+            them; ``"auto"`` is the former where there are several.
+        checkpoint_every: steps between checkpoints; 0 for none. The last step has one, too.
 
     With clipping or less precision, a step whose gradients are not finite is skipped and counted; otherwise a loss
     that is not finite ends the run.
@@ -49,6 +56,9 @@ class RunOptions:
     precision: str = "32"
     monitor: int = EVERY
     hypers: Mapping[str, float] = field(default_factory=dict)
+    devices: int = 1
+    strategy: str = "auto"
+    checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -57,8 +67,14 @@ class RunOptions:
             raise unknown("precision", self.precision, PRECISIONS)
         if self.accumulate < 1:
             raise UserError(f"at least 1 batch must be accumulated for a step, got {self.accumulate}")
-        if self.monitor < 0 or self.warmup < 0:
-            raise UserError("the steps of the warm-up and between observations must be at least 0")
+        if min(self.monitor, self.warmup, self.checkpoint_every) < 0:
+            raise UserError("the steps of the warm-up, between observations and between checkpoints must be at least 0")
+        if self.strategy not in STRATEGIES:
+            raise unknown("strategy", self.strategy, STRATEGIES)
+        if self.devices < 1:
+            raise UserError(f"at least 1 device must train, got {self.devices}")
+        if self.strategy == "fsdp" and self.lightning_precision == "16-mixed":
+            raise UserError("the loss scale of fp16 does not go with fsdp; use --precision bf16")
         try:
             Clip(self.clip_norm, self.clip_value)
         except ValueError as error:

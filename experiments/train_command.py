@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,10 +16,13 @@ from experiments.programs import describe, resolve_program, usual_rate
 from experiments.provenance import provenance
 from experiments.results import RunResult
 from experiments.run_options import RunOptions
-from experiments.rundirs import new_run_dir, remove_if_empty
+from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from experiments.tasks import get_task, with_data
-from primitives import Program, print_program
+from primitives import Program, ProgramError, print_program
 from primitives.options import merged_hypers, with_fallback
+
+COMMAND = "command.json"
+"""In the folder of a run with checkpoints: what was asked for."""
 
 
 def train_command(
@@ -33,19 +37,31 @@ def train_command(
     data: Path | None = None,
     run_dir: Path | None,
     json_file: Path | None,
+    resume: bool = False,
     **others: Any,
 ) -> None:
     """Train once and print how it went; an optimizer meant for full batches gets them.
 
     `settings` are values of hyperparameters, as in ``["beta1=0.95"]``; `others` are further `RunOptions`;
-    `data` is where the task's data lie, for those that read files.
+    `data` is where the task's data lie, for those that read files; with `resume`, the run in `run_dir` goes on.
 
     The run directory gets TensorBoard logs, the program as `program.txt`, and `result.json`: the result, the
-    program, and where the numbers come from. `json_file` gets a copy of the latter.
+    program, and where the numbers come from. `json_file` gets a copy of the latter. With checkpoints, it has
+    `command.json` from the beginning: what was asked for, for `resume_command`. Of several processes that train
+    together one writes and prints.
 
     Raises:
         UserError, ProgramError: before anything is written, if what was asked for does not exist or fit.
     """
+    asked: dict[str, Any] = {
+        "optimizer": optimizer,
+        "task": task,
+        "lr": lr,
+        "steps": steps,
+        "seed": seed,
+        "learn": learn,
+    }
+    asked |= {"settings": settings, "data": data and str(data.absolute()), **others}
     problem = get_task(with_data(task, data))
     name, program = resolve_program(optimizer)
     row = BASELINES.get(optimizer)
@@ -54,10 +70,15 @@ def train_command(
     if full_batch and options.accumulate > 1:
         raise UserError(f"{name} sees the whole training set in every step, so that there is nothing to accumulate")
     check_can_write("--json", json_file)
-    folder = new_run_dir(run_dir, "train", problem.name)
+    first = options.devices == 1 or _is_first_process()
+    folder = run_dir if resume and run_dir is not None else Path(os.devnull)  # where other processes write nothing
+    if first and not resume:
+        folder = new_run_dir(run_dir, "train", problem.name)
     try:
         from experiments.training import train
 
+        if first and not resume and options.checkpoint_every:
+            write_atomic(folder / COMMAND, json.dumps(asked, indent=2) + "\n")
         how: dict[str, Any] = {"seed": seed, "steps": steps, "learn": learn, "full_batch": full_batch}
         result = train(
             problem,
@@ -66,17 +87,52 @@ def train_command(
             **how,
             options=options,
             log_dir=folder,
-            progress=True,
+            progress=first,
+            resume=resume,
         )
+        if not first:
+            return
         record = _record(name, program, learn, result) | {"full_batch": full_batch, "options": asdict(options)}
         text = json.dumps(record, indent=2) + "\n"
         write_atomic(folder / "program.txt", print_program(program))
         write_atomic(folder / "result.json", text)
         if json_file is not None:
             write_atomic(json_file, text)
+    except (UserError, ProgramError):
+        if first and not resume:
+            (folder / COMMAND).unlink(missing_ok=True)
+        raise
     finally:
-        remove_if_empty(folder)
+        if first:
+            remove_if_empty(folder)
     print(_summary(name, result, problem.metric, folder, " on the whole training set" if full_batch else ""))
+
+
+def resume_command(run_dir: Path | None, json_file: Path | None) -> None:
+    """Go on with the run in `run_dir` from its latest checkpoint, or from its start if it has none yet.
+
+    Raises:
+        UserError: if there is no such run, it has ended, or it keeps no checkpoints.
+    """
+    if run_dir is None:
+        raise UserError("--resume needs the --run-dir of the run to go on with")
+    folder = existing_run_dir(run_dir)
+    if (folder / "result.json").exists():
+        raise UserError(f"the run in {folder} has ended; begin another for more steps")
+    try:
+        asked = json.loads((folder / COMMAND).read_text(encoding="utf-8"))
+        data = Path(found) if (found := asked.pop("data")) else None
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no {COMMAND}: runs go on if they were begun with --checkpoint-every") from None
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(f"{folder / COMMAND} is damaged, so the run cannot go on") from None
+    train_command(**asked, data=data, run_dir=folder, json_file=json_file, resume=True)
+
+
+def _is_first_process() -> bool:
+    from experiments.training import is_first_process  # loads Lightning
+
+    return is_first_process()
 
 
 def parse_settings(settings: Sequence[str], name: str, program: Program) -> dict[str, float]:

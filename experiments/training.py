@@ -3,142 +3,31 @@
 from __future__ import annotations
 
 import math
-import time
+import pickle
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins import MixedPrecision
-from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.optimizer import Optimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
 
-from baselines import averaged, is_schedule_free
 from experiments.errors import UserError
 from experiments.monitor import OptimizerMonitor
-from experiments.progress import Report, progress_bar
-from experiments.results import RunResult, evaluate
-from experiments.run_batches import RunBatches
-from experiments.run_options import PLAIN, RunOptions, device_type
+from experiments.progress import progress_bar
+from experiments.results import RunResult
+from experiments.run_options import PLAIN, RunOptions
+from experiments.training_run import Factory, TrainingRun
 from learned import learn as learn_rates
-from primitives import Program, ProgramOptimizer, Split, Task
+from primitives import Program, ProgramOptimizer, Task
 from primitives.options import merged_hypers
-from primitives.task import initial_model
 from search.lightning_fit import fit, quiet
 
-Factory = Callable[..., Optimizer]
-"""Makes an optimizer of parameters and the keyword `lr`, as the classes of `torch.optim` do."""
-
-
-class TrainingRun(LightningModule):
-    """A task's model on its batches under one optimizer; keeps the curves of the run.
-
-    Args:
-        task: data, model and loss.
-        factory: makes the optimizer.
-        lr: learning rate given to it.
-        seed: of the initial weights (see `primitives.task.initial_model`).
-        steps: length of the run; about 100 points of the training curve and 10 of the validation curve are
-            logged.
-        options: schedule, clipping, accumulation and precision.
-        report: is told the steps done and the latest loss.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        factory: Factory,
-        lr: float,
-        seed: int,
-        steps: int,
-        options: RunOptions = PLAIN,
-        report: Report = lambda done, words: None,
-    ) -> None:
-        super().__init__()
-        self.task, self.steps, self.report = task, steps, report
-        self.model = initial_model(task, seed)
-        self.optimizer = factory(self.model.parameters(), lr=lr, **options.hypers)
-        self.options, self.guard = options, options.guard(self.optimizer)
-        self.scheduler = options.scheduler(self.optimizer, steps)
-        self.splits = task.data()
-        self.log_every, self.validate_every = max(1, steps // 100), max(1, steps // 10)
-        self.curve: list[float] = []
-        self.valid_curve: list[tuple[int, float]] = []
-        self.diverged = ""
-        self._losses: list[float] = []  # of the batches of the present step
-        self._skipped = False
-
-    def precision(self) -> MixedPrecision | None:
-        """Lightning's plugin for less precision than 32 bits, whose scaler is that of the guard."""
-        name: Any = self.options.lightning_precision
-        if self.guard is None or name == "32-true":
-            return None
-        return MixedPrecision(name, device_type(), self.guard.scaler)  # the name alone means bfloat16 on any CPU
-
-    def configure_optimizers(self) -> Any:
-        """The optimizer of all parameters, and its schedule if there is one."""
-        if self.scheduler is None:
-            return self.optimizer
-        return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": self.scheduler, "interval": "step"}}
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Loss of one batch, 0-dimensional; one that is not finite ends the run after this step, unless guarded."""
-        inputs, targets = batch
-        loss: Tensor = self.task.loss(self.model(inputs).float(), targets)
-        self._losses.append(loss.item())
-        lost = self.guard is None and not math.isfinite(self._losses[-1])
-        if lost or len(self._losses) == self.options.accumulate:
-            self.curve.append(sum(self._losses) / len(self._losses))
-            self._losses.clear()
-        if lost:
-            self._end(f"the training loss was {self.curve[-1]} at step {len(self.curve)} of {self.steps}")
-        return loss
-
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
-    ) -> None:
-        """A step as Lightning makes it, or as the guard does, which may skip it."""
-        if self.guard is None or optimizer_closure is None:
-            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-            return
-        optimizer_closure()
-        try:
-            self._skipped = not self.guard.step()
-        except FloatingPointError:
-            self._end(f"the gradients of many steps up to step {len(self.curve)} of {self.steps} were not finite")
-
-    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
-        """Go on in the schedule; a step that was skipped does not count."""
-        if not self._skipped:
-            scheduler.step()
-
-    def _end(self, reason: str) -> None:
-        self.diverged = f"{reason}; try a smaller lr"
-        self.trainer.should_stop = True
-
-    def evaluate(self, split: Split) -> tuple[float, float | None]:
-        """Loss and accuracy on `split`, of the averaged weights where it is them that the optimizer trains."""
-        with averaged(self.optimizer) if is_schedule_free(self.optimizer) else nullcontext():
-            return evaluate(self.model, self.task, split)
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Write the curves, and look at the validation data when it is time."""
-        if self._losses:
-            return
-        step, scalars = len(self.curve), {}
-        if step % self.log_every == 0 or step == 1:
-            self.report(step, f"loss {self.curve[-1]:.4f}")
-            scalars["loss/train"] = self.curve[-1]
-        if step % self.validate_every == 0:
-            scalars["loss/valid"], accuracy = self.evaluate(self.splits.valid)
-            scalars |= {} if accuracy is None else {"accuracy/valid": accuracy}
-            self.valid_curve.append((step, scalars["loss/valid"]))
-        if scalars:
-            for logger in self.loggers:
-                logger.log_metrics(scalars, step)
+CHECKPOINT = "checkpoint.ckpt"
+"""Name of the latest checkpoint in the folder of a run."""
 
 
 def train(
@@ -153,11 +42,13 @@ def train(
     full_batch: bool = False,
     options: RunOptions = PLAIN,
     progress: bool = False,
+    resume: bool = False,
 ) -> RunResult:
     """Train `task`'s model once.
 
     Initial weights and batches depend on the task and the seed alone, so that runs of different optimizers
-    with one seed are paired.
+    with one seed are paired. Several devices share each batch, so that the run is that of one device up to rounding;
+    each is a process of its own, which runs the whole script once more and comes to this call.
 
     Args:
         task: what to train.
@@ -165,30 +56,45 @@ def train(
         lr: learning rate; the initial one if it is learned.
         seed: of initial weights and order of batches.
         steps: number of steps; the task's own by default.
-        log_dir: where TensorBoard logs go; none are written without it.
+        log_dir: where TensorBoard logs and checkpoints go; none are written without it.
         learn: names of hyperparameters to learn on the way (see `learned.learn`), for programs only.
         full_batch: make every batch the whole training split, as gradient descent means it.
         options: everything else, see `RunOptions`.
         progress: show a progress bar on standard error, if that is a terminal.
+        resume: go on from the checkpoint in `log_dir`, if there is one; everything else must be as it was then. The
+            outcome is that of the uninterrupted run, bit for bit on CPUs.
 
     Returns:
         The outcome. A loss that is not finite ends the run early with status ``"diverged"``; it is not an
         exception.
 
     Raises:
-        UserError: if the steps are not positive, if learning was asked for something that is not a program, or if the
-            training split is too large for one batch that must hold it.
+        UserError: if the steps are not positive, if learning was asked for something that is not a program, if the
+            training split is too large for one batch that must hold it, if devices are missing or cannot share a
+            batch equally, or if the checkpoint is another run's.
         ProgramError: if the program and the learning rate do not fit.
     """
     total = task.steps if steps is None else steps
     if total < 1:
         raise UserError(f"the number of steps must be at least 1, got {total}")
-    run = TrainingRun(task, _factory(optimizer, total, learn, options), lr, seed, total, options)
-    batches = RunBatches(task, run.splits.train, total * options.accumulate, seed, full_batch)
+    checkpoint = None if log_dir is None else Path(log_dir) / CHECKPOINT
+    run = TrainingRun(
+        task,
+        _factory(optimizer, total, learn, options),
+        lr,
+        seed,
+        total,
+        options,
+        full_batch=full_batch,
+        checkpoint=checkpoint,
+    )
+    _check_devices(run)
+    begun = _readable(checkpoint) if resume and checkpoint is not None and checkpoint.exists() else None
     with quiet(), progress_bar(task.name, total) if progress else nullcontext(run.report) as run.report:
         trainer = Trainer(
             accelerator="auto",
-            devices=1,
+            devices=options.devices,
+            strategy=_strategy(options),
             max_steps=total,
             logger=TensorBoardLogger(log_dir, name=None, version="") if log_dir is not None else False,
             accumulate_grad_batches=options.accumulate,
@@ -200,10 +106,35 @@ def train(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        start = time.perf_counter()
-        fit(trainer, run, batches)
-        seconds = time.perf_counter() - start
-    return _result(run, lr, seed, seconds)
+        fit(trainer, run, checkpoint=begun)
+    return _result(run, lr, seed)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that reports, of those that train together."""
+    return getattr(rank_zero_only, "rank", 0) in (0, None)
+
+
+def _readable(checkpoint: Path) -> Path:
+    try:
+        torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{checkpoint} cannot be read as a checkpoint; remove it to begin anew") from error
+    return checkpoint
+
+
+def _check_devices(run: TrainingRun) -> None:
+    count, present = run.options.devices, torch.accelerator.device_count()
+    if 0 < present < count:
+        raise UserError(f"--devices {count}: this machine has {present}")
+    if (size := run.batches.indices.shape[1]) % count:
+        raise UserError(f"{count} devices cannot share batches of {size} examples equally; use a divisor of {size}")
+
+
+def _strategy(options: RunOptions) -> Any:
+    if options.strategy == "fsdp":
+        return ModelParallelStrategy(options.devices, 1, save_distributed_checkpoint=False)
+    return options.strategy
 
 
 def learned_values(optimizer: object) -> dict[str, float]:
@@ -224,8 +155,8 @@ def _factory(optimizer: Program | Factory, steps: int, learn: Sequence[str] | No
     return lambda params, lr, **hypers: ProgramOptimizer(params, program, lr, total_steps=steps, **hypers)
 
 
-def _result(run: TrainingRun, lr: float, seed: int, seconds: float) -> RunResult:
-    measured = [run.evaluate(split) for split in run.splits]
+def _result(run: TrainingRun, lr: float, seed: int) -> RunResult:
+    measured = run.measured or run.measure()  # nothing was left to train after a checkpoint of the last step
     losses = [loss if math.isfinite(loss) else math.nan for loss, _ in measured]
     reason = run.diverged
     if not reason and not all(map(math.isfinite, losses)):
@@ -243,7 +174,7 @@ def _result(run: TrainingRun, lr: float, seed: int, seconds: float) -> RunResult
         valid_accuracy=measured[1][1],
         test_accuracy=measured[2][1],
         learned=learned_values(run.optimizer),
-        seconds=seconds,
+        seconds=run.seconds,
         curve=tuple(run.curve),
         valid_curve=tuple(run.valid_curve),
         skipped=0 if run.guard is None else run.guard.tally.skipped,
