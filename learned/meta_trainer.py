@@ -1,0 +1,149 @@
+"""Meta-training: θ moves by Adam along an estimator's gradients, one training run of all workers after the other.
+
+The state is small and exact between training runs, so that a run of meta-training that was interrupted goes on to the
+same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learned.meta_models import Rule, flatten, initial_weights
+from learned.meta_tasks import Problem
+from learned.meta_training import Estimator, begin, unroll_all
+
+VALIDATION = 2**32  # added to the seed, for problems that training does not see
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one training run of all workers showed.
+
+    Attributes:
+        steps: of Adam, done so far.
+        problem: its name.
+        losses: mean over workers at each step.
+        gradient: norm of the meta-gradient, mean over segments.
+        skipped: segments whose meta-gradient was not finite, which moved nothing.
+    """
+
+    steps: int
+    problem: str
+    losses: Tensor
+    gradient: float
+    skipped: int
+
+
+class MetaTrainer:
+    """Trains the weights of a rule.
+
+    Args:
+        rule: what is trained.
+        problems: what it is trained on; each training run draws one of them.
+        estimator: of the meta-gradient.
+        steps: how many steps of Adam are planned; its rate falls to 0 over them as a cosine.
+        seed: of initial weights, problems and perturbations.
+        truncation: steps of a segment; the paper's 20.
+        lr: rate of Adam at first.
+        clip: largest norm of a meta-gradient.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        problems: Sequence[Problem],
+        estimator: Estimator,
+        steps: int,
+        *,
+        seed: int = 0,
+        truncation: int = 20,
+        lr: float = 3e-3,
+        clip: float = 1.0,
+    ) -> None:
+        self.rule, self.problems, self.estimator, self.steps = rule, list(problems), estimator, steps
+        self.seed, self.truncation, self.lr, self.clip = seed, truncation, lr, clip
+        self.generator = torch.Generator().manual_seed(seed)
+        self.theta = flatten(initial_weights(rule, self.generator), rule)
+        self.adam = torch.optim.Adam([self.theta], lr=lr)
+        self.done, self.runs = 0, 0  # steps of Adam, and training runs
+        self.best, self.best_theta = math.inf, self.theta.clone()
+
+    def run(self) -> Progress:
+        """One training run of all workers of a problem, with a step of Adam after each segment."""
+        number = int(torch.randint(len(self.problems), (), generator=self.generator))
+        problem = self.problems[number]
+        instances, params = problem.draw(self.generator, problem.workers)
+        carried = self.estimator.begin(self.rule, self.theta, params)
+        losses, norms, skipped = [], [], 0
+        for at in range(0, problem.horizon, self.truncation):
+            steps = min(self.truncation, problem.horizon - at)
+            batches = problem.batches(self.generator, problem.workers, steps)
+            estimate, carried = self.estimator.segment(
+                self.rule, problem, self.theta, carried, instances, batches, at, self.generator
+            )
+            self.done += 1
+            norm = torch.linalg.vector_norm(estimate.gradient)
+            losses.append(estimate.losses.mean(0))
+            norms.append(norm.item())
+            if not math.isfinite(norms[-1]):
+                skipped += 1
+                break  # what follows would not be finite either
+            self.theta.grad = estimate.gradient * min(1.0, self.clip / (norms[-1] + 1e-12))
+            for group in self.adam.param_groups:
+                group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, (self.done - 1) / self.steps)))
+            self.adam.step()
+        self.runs += 1
+        return Progress(self.done, problem.name, torch.cat(losses), sum(norms) / len(norms), skipped)
+
+    def validate(self, workers: int = 32) -> dict[str, float]:
+        """Mean over held-out instances of what training minimises, by problem; the best θ by their sum is kept."""
+        found = {}
+        for problem in self.problems:
+            losses = evaluate(self.rule, problem, self.theta, VALIDATION + self.seed, min(workers, 2 * problem.workers))
+            values = (losses + problem.log).log() if problem.log else losses
+            found[problem.name] = values.mean().item()
+        total = sum(found.values())
+        if total < self.best:
+            self.best, self.best_theta = total, self.theta.clone()
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that going on needs, between two runs."""
+        return {
+            "theta": self.theta.clone(),
+            "adam": self.adam.state_dict(),
+            "generator": self.generator.get_state(),
+            "done": self.done,
+            "runs": self.runs,
+            "best": self.best,
+            "best_theta": self.best_theta.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`, of a trainer with the same arguments."""
+        self.theta.copy_(state["theta"])
+        self.adam.load_state_dict(state["adam"])
+        self.generator.set_state(state["generator"])
+        self.done, self.runs, self.best = state["done"], state["runs"], state["best"]
+        self.best_theta = state["best_theta"].clone()
+
+
+def evaluate(
+    rule: Rule, problem: Problem, theta: Tensor, seed: int, workers: int, horizon: int | None = None
+) -> Tensor:
+    """Losses ``[workers, steps + 1]`` of training runs with fixed weights, on the instances that `seed` draws.
+
+    The last column is the loss after the last step, on one more batch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    steps = (problem.horizon if horizon is None else horizon) + 1
+    instances, params = problem.draw(generator, workers)
+    batches = problem.batches(generator, workers, steps)
+    with torch.no_grad():
+        return unroll_all(rule, problem, theta, begin(rule, params), instances, batches, 0)[1]

@@ -1,0 +1,223 @@
+"""Estimators of meta-gradients against derivatives of a loop written out by hand; resume of meta-training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+
+import pytest
+import torch
+from torch import nn
+
+from learned.meta_models import LSTMRule, MLPRule, flatten, initial_weights, unflatten
+from learned.meta_tasks import classifier, quadratics
+from learned.meta_trainer import MetaTrainer, evaluate
+from learned.meta_training import ES, PES, TBPTT, begin, unroll
+
+STEPS = 12
+
+
+class HeavyBall:
+    """A rule with two weights: ``m ← b m + g``, update ``a m``. Its losses are smooth in both."""
+
+    name = "heavy-ball"
+    settings = MappingProxyType({})
+    shapes = MappingProxyType({"a": (1,), "b": (1,)})
+
+    def init(self, p):
+        return {"m": torch.zeros_like(p)}
+
+    def step(self, weights, ps, gs, states, step):
+        ms = [weights["b"] * s["m"] + g for s, g in zip(states, gs, strict=True)]
+        return [weights["a"] * m for m in ms], [{"m": m} for m in ms]
+
+
+def problem(log=0.0):
+    return replace(quadratics(3, horizon=STEPS, workers=2), log=log)
+
+
+def drawn(count):
+    """The same two instances, in float64, in turn."""
+    instance, params = problem().draw(torch.Generator().manual_seed(1), 2)
+    return tuple(
+        {k: v.double().repeat(count // 2, *[1] * (v.ndim - 1)) for k, v in d.items()} for d in (instance, params)
+    )
+
+
+THETA = torch.tensor([0.02, 0.6], dtype=torch.float64)
+
+
+def by_hand(theta, starts, steps, first_order, log=0.0, before=0):
+    """Mean loss of `steps` steps after `before`, of both workers, by a loop over workers and steps."""
+    instances, params = starts
+    total = torch.zeros((), dtype=torch.float64)
+    for w, y, x in zip(instances["w"], instances["y"], params["x"], strict=True):
+        m = torch.zeros_like(x)
+        for number in range(before + steps):
+            if number == before:
+                x, m = x.detach(), m.detach()
+            r = w @ x - y
+            value = r.square().sum()
+            g = 2 * w.T @ r
+            if number >= before:
+                total = total + ((value + log).log() if log else value)
+            m = theta[1] * m + (g.detach() if first_order else g)
+            x = x - theta[0] * m
+    return total / steps / len(params["x"])
+
+
+def segments(estimator, theta, count, lengths, generator):
+    """Estimates of successive segments with θ as it is."""
+    instances, params = drawn(count)
+    carried, done, found = estimator.begin(HeavyBall(), theta, params), 0, []
+    for length in lengths:
+        batches = torch.zeros(count, length, 0)
+        estimate, carried = estimator.segment(
+            HeavyBall(), problem(), theta, carried, instances, batches, done, generator
+        )
+        found.append(estimate)
+        done += length
+    return found
+
+
+@pytest.mark.parametrize("log", [0.0, 0.1])
+@pytest.mark.parametrize("first_order", [False, True])
+def test_backpropagation_is_the_derivative_of_the_loop(first_order, log):
+    instances, params = drawn(2)
+    estimator = TBPTT(first_order)
+    carried = estimator.begin(HeavyBall(), THETA, params)
+    generator = torch.Generator()
+    for done in (0, 5):
+        estimate, carried = estimator.segment(
+            HeavyBall(), problem(log), THETA, carried, instances, torch.zeros(2, 5, 0), done, generator
+        )
+        theta = THETA.clone().requires_grad_()
+        value = by_hand(theta, (instances, params), 5, first_order, log, before=done)
+        (expected,) = torch.autograd.grad(value, theta)
+        torch.testing.assert_close(estimate.gradient, expected, rtol=1e-8, atol=0)
+
+
+def test_first_order_leaves_something_out():
+    exact, short = (segments(TBPTT(f), THETA, 2, [STEPS], torch.Generator())[0].gradient for f in (False, True))
+    assert not torch.allclose(exact, short, rtol=0.05)
+
+
+def mean_and_error(estimator, lengths):
+    """Mean over 40 batches of 500 antithetic pairs of the sum over segments, and its standard error."""
+    generator = torch.Generator().manual_seed(0)
+    sums = [
+        sum(e.gradient * n for e, n in zip(segments(estimator, THETA, 500, lengths, generator), lengths, strict=True))
+        for _ in range(40)
+    ]
+    found = torch.stack(sums) / sum(lengths)
+    return found.mean(0), found.std(0) / len(sums) ** 0.5
+
+
+def full_gradient(lengths):
+    """Derivative of the mean loss; of segments that each begin where θ arrives, if there are several."""
+    theta, starts, done, total = THETA.clone().requires_grad_(), drawn(2), 0, 0.0
+    for length in lengths:
+        total = total + by_hand(theta, starts, length, False, before=done) * length
+        done += length
+    return torch.autograd.grad(total / done, theta)[0]
+
+
+WHOLE, CUT = [STEPS], [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "lengths", "target"), [(ES, WHOLE, WHOLE), (ES, CUT, CUT), (PES, WHOLE, WHOLE), (PES, CUT, WHOLE)]
+)
+def test_evolution_strategies_estimate_what_they_say(estimator, lengths, target):
+    mean, error = mean_and_error(estimator(sigma=1e-3), lengths)
+    expected = full_gradient(target)
+    assert ((mean - expected).abs() < 4 * error).all(), (mean, expected, error)
+    assert error.norm() < 0.05 * expected.norm()
+
+
+def test_truncated_evolution_strategies_are_biased_where_persistent_ones_are_not():
+    mean, error = mean_and_error(ES(sigma=1e-3), CUT)
+    assert ((mean - full_gradient(WHOLE)).abs() > 10 * error).any()
+
+
+def test_a_pair_that_diverges_moves_nothing():
+    theta = torch.tensor([1e200, 0.5], dtype=torch.float64)
+    for estimator in (ES(), PES()):
+        assert segments(estimator, theta, 4, [STEPS], torch.Generator())[0].gradient.eq(0).all()
+
+
+@pytest.mark.parametrize("rule", [LSTMRule(), MLPRule()])
+def test_workers_are_trained_as_if_alone(rule):
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.rand(40, 6, generator=generator), torch.randint(3, (40,), generator=generator)
+    task = classifier("toy", x, y, (4,), horizon=5, workers=3, batch_size=8)
+    theta = flatten(initial_weights(rule, generator), rule)
+    losses = evaluate(rule, task, theta, 7, 3)
+    again = torch.Generator().manual_seed(7)
+    instances, params = task.draw(again, 3)
+    batches = task.batches(again, 3, 6)
+    for k in range(3):
+        own = begin(rule, {n: p[k : k + 1] for n, p in params.items()})
+        carry = type(own)(
+            {n: p[0] for n, p in own.params.items()},
+            {n: {m: s[0] for m, s in d.items()} for n, d in own.states.items()},
+        )
+        _, alone, _ = unroll(rule, task, theta, carry, instances, batches[k])
+        torch.testing.assert_close(losses[k], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_a_classifier_starts_as_torch_does_and_has_its_loss():
+    x, y = torch.rand(30, 5), torch.randint(4, (30,))
+    y[0] = 3
+    task = classifier("toy", x, y, (7, 6), "relu", batch_size=9)
+    generator = torch.Generator().manual_seed(0)
+    _, params = task.draw(generator, 2)
+    batch = task.batches(generator, 2, 1)[0, 0]
+    net = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 4))
+    for k, layer in enumerate((net[0], net[2], net[4])):
+        for part, p in (("weight", layer.weight), ("bias", layer.bias)):
+            assert params[f"{k}.{part}"].abs().max() <= 1 / layer.in_features**0.5
+            with torch.no_grad():
+                p.copy_(params[f"{k}.{part}"][1])
+    found = task.loss({n: p[1] for n, p in params.items()}, {}, batch)
+    torch.testing.assert_close(found, nn.functional.cross_entropy(net(x[batch]), y[batch]))
+
+
+def trainer(steps=8):
+    rule = MLPRule(hidden=6)
+    return MetaTrainer(rule, [quadratics(3, 10, 4), quadratics(2, 10, 4)], PES(), steps, seed=5, truncation=5)
+
+
+def test_meta_training_goes_on_exactly_from_any_run():
+    whole, first = trainer(), trainer()
+    for _ in range(4):
+        whole.run()
+        whole.validate()
+    for _ in range(2):
+        first.run()
+        first.validate()
+    second = trainer()
+    second.load_state_dict(first.state_dict())
+    for _ in range(2):
+        second.run()
+        second.validate()
+    assert torch.equal(whole.theta, second.theta)
+    assert torch.equal(whole.best_theta, second.best_theta)
+    assert (whole.done, whole.best) == (second.done, second.best)
+
+
+def test_meta_training_lowers_the_loss():
+    rule = LSTMRule(hidden=6)
+    found = MetaTrainer(rule, [quadratics(2, 20, 32)], TBPTT(), 60, lr=0.01, truncation=10)
+    before = evaluate(rule, found.problems[0], found.theta, 99, 64)[:, -1].mean()
+    while found.done < 60:
+        found.run()
+    after = evaluate(rule, found.problems[0], found.theta, 99, 64)[:, -1].mean()
+    assert after < 0.7 * before
+
+
+def test_weights_survive_being_flattened():
+    rule = LSTMRule()
+    weights = initial_weights(rule, torch.Generator().manual_seed(0))
+    back = unflatten(flatten(weights, rule), rule)
+    assert all(torch.equal(weights[k], back[k]) for k in weights)
