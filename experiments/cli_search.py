@@ -49,6 +49,9 @@ def search(
     descent: Annotated[
         bool, typer.Option("--descent", help="Train only what goes downhill on simulated quadratics.")
     ] = False,
+    race: Annotated[
+        bool, typer.Option("--race", help="Break off training that is hopelessly behind AdamW's, or another rate's.")
+    ] = False,
     seed: Annotated[
         Number, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Of all randomness.", show_default="0")
     ] = None,
@@ -116,6 +119,7 @@ def search(
         migrate_every=migrate_every,
         restart_every=restart_every,
         descent=descent or None,
+        race=race or None,
         batch=batch,
         lag=lag,
         workers=workers,

@@ -20,6 +20,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "migrate_every": 0,
         "restart_every": 0,
         "descent": False,
+        "race": False,
         "batch": 32,
         "lag": 2,
         "steps": 0,  # the task's own

@@ -45,6 +45,7 @@ class SearchOptions:
         migrate_every: candidates of an island between two that descend from its neighbour; 0 for never.
         restart_every: candidates between restarts; 0 for never.
         descent: whether programs that do not go downhill on simulated quadratics are left untrained.
+        race: whether members that are hopelessly behind are not trained to the end, see `search.race`.
         batch: programs trained together.
         lag: batches in flight at once.
         steps: length of each training run; the task's own by default.
@@ -73,6 +74,7 @@ class SearchOptions:
     migrate_every: int | None = None
     restart_every: int | None = None
     descent: bool | None = None
+    race: bool | None = None
     batch: int | None = None
     lag: int | None = None
     steps: int | None = None
@@ -111,7 +113,7 @@ def run_search(options: SearchOptions) -> bool:
     if ledger.notice:
         print(ledger.notice)
     protocol = (config["task"], tuple(config["ladder"]), tuple(config["seeds"]), config["steps"])
-    factory = functools.partial(evaluator, *protocol)
+    factory = functools.partial(evaluator, *protocol, race=config["race"])
     workers = _executor(factory, options, config["lag"])
     finished = True
     try:
@@ -185,12 +187,17 @@ def digest(run_dir: Path) -> str:
         ledger.close()
 
 
-def evaluator(task: str, ladder: tuple[float, ...], seeds: tuple[int, ...], steps: int = 0) -> Evaluator:
-    """The evaluator of a search, made inside each worker."""
+def evaluator(
+    task: str, ladder: tuple[float, ...], seeds: tuple[int, ...], steps: int = 0, race: bool = False
+) -> Evaluator:
+    """The evaluator of a search, made inside each worker. In a race the reference is AdamW."""
+    from baselines import BASELINES
     from search.fitness import Protocol
     from search.population import Population
+    from search.race import NO_RACE, Race
 
-    return Population(Protocol(get_task(task), ladder, seeds, steps))
+    protocol = Protocol(get_task(task), ladder, seeds, steps)
+    return Population(protocol, Race() if race else NO_RACE, BASELINES["adamw"].program if race else None)
 
 
 def evolution(config: dict[str, Any]) -> Evolution:
@@ -300,6 +307,7 @@ def _config(options: SearchOptions) -> dict[str, Any]:
 
 def _agreed(options: SearchOptions, stored: dict[str, Any]) -> dict[str, Any]:
     """The resumed run's own configuration, if what was asked for agrees with it."""
+    stored = {"race": False} | stored  # searches of older versions do not say
     if options.task is None and str(stored["task"]).endswith(".py"):
         raise UserError(f"{options.run_dir} trains what the Python file {stored['task']} says; name it: --task FILE")
     for name in DEFAULTS:

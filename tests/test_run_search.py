@@ -201,6 +201,15 @@ def test_several_start_programs_all_options_and_a_resume(tmp_path: Path) -> None
         run_search(SearchOptions(run_dir=folder, resume=True, islands=3))
 
 
+def test_a_race_breaks_training_off_wherever_it_runs(tmp_path: Path) -> None:
+    run_search(options(tmp_path / "one", race=True, programs=64, steps=40, workers=0))
+    run_search(options(tmp_path / "two", race=True, programs=32, steps=40, workers=2))
+    run_search(SearchOptions(run_dir=tmp_path / "two", programs=64, resume=True, workers=1))
+    assert digest(tmp_path / "one") == digest(tmp_path / "two")
+    reasons = [r.fitness.reason for r in _records(tmp_path / "one") if r.fitness.status is Status.DROPPED]
+    assert reasons and all("behind at step" in reason for reason in reasons)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
