@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,13 +23,14 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Results:
-    """Outcomes of all runs: ``[members, seeds]`` each, `curve` with the points last; `start` is ``[seeds]``."""
+    """Outcomes of all runs: ``[members, seeds]`` each, curves with the points last; `start` is ``[seeds]``."""
 
     losses: dict[str, np.ndarray]
     accuracy: dict[str, np.ndarray]
     start: np.ndarray
     diverged_at: np.ndarray
     curve: np.ndarray
+    valid_curve: np.ndarray
 
 
 def train_all(
@@ -39,8 +41,9 @@ def train_all(
     elements: int,
     what: str,
     report: Progress,
+    watch: bool = False,
 ) -> Results:
-    """Train every member from every seed, in batches that fit in memory.
+    """Train every member from every seed, in batches that fit in memory; with `watch`, `valid_curve` is not empty.
 
     A batch holds all members of its seeds where it can, so that what is compared is computed in the same
     call.
@@ -58,7 +61,8 @@ def train_all(
         rows = []
         for m in range(0, len(members), members_at_once):
             some = members[m : m + members_at_once]
-            rows.append(train_members(protocol.task, some, some_seeds, steps=protocol.steps, splits=splits))
+            options: dict[str, Any] = {"steps": protocol.steps, "splits": splits, "watch": watch}
+            rows.append(train_members(protocol.task, some, some_seeds, **options))
             done += len(some) * len(some_seeds)
             report(what, done, total)
         columns.append(rows)
@@ -72,4 +76,5 @@ def train_all(
         start=np.concatenate([np.asarray(rows[0].start, dtype=np.float64) for rows in columns]),
         diverged_at=table(lambda o: o.diverged_at),
         curve=np.moveaxis(table(lambda o: o.curve, axis=1), 0, -1),
+        valid_curve=np.moveaxis(table(lambda o: o.valid_curve, axis=1), 0, -1) if watch else np.empty(0),
     )

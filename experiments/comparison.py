@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from experiments.statistics import Interval, Pair
@@ -30,7 +30,16 @@ class Protocol:
         steps: length of every run.
         smallest_effect: share of the loss below which a difference does not matter, declared before the runs.
         alpha: bound on the chance of a false claim; intervals have level 1 − alpha.
-        widenings: how often the ladder may be widened if a best rate lies on one of its ends.
+        widenings: how often the ladder, or a search space, may be widened where a best value lies at its edge.
+        trials: configurations tried for each optimizer before any widening; 0 if the ladder is all that is tuned.
+        dimensions: tuned quantities of each optimizer, the learning rate included.
+        sampler: ``"qmc"`` or ``"tpe"``: how configurations are chosen.
+        schedule: of the learning rate, a name in `experiments.compare_schedule.SCHEDULES`.
+        warmup: steps in which the rate rises.
+        clip: largest norm of all gradients together; 0 for no limit.
+        horizon: length of the run as a multiple of the task's own.
+
+    With `trials`, `ladder` are factors of the tuned learning rate at which its sensitivity is measured.
 
     Raises:
         ValueError: if the ladder is too short or does not ascend, or if seeds repeat or overlap.
@@ -44,6 +53,13 @@ class Protocol:
     smallest_effect: float = 0.01
     alpha: float = 0.05
     widenings: int = 2
+    trials: int = 0
+    dimensions: int = 1
+    sampler: str = ""
+    schedule: str = "constant"
+    warmup: int = 0
+    clip: float = 0.0
+    horizon: float = 1.0
 
     def __post_init__(self) -> None:
         if any(not (math.isfinite(lr) and lr > 0) for lr in self.ladder) or list(self.ladder) != sorted(
@@ -65,16 +81,65 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """How one optimizer's learning rate was selected.
+class Trial:
+    """One tried configuration.
 
     Attributes:
-        rates: all rates tried, ascending.
+        values: learning rate and hyperparameters by name.
+        loss: mean of `counted`.
+        losses: final validation loss as measured, for each tuning seed; may be NaN.
+        counted: the same with failed runs replaced by the loss before training.
+        failed: which were replaced.
+        at: where it lies in the declared ranges, each from 0 to 1; beyond in what widening added.
+    """
+
+    values: dict[str, float]
+    loss: float
+    losses: tuple[float, ...]
+    counted: tuple[float, ...]
+    failed: tuple[bool, ...]
+    at: tuple[float, ...] = ()
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Trial:
+        """The trial whose fields were written as JSON; null is NaN."""
+        losses = tuple(math.nan if x is None else float(x) for x in found["losses"])
+        rest = {name: tuple(found[name]) for name in ("counted", "failed", "at")}
+        return cls(dict(found["values"]), float(found["loss"]), losses, **rest)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What an optimizer costs on the task's model, measured on one thread where the comparison ran.
+
+    Attributes:
+        step_ms: one training step, forward and backward pass included, in milliseconds.
+        rule_ms: the optimizer's part of it.
+        peak_bytes: most memory that a step holds at once beyond weights, gradients and state, in bytes per parameter.
+        compile_seconds: what the first compiled step takes longer than the next; None where nothing can be compiled.
+    """
+
+    step_ms: float
+    rule_ms: float
+    peak_bytes: float
+    compile_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How one optimizer's configuration was selected.
+
+    Attributes:
+        rates: learning rates at which everything else is as selected, ascending. All that were tried, where only the
+            rate is tuned; otherwise around the selected one, which they cannot change any more.
         losses: final validation loss as measured, for each rate and tuning seed; may be NaN or infinite.
         counted: the same with failed runs replaced by the loss before training.
         failed: which were replaced.
         lr: the selected rate: lowest mean of `counted`, the smaller rate in a tie.
-        edge: whether it is the first or last of `rates`, even after the ladder was widened.
+        edge: whether what was selected lies at an edge of what was searched, even after that was widened.
+        trials: all configurations in the order in which they were tried; empty where only the rate is tuned.
+        space: of each tuned quantity its name, scale, centre, lowest and highest value, as widened.
+        values: the selected configuration.
     """
 
     rates: tuple[float, ...]
@@ -83,10 +148,13 @@ class Tuning:
     failed: tuple[tuple[bool, ...], ...]
     lr: float
     edge: bool
+    trials: tuple[Trial, ...] = ()
+    space: tuple[dict[str, Any], ...] = ()
+    values: dict[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
-        """Mean validation loss of the selected rate; what choosing between optimizers may look at."""
+        """Mean validation loss of what was selected; what choosing between optimizers may look at."""
         row = self.counted[self.rates.index(self.lr)]
         return sum(row) / len(row)
 
@@ -105,6 +173,7 @@ class Run:
         diverged_at: first step with a non-finite training loss (from 1), or None.
         failed: whether the run diverged or ended above its start; its losses then count as `start`.
         curve: training loss of the batch at evenly spaced steps, the last one included.
+        valid_curve: validation loss after the same steps; empty if it was not watched.
     """
 
     seed: int
@@ -116,6 +185,7 @@ class Run:
     diverged_at: int | None
     failed: bool
     curve: tuple[float, ...] = field(repr=False)
+    valid_curve: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def counted(self) -> float:
@@ -139,6 +209,7 @@ class Entry:
         state_bytes: optimizer state in float32 on this task's model, in bytes per parameter.
         statements: number of live statements.
         all_statements: number of statements, dead ones included.
+        costs: what it costs, if that was measured.
     """
 
     name: str
@@ -152,6 +223,7 @@ class Entry:
     state_bytes: float
     statements: int
     all_statements: int
+    costs: Costs | None = None
 
     @property
     def lr(self) -> float:
@@ -160,7 +232,7 @@ class Entry:
 
     @property
     def edge(self) -> bool:
-        """Whether the tuned rate lies on an end of the widened ladder."""
+        """Whether what was tuned lies at an edge of the widened ladder or space."""
         return self.tuning.edge
 
     @property
@@ -171,9 +243,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Outcome of a comparison: entries in the order given, every pair of them, and what follows in one sentence.
+    """Outcome of a comparison on one task: entries in the order given, every pair of them, and what follows.
 
-    `provenance` holds source commit, versions, hardware, data hashes, budgets and times.
+    Attributes:
+        verdict: what follows, in a sentence.
+        provenance: source commit, versions, hardware, data hashes, budgets and times.
+        target: validation loss that "time to target" refers to; None if that was not measured.
     """
 
     protocol: Protocol
@@ -181,6 +256,7 @@ class Comparison:
     pairs: tuple[Pair, ...]
     verdict: str
     provenance: dict[str, Any]
+    target: float | None = None
 
     def entry(self, name: str) -> Entry:
         """The entry called `name`; `KeyError` if there is none."""
@@ -189,7 +265,7 @@ class Comparison:
     def as_json(self) -> dict[str, Any]:
         """Everything, in JSON's own types; numbers that are not finite become null."""
         protocol, task = self.protocol, self.protocol.task
-        settings = ("ladder", "tune_seeds", "seeds", "steps", "smallest_effect", "alpha", "widenings")
+        settings = [f.name for f in fields(protocol) if f.name != "task"]
         facts = ("name", "summary", "metric", "licence", "batch_size")
         return finite_or_null({
             "verdict": self.verdict,
@@ -197,6 +273,7 @@ class Comparison:
             "protocol": {name: getattr(protocol, name) for name in settings},
             "optimizers": [_entry_json(entry) for entry in self.entries],
             "pairs": [asdict(pair) for pair in self.pairs],
+            "target": self.target,
             "provenance": self.provenance,
         })  # fmt: skip
 
@@ -208,6 +285,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "key": entry.program.key,
         "program": print_program(entry.program),
         "interval": asdict(entry.interval),
+        "costs": entry.costs and asdict(entry.costs),
         "tuning": asdict(entry.tuning),
         "runs": [asdict(run) | {"counted": run.counted} for run in entry.runs],
     }

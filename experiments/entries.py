@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.batches import Results
-from experiments.comparison import Entry, Protocol, Run, Tuning
+from experiments.comparison import Costs, Entry, Protocol, Run, Tuning
 from experiments.programs import state_bytes
 from experiments.statistics import censor, mean_interval
 from primitives import Program
@@ -29,12 +29,20 @@ def runs_of(protocol: Protocol, results: Results, member: int) -> tuple[Run, ...
             diverged_at=int(diverged_at[k]) + 1 if diverged_at[k] >= 0 else None,
             failed=bool(failed[k]),
             curve=tuple(results.curve[member, k].tolist()),
+            valid_curve=tuple(results.valid_curve[member, k].tolist()) if results.valid_curve.size else (),
         )
         for k, seed in enumerate(protocol.seeds)
     )
 
 
-def make_entry(name: str, program: Program, tuning: Tuning, runs: tuple[Run, ...], protocol: Protocol) -> Entry:
+def make_entry(
+    name: str,
+    program: Program,
+    tuning: Tuning,
+    runs: tuple[Run, ...],
+    protocol: Protocol,
+    costs: Costs | None = None,
+) -> Entry:
     """One optimizer's row from its reported runs: means over seeds, with failed runs counted as their start."""
     counted = [run.counted for run in runs]
     accuracies = [run.test_accuracy for run in runs if run.test_accuracy is not None]
@@ -50,4 +58,5 @@ def make_entry(name: str, program: Program, tuning: Tuning, runs: tuple[Run, ...
         state_bytes=state_bytes(program),
         statements=len(program.live.instructions),
         all_statements=len(program.body),
+        costs=costs,
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.comparison import Comparison, Entry, Protocol, Run, Tuning
+from experiments.comparison import Comparison, Costs, Entry, Protocol, Run, Trial, Tuning
 from experiments.comparison_tables import Table, entry_table, notes, number, pair_table
 from experiments.errors import UserError
 from experiments.html_blocks import Code, Figures, Fold, Formula, Items, Section, Text, facts
@@ -38,7 +38,8 @@ def comparison_from_json(found: dict[str, Any], source: Path) -> Comparison:
         names = {e.name for e in entries}
         if not entries or any({p.first, p.second} - names for p in pairs):
             raise ValueError("pairs of optimizers that are not listed")
-        return Comparison(Protocol(task, **settings), entries, pairs, str(found["verdict"]), dict(found["provenance"]))
+        protocol, target = Protocol(task, **settings), found.get("target")
+        return Comparison(protocol, entries, pairs, str(found["verdict"]), dict(found["provenance"]), target)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(
             f"{source} is not a comparison's JSON ({type(error).__name__}: {error}); was it edited?"
@@ -127,11 +128,14 @@ def _entry(found: dict[str, Any], source: Path) -> Entry:
         "losses": tuple(tuple(map(_nan, row)) for row in found["tuning"]["losses"]),
         "counted": tuple(tuple(map(_nan, row)) for row in found["tuning"]["counted"]),
         "failed": tuple(map(tuple, found["tuning"]["failed"])),
+        "trials": tuple(map(Trial.from_json, found["tuning"].get("trials", ()))),
+        "space": tuple(found["tuning"].get("space", ())),
     }
     runs = []
     for run in found["runs"]:
         fields = {k: v for k, v in run.items() if k in Run.__dataclass_fields__}
-        fields |= {k: _nan(run[k]) for k in ("start", "valid", "test")} | {"curve": tuple(map(_nan, run["curve"]))}
+        fields |= {k: _nan(run[k]) for k in ("start", "valid", "test")}
+        fields |= {k: tuple(map(_nan, run.get(k, ()))) for k in ("curve", "valid_curve")}
         runs.append(Run(**fields))
     names = ("mean", "valid_mean", "accuracy", "state_bytes", "statements", "all_statements")
     numbers = {name: found[name] for name in names} | {k: _nan(found[k]) for k in ("mean", "valid_mean", "state_bytes")}
@@ -139,15 +143,17 @@ def _entry(found: dict[str, Any], source: Path) -> Entry:
     kept = {k: v for k, v in tuning.items() if k in Tuning.__dataclass_fields__}
     return Entry(
         name=str(found["name"]), program=program, tuning=Tuning(**kept), runs=tuple(runs),
-        interval=_interval(found["interval"]), **numbers,
+        interval=_interval(found["interval"]), costs=Costs(**found["costs"]) if found.get("costs") else None, **numbers,
     )  # fmt: skip
 
 
 def _pair(found: dict[str, Any]) -> Pair:
-    numbers = {k: _nan(v) for k, v in found.items() if k not in ("first", "second", "interval", "verdict")}
+    others = ("first", "second", "interval", "verdict", "bootstrap", "count")
+    numbers = {k: _nan(v) for k, v in found.items() if k not in others}
+    bootstrap = _interval(found["bootstrap"]) if found.get("bootstrap") else None
     return Pair(
         first=str(found["first"]), second=str(found["second"]), interval=_interval(found["interval"]),
-        verdict=Verdict(found["verdict"]), **numbers,
+        verdict=Verdict(found["verdict"]), bootstrap=bootstrap, count=int(found.get("count", 0)), **numbers,
     )  # fmt: skip
 
 

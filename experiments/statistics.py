@@ -13,7 +13,7 @@ Choices, with their reasons:
 - **Test.** Paired t, two-sided: it asks about the mean, as the interval does, so that the two agree.
   Wilcoxon's test asks about another quantity (whether differences are symmetric about zero) and cannot reach
   5 % with fewer than six seeds.
-- **Many pairs.** Holm 1979 (Scand. J. Statist. 6:65–70) over all pairs, once for the tests of a difference
+- **Many pairs.** Holm 1979 (Scand. J. Statist. 6:65–70) over all pairs on all tasks, once for the tests of a difference
   and once for those of equivalence: the chance of any false 'better' or 'worse' is at most 5 %, that of any
   false 'equivalent' too.
 - **Equivalence.** Two one-sided paired t tests (Schuirmann 1987, doi:10.1007/BF01068419) against a smallest
@@ -26,15 +26,19 @@ from __future__ import annotations
 
 import enum
 import math
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 
-BOOTSTRAP_FROM = 30
-RESAMPLES = 9999
+from experiments.compare_intervals import Interval, bootstrap_interval, censor, constant, finite, mean_interval
+from experiments.compare_measures import detectable, power
+
+__all__ = [
+    "Interval", "Pair", "Verdict", "bootstrap_interval", "censor", "compare_pairs", "corrected", "difference_p",
+    "equivalence_p", "holm", "mean_interval",
+]  # fmt: skip
 
 
 class Verdict(enum.StrEnum):
@@ -45,22 +49,6 @@ class Verdict(enum.StrEnum):
     EQUIVALENT = "equivalent"
     NO_DIFFERENCE = "no difference shown"
     SINGLE_RUN = "single run"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Confidence interval of a mean; `method` is ``"t"``, ``"BCa"``, ``"constant"`` or ``"single run"``.
-
-    A single run has no interval: its bounds are NaN.
-    """
-
-    low: float
-    high: float
-    level: float
-    method: str
-
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high
 
 
 @dataclass(frozen=True)
@@ -79,6 +67,11 @@ class Pair:
         p_equivalence: p value of the two one-sided tests of a difference of at least `margin`.
         p_equivalence_holm: the same after Holm's correction over all pairs.
         verdict: of `first` against `second`.
+        bootstrap: BCa interval of the difference, also where `interval` is Student's; None for a single run.
+        spread: standard deviation of the paired differences.
+        count: number of seeds.
+        detectable: true difference that tests of this strictness find with a chance of 80 %, given the spread.
+        power: the chance that they find one of `margin`.
     """
 
     first: str
@@ -91,6 +84,11 @@ class Pair:
     p_equivalence: float
     p_equivalence_holm: float
     verdict: Verdict
+    bootstrap: Interval | None = None
+    spread: float = math.nan
+    count: int = 0
+    detectable: float = math.nan
+    power: float = math.nan
 
     def seen_from(self, name: str) -> Pair:
         """The same with the optimizer `name`, one of the two, as the first: differences and verdict turned round."""
@@ -104,63 +102,24 @@ class Pair:
             first=self.second,
             second=self.first,
             difference=-self.difference,
-            interval=replace(self.interval, low=-self.interval.high, high=-self.interval.low),
+            interval=_negative(self.interval),
+            bootstrap=self.bootstrap and _negative(self.bootstrap),
             verdict=opposite.get(self.verdict, self.verdict),
         )
 
 
-def censor(losses: np.ndarray, diverged: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Replace failed runs by the loss before training.
-
-    Args:
-        losses: final losses, ``[…, seeds]``.
-        diverged: whether training became non-finite, of the same shape.
-        start: loss before training, ``[seeds]``.
-
-    Returns:
-        The losses, and which of them were replaced: those that diverged, are not finite, or lie above the
-        start.
-    """
-    with np.errstate(invalid="ignore"):
-        failed = diverged | ~np.isfinite(losses) | (losses > start)
-    return np.where(failed, np.broadcast_to(start, losses.shape), losses), failed
-
-
-def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95, seed: int = 0) -> Interval:
-    """Confidence interval of the mean of `values` (finite, independent); `seed` is that of the bootstrap."""
-    from scipy import stats
-
-    x = _finite(values)
-    mean = float(x.mean())
-    if len(x) == 1:
-        return Interval(math.nan, math.nan, level, "single run")
-    if _constant(x):
-        return Interval(mean, mean, level, "constant")
-    if len(x) >= BOOTSTRAP_FROM:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-            bounds = stats.bootstrap(
-                (x,),
-                np.mean,
-                n_resamples=RESAMPLES,
-                confidence_level=level,
-                method="BCa",
-                rng=np.random.default_rng(seed),
-            ).confidence_interval
-        if math.isfinite(bounds.low) and math.isfinite(bounds.high):
-            return Interval(float(bounds.low), float(bounds.high), level, "BCa")
-    half = float(stats.t.ppf((1 + level) / 2, len(x) - 1) * stats.sem(x))
-    return Interval(mean - half, mean + half, level, "t")
+def _negative(interval: Interval) -> Interval:
+    return replace(interval, low=-interval.high, high=-interval.low)
 
 
 def difference_p(differences: Sequence[float] | np.ndarray) -> float:
     """Two-sided p value of the paired t test that the mean of `differences` is zero; NaN for a single one."""
     from scipy import stats
 
-    x = _finite(differences)
+    x = finite(differences)
     if len(x) == 1:
         return math.nan
-    if _constant(x):
+    if constant(x):
         return 1.0 if x[0] == 0 else 0.0
     return float(stats.ttest_1samp(x, 0.0).pvalue)
 
@@ -172,10 +131,10 @@ def equivalence_p(differences: Sequence[float] | np.ndarray, margin: float) -> f
     """
     from scipy import stats
 
-    x = _finite(differences)
+    x = finite(differences)
     if len(x) == 1:
         return math.nan
-    if _constant(x):
+    if constant(x):
         return 0.0 if abs(x[0]) < margin or x[0] == 0 else 1.0
     above = stats.ttest_1samp(x, -margin, alternative="greater").pvalue
     below = stats.ttest_1samp(x, margin, alternative="less").pvalue
@@ -223,7 +182,7 @@ def compare_pairs(
     Raises:
         ValueError: if the optimizers were not run on equally many seeds, or a loss is not finite.
     """
-    data = {name: _finite(values) for name, values in losses.items()}
+    data = {name: finite(values) for name, values in losses.items()}
     if len({len(x) for x in data.values()}) > 1:
         counts = ", ".join(f"{name} {len(x)}" for name, x in data.items())
         raise ValueError(f"a paired comparison needs the same seeds for all; numbers of runs: {counts}")
@@ -239,7 +198,21 @@ def compare_pairs(
         found.append((a, b, difference, difference_p(difference), margin, p_equivalence))
     return corrected(
         [
-            Pair(a, b, float(d.mean()), mean_interval(d, 1 - alpha), p, p, margin, p_eq, p_eq, Verdict.NO_DIFFERENCE)
+            Pair(
+                a,
+                b,
+                float(d.mean()),
+                mean_interval(d, 1 - alpha),
+                p,
+                p,
+                margin,
+                p_eq,
+                p_eq,
+                Verdict.NO_DIFFERENCE,
+                bootstrap_interval(d, 1 - alpha),
+                _spread(d),
+                len(d),
+            )
             for a, b, d, p, margin, p_eq in found
         ],
         alpha,
@@ -247,13 +220,21 @@ def compare_pairs(
 
 
 def corrected(pairs: Sequence[Pair], alpha: float = 0.05) -> tuple[Pair, ...]:
-    """The same pairs as one family of questions: p values after Holm's correction over all, and the verdicts.
+    """The same pairs as one family of questions: p values after Holm's correction over all, verdicts, and power.
 
     A comparison on several tasks is one family: the bound on the chance of a false claim is that of the whole.
     """
     differs, equivalent = holm([pair.p for pair in pairs]), holm([pair.p_equivalence for pair in pairs])
+    strict = alpha / max(1, len(pairs))
     return tuple(
-        replace(pair, p_holm=p, p_equivalence_holm=p_eq, verdict=_verdict(pair.difference, p, p_eq, alpha))
+        replace(
+            pair,
+            p_holm=p,
+            p_equivalence_holm=p_eq,
+            verdict=_verdict(pair.difference, p, p_eq, alpha),
+            detectable=detectable(pair.spread, pair.count, strict),
+            power=power(pair.spread, pair.count, pair.margin, strict),
+        )
         for pair, p, p_eq in zip(pairs, differs, equivalent, strict=True)
     )
 
@@ -268,15 +249,5 @@ def _verdict(difference: float, p_holm: float, p_equivalence_holm: float, alpha:
     return Verdict.NO_DIFFERENCE
 
 
-def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    x = np.asarray(values, dtype=np.float64)
-    if x.ndim != 1 or not len(x):
-        raise ValueError(f"expected a list of at least one loss, got shape {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError("losses must be finite; replace those of diverged runs first (see censor)")
-    return x
-
-
-def _constant(x: np.ndarray) -> bool:
-    """Whether the values differ by no more than rounding, so that a variance computed from them means nothing."""
-    return bool(np.ptp(x) <= 1e-12 * max(float(np.abs(x).max()), np.finfo(np.float64).tiny))
+def _spread(x: np.ndarray) -> float:
+    return math.nan if len(x) == 1 else 0.0 if constant(x) else float(x.std(ddof=1))

@@ -1,0 +1,172 @@
+"""What Optuna does for a comparison: it proposes configurations, and keeps what was trained where others can see it.
+
+Work is kept as one study, whose trials are jobs: a job is claimed before it is trained and told when it is finished,
+with all that came of it. Processes, and machines that share a database, take whatever nobody has claimed. A process
+that dies takes its claim with it, and nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from experiments.errors import UserError
+
+HEARTBEAT = 20  # seconds
+_LOCK_WAIT = 60  # seconds for which SQLite waits for another process
+
+Point = tuple[float, ...]
+
+
+class Jobs:
+    """The jobs of one comparison in an Optuna storage.
+
+    Args:
+        url: of the database, as in ``sqlite:///FILE`` or ``postgresql://HOST/NAME``.
+        study: name of the study; made if there is none.
+
+    Raises:
+        UserError: if the database cannot be used.
+    """
+
+    def __init__(self, url: str, study: str) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.token = uuid.uuid4().hex
+        waits = {"connect_args": {"timeout": _LOCK_WAIT}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+        try:
+            self._storage: RDBStorage = _quietly(
+                lambda: RDBStorage(url, engine_kwargs=waits, heartbeat_interval=HEARTBEAT)
+            )
+            self._study = optuna.create_study(study_name=study, storage=self._storage, load_if_exists=True)
+        except Exception as error:  # whatever the driver of that database raises
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"--storage {url.split('@')[-1]} cannot be used: {reason[:200]}") from None
+
+    def results(self) -> dict[str, Any]:
+        """What came of each finished job, by its name."""
+        return {t.user_attrs["job"]: t.user_attrs["result"] for t in self._trials(TrialState.COMPLETE)}
+
+    def release(self) -> int:
+        """Give up every claim, whoever made it, and say how many there were; only while nobody else is at work."""
+        claimed = self._trials(TrialState.RUNNING)
+        for trial in claimed:
+            self._study.tell(trial.number, state=TrialState.FAIL)
+        return len(claimed)
+
+    def release_dead(self) -> None:
+        """Give up the claims of processes that have not been heard of for a while."""
+        _quietly(lambda: optuna.storages.fail_stale_trials(self._study))
+
+    def claim(self, names: Iterable[str]) -> tuple[str, int] | None:
+        """Claim the first job that nobody has, and return it with its claim; None if there is none.
+
+        Whoever wrote a claim first has the job: two that write at once see each other's, and the later one withdraws.
+        """
+        taken = {trial.user_attrs["job"] for trial in self._trials(TrialState.RUNNING, TrialState.COMPLETE)}
+        for name in names:
+            if name in taken:
+                continue
+            mark = {"job": name, "token": self.token}
+            self._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=mark))
+            claims = [
+                trial
+                for trial in self._trials(TrialState.RUNNING, TrialState.COMPLETE)
+                if trial.user_attrs["job"] == name
+            ]
+            own = max(trial.number for trial in claims if trial.user_attrs["token"] == self.token)
+            if own == min(trial.number for trial in claims):
+                return name, own
+            self._study.tell(own, state=TrialState.FAIL)
+        return None
+
+    @contextmanager
+    def alive(self, claim: int) -> Iterator[None]:
+        """Let others see, as long as this lasts, that a claim is worked on."""
+        number = next(t._trial_id for t in self._trials(TrialState.RUNNING) if t.number == claim)
+        done = threading.Event()
+
+        def beat() -> None:
+            while True:
+                self._storage.record_heartbeat(number)
+                if done.wait(HEARTBEAT):
+                    return
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def finish(self, claim: int, result: Any, seconds: float) -> None:
+        """Keep the result of a claimed job, and how long it took; once this returns it is on the disk."""
+        number = next((t._trial_id for t in self._trials(TrialState.RUNNING) if t.number == claim), None)
+        if number is not None:  # otherwise it was taken for dead, and somebody else has the job now
+            self._storage.set_trial_user_attr(number, "result", result)
+            self._study.tell(claim, seconds)
+
+    def seconds(self) -> float:
+        """Time that all finished jobs took together."""
+        return sum(trial.value or 0.0 for trial in self._trials(TrialState.COMPLETE))
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False, states=states)
+
+
+def check_storage(url: str) -> None:
+    """Raise `UserError` if `url` is not the address of a database."""
+    if "://" not in url:
+        raise UserError(f"--storage {url[:80]!r} is no address, as in: postgresql://user@host/name")
+
+
+def proposals(
+    sampler: str, dimensions: int, count: int, seed: int, tried: Sequence[tuple[Point, float]] = ()
+) -> list[Point]:
+    """Points of the unit cube that are worth trying.
+
+    Args:
+        sampler: ``"qmc"``: the first `count` points of a scrambled Sobol sequence, which begin with those for every
+            smaller count; ``"tpe"``: the next `count` from the tree-structured Parzen estimator.
+        dimensions: of the cube.
+        count: how many.
+        seed: of the scrambling or the sampler.
+        tried: points with their losses, which ``"tpe"`` learns from.
+    """
+    cube: dict[str, BaseDistribution] = {f"x{k}": FloatDistribution(0.0, 1.0) for k in range(dimensions)}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+    def propose() -> list[Point]:
+        if sampler == "tpe":
+            chooser: Any = optuna.samplers.TPESampler(
+                seed=seed + len(tried), constant_liar=True, n_startup_trials=max(4, dimensions + 1), multivariate=True
+            )
+        else:
+            chooser = optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=seed)
+        study = optuna.create_study(sampler=chooser)
+        known = (
+            tried if sampler == "tpe" and tried else [((0.5,) * dimensions, 0.0)]
+        )  # without any, QMC would not begin
+        for point, loss in known:
+            params = {f"x{k}": x for k, x in enumerate(point)}
+            study.add_trial(create_trial(params=params, distributions=cube, value=loss))
+        found = [study.ask(cube).params for _ in range(count)]
+        return [tuple(params[f"x{k}"] for k in range(dimensions)) for params in found]
+
+    return _quietly(propose)
+
+
+def _quietly(function: Any) -> Any:
+    """The result of `function`, without Optuna's remarks that what it uses is experimental."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return function()
