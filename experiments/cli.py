@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from experiments.cli_meta import distil, meta_train
 from experiments.cli_programs import ProgramName, certify, equivalent, export, show, simplify, trajectories
 from experiments.cli_report import report
 from experiments.cli_search import search
@@ -207,7 +208,7 @@ def ablate(
     ablate_command(program, task=task, seeds=seeds, steps=steps, json_file=json_file)
 
 
-for inspect in (show, simplify, export, certify, equivalent, trajectories, report):
+for inspect in (show, simplify, export, certify, equivalent, trajectories, report, meta_train, distil):
     command(inspect)
 
 

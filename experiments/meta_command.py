@@ -1,0 +1,270 @@
+"""`optforge meta-train` and `optforge distil`: the run directory, what is shown, and what is written."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from experiments.errors import UserError, unknown
+from experiments.files import check_can_write, write_atomic
+from experiments.progress import progress_bar
+from experiments.provenance import provenance
+from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
+from learned.meta_distil import candidates, distil, samples
+from learned.meta_models import RULES, LSTMRule, unflatten
+from learned.meta_tasks import Problem, classifier, quadratics
+from learned.meta_trainer import MetaTrainer
+from learned.meta_training import ESTIMATORS
+from learned.meta_weights import Learned, card_markdown, load, pack
+from primitives import print_program
+from primitives.pseudocode import pseudo_code
+
+VALIDATE_EVERY = 20  # training runs
+DEFAULTS: dict[str, Any] = {"problems": ["digits"], "estimator": "tbptt", "steps": 2000, "seed": 0, "lr": 3e-3}
+DEFAULTS |= {"raw": False}
+CONFIG, CHECKPOINT, WEIGHTS = "meta.json", "checkpoint.pt", "weights.safetensors"
+
+
+def digit_images(side: int) -> tuple[Tensor, Tensor]:
+    """Training images as pixels in [0, 1] ``[examples, side²]``, and classes: 8 is scikit-learn's, 28 and 14 MNIST's.
+
+    Raises:
+        UserError: where the files of MNIST are not.
+    """
+    if side == 8:
+        from sklearn.datasets import load_digits
+
+        x, y = load_digits(return_X_y=True)
+        return torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y).long()
+    from experiments.tasks import get_task
+
+    train: Any = get_task("mnist").data().train
+    pixels = train.pixels.float() / 255
+    return avg_pool2d(pixels, 28 // side).flatten(1), train.classes
+
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "quadratics": quadratics,
+    "digits": lambda: classifier("digits", *digit_images(8), workers=2),
+    "mnist-small": lambda: classifier("mnist-small", *digit_images(14), workers=1),
+    "mnist": lambda: classifier("mnist", *digit_images(28), workers=1),
+}
+"""What rules can be meta-trained on, by name; `mnist-small` has its pixels averaged two by two."""
+
+
+@dataclass(frozen=True)
+class MetaOptions:
+    """Options of `optforge meta-train`; None where they were not given."""
+
+    rule: str | None = None
+    problems: Sequence[str] | None = None
+    estimator: str | None = None
+    steps: int | None = None
+    seed: int | None = None
+    lr: float | None = None
+    raw: bool | None = None
+    minutes: float | None = None
+    run_dir: Path | None = None
+    resume: bool = False
+    json_file: Path | None = None
+
+
+def meta_train_command(options: MetaOptions) -> None:
+    """Meta-train a rule, and write its weights with their card.
+
+    The run directory gets the configuration, a checkpoint after every 20 training runs, TensorBoard logs, and at the
+    end the weights that were best on held-out instances, the card and `result.json`, of which `json_file` is a copy.
+
+    Raises:
+        UserError: before anything is written, if what was asked for does not exist or fit.
+    """
+    check_can_write("--json", options.json_file)
+    if options.resume:
+        if options.run_dir is None:
+            raise UserError("--resume needs the --run-dir of the run to go on with")
+        folder = existing_run_dir(options.run_dir)
+        config = _agreed(options, folder)
+        trainer = build(config)
+        seconds = _restore(trainer, folder)
+    else:
+        config = _config(options)
+        trainer = build(config)
+        folder = new_run_dir(options.run_dir, "meta-train", config["rule"])
+        seconds = 0.0
+    try:
+        if not options.resume:
+            write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+        seconds = train(trainer, config["steps"], folder, options.minutes, seconds)
+        record = finish(trainer, config, folder, seconds)
+        if options.json_file is not None:
+            write_atomic(options.json_file, json.dumps(record, indent=2) + "\n")
+    finally:
+        remove_if_empty(folder)
+    held_out = ", ".join(f"{name} {value:.4g}" for name, value in record["validation"].items())
+    print(
+        f"{config['rule']}: {trainer.done} of {config['steps']} steps in {seconds:.0f} s of CPU; held-out: {held_out}"
+    )
+    print(f"weights: {folder / WEIGHTS}, as in: MetaOptimizer(model.parameters(), {str(folder / WEIGHTS)!r})")
+    if trainer.done < config["steps"]:
+        print(f"go on with: optforge meta-train --resume --run-dir {folder}")
+
+
+def build(config: dict[str, Any]) -> MetaTrainer:
+    """The trainer that a configuration means.
+
+    Raises:
+        UserError: for names that do not exist, and where data are missing.
+    """
+    for what, names, known in (
+        ("rule", [config["rule"]], RULES), ("problem", config["problems"], PROBLEMS),
+        ("estimator", [config["estimator"]], ESTIMATORS),
+    ):  # fmt: skip
+        for name in names:
+            if name not in known:
+                raise unknown(what, str(name), known)
+    problems = [PROBLEMS[name]() for name in config["problems"]]
+    estimator: Any = ESTIMATORS[config["estimator"]]()
+    if config["raw"] and config["rule"] != "lstm":
+        raise UserError("--raw leaves out the preprocessing of the LSTM; the MLP has features instead")
+    rule = LSTMRule(p=None, scale=1.0) if config["raw"] else RULES[config["rule"]]()
+    return MetaTrainer(rule, problems, estimator, config["steps"], seed=config["seed"], lr=config["lr"])
+
+
+def train(trainer: MetaTrainer, steps: int, folder: Path, minutes: float | None, seconds: float) -> float:
+    """Train until `steps` or `minutes` are over, with checkpoints; returns the seconds of CPU, `seconds` included."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    begin, start = time.monotonic(), time.process_time() - seconds
+    with SummaryWriter(str(folder / "tensorboard")) as writer, progress_bar("meta-train", steps) as report:
+        while trainer.done < steps and (minutes is None or time.monotonic() - begin < 60 * minutes):
+            progress = trainer.run()
+            last = progress.losses[-1].item()
+            report(trainer.done, f"{progress.problem} {progress.losses[0].item():.3g} to {last:.3g}")
+            writer.add_scalar(f"final loss/{progress.problem}", last, trainer.done)
+            writer.add_scalar(f"mean loss/{progress.problem}", progress.losses.mean().item(), trainer.done)
+            writer.add_scalar("meta-gradient", progress.gradient, trainer.done)
+            writer.add_scalar("skipped segments", progress.skipped, trainer.done)
+            if trainer.runs % VALIDATE_EVERY == 0:
+                for name, value in trainer.validate().items():
+                    writer.add_scalar(f"held-out objective/{name}", value, trainer.done)
+                save(trainer, folder, time.process_time() - start)
+    save(trainer, folder, time.process_time() - start)
+    return time.process_time() - start
+
+
+def save(trainer: MetaTrainer, folder: Path, seconds: float) -> None:
+    """Write the checkpoint."""
+    buffer = io.BytesIO()
+    torch.save(trainer.state_dict() | {"seconds": seconds}, buffer)
+    write_atomic(folder / CHECKPOINT, buffer.getvalue())
+
+
+def finish(trainer: MetaTrainer, config: dict[str, Any], folder: Path, seconds: float) -> dict[str, Any]:
+    """Write weights, card and result; the trainer's own state stays what going on needs."""
+    state = trainer.state_dict()
+    trainer.validate()
+    theta = trainer.best_theta
+    trainer.theta.copy_(theta)
+    validation = trainer.validate()
+    trainer.load_state_dict(state)
+    source = provenance()
+    card = {
+        "rule": config["rule"],
+        "problems": config["problems"],
+        "trained on": [p.summary for p in trainer.problems],
+        "estimator": f"{config['estimator']}, segments of {trainer.truncation} steps",
+        "meta-steps": state["done"],
+        "training runs": f"{state['runs']}, of {', '.join(f'{p.workers} workers' for p in trainer.problems)}",
+        "CPU seconds": round(seconds),
+        "seed": config["seed"],
+        "meta learning rate": f"{config['lr']:g}, falling to 0 as a cosine",
+        "held-out objective": validation,
+        "commit": source["commit"],
+        "torch": source["versions"]["torch"],
+        "threads": source["hardware"]["threads"],
+        "cpu": source["hardware"]["cpu"],
+    }
+    learned = Learned(trainer.rule, {k: w.clone() for k, w in unflatten(theta, trainer.rule).items()}, card)
+    write_atomic(folder / WEIGHTS, pack(learned))
+    write_atomic(folder / "card.md", card_markdown(learned, f"{config['rule']} on {', '.join(config['problems'])}"))
+    record = {**config, "done": state["done"], "validation": validation, "seconds": seconds, "provenance": source}
+    write_atomic(folder / "result.json", json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def _given(options: MetaOptions) -> dict[str, Any]:
+    names = ("rule", "problems", "estimator", "steps", "seed", "lr", "raw")
+    return {n: v for n in names if (v := getattr(options, n)) is not None}
+
+
+def _config(options: MetaOptions) -> dict[str, Any]:
+    given = _given(options)
+    if "rule" not in given:
+        raise UserError(f"a RULE is missing; name one of: {', '.join(RULES)}")
+    return DEFAULTS | given
+
+
+def _agreed(options: MetaOptions, folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{folder} is no run directory of meta-train: it has no readable {CONFIG}") from None
+    for name, value in _given(options).items():
+        if value != config.get(name):
+            raise UserError(f"{folder} has {name} {config.get(name)!r}, not {value!r}; a run goes on as it began")
+    return config
+
+
+def _restore(trainer: MetaTrainer, folder: Path) -> float:
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        return 0.0  # interrupted before the first checkpoint
+    try:
+        state = torch.load(path, weights_only=True)
+        trainer.load_state_dict(state)
+    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} is no checkpoint of this run: {str(error).splitlines()[0][:200]}") from None
+    return float(state["seconds"])
+
+
+def distil_command(
+    which: str, problems: Sequence[str] | None, terms: int, seed: int, output: Path | None, json_file: Path | None
+) -> None:
+    """Fit sums of 1 to `terms` terms to a learned rule, and print the last as pseudo-code, with R² of all.
+
+    Raises:
+        UserError, ProgramError: if there are no such weights or problems.
+    """
+    check_can_write("--json", json_file)
+    check_can_write("--output", output)
+    rule, weights, card = load(which)
+    names = list(problems or card.get("problems") or DEFAULTS["problems"])
+    for name in names:
+        if name not in PROBLEMS:
+            raise unknown("problem", name, PROBLEMS)
+    problem = PROBLEMS[names[0]]()
+    dictionary = candidates()
+    workers = min(problem.workers, 16)
+    fitted, held_out = (samples(rule, problem, weights, s, workers, dictionary) for s in (seed, seed + 1))
+    found = [distil(fitted, held_out, dictionary, count) for count in range(1, terms + 1)]
+    print(f"{which} on {problem.name}, as a sum of terms:")
+    for d in found:
+        print(f"  {d.terms} term{'s' * (d.terms > 1)}: R² {d.fitted:.3f}, on other training runs {d.held_out:.3f}")
+    print()
+    print(pseudo_code(found[-1].program))
+    if output is not None:
+        write_atomic(output, print_program(found[-1].program))
+    if json_file is not None:
+        rows = [{"terms": d.terms, "r2": d.fitted, "r2_held_out": d.held_out, "program": str(d.program)} for d in found]
+        record = {"weights": which, "problem": problem.name, "seed": seed, "found": rows, "provenance": provenance()}
+        write_atomic(json_file, json.dumps(record, indent=2) + "\n")

@@ -1,0 +1,127 @@
+"""`optforge meta-train` and `optforge distil`: what they write, going on after an interruption, and bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from experiments import meta_command
+from experiments.cli import app
+from learned.meta_tasks import quadratics
+from learned.meta_trainer import MetaTrainer
+from learned.meta_weights import load
+from primitives import parse_program
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meta_command, "VALIDATE_EVERY", 2)
+    problems = {"quadratics": lambda: quadratics(3, 10, 4), "others": lambda: quadratics(2, 30, 4)}
+    monkeypatch.setattr(meta_command, "PROBLEMS", problems)
+
+
+def optforge(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def checkpoint(folder: Path) -> dict:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("arguments", [["lstm"], ["lstm", "--raw"], ["mlp", "--estimator", "pes"], ["mlp"]])
+def test_it_writes_weights_with_their_card(arguments, tmp_path):
+    folder, copy = tmp_path / "run", tmp_path / "copy.json"
+    said = optforge(
+        "meta-train", *arguments, "--problems", "quadratics,others", "--steps", 6, "--seed", 3,
+        "--run-dir", folder, "--json", copy,
+    )  # fmt: skip
+    assert "held-out" in said
+    found = load(folder / "weights.safetensors")
+    assert found.rule.name == arguments[0]
+    assert found.card["seed"] == 3
+    assert found.card["meta-steps"] >= 6
+    assert found.card.keys() >= {"trained on", "CPU seconds", "commit", "estimator"}
+    assert "3 dimensions" in (folder / "card.md").read_text()
+    assert json.loads(copy.read_text()) == json.loads((folder / "result.json").read_text())
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    arguments = ["--problems", "quadratics,others", "--steps", 9, "--estimator", "es"]
+    optforge("meta-train", "mlp", *arguments, "--run-dir", tmp_path / "whole")
+    run, calls = MetaTrainer.run, []
+
+    def dies(self):
+        calls.append(1)
+        if len(calls) == 4:  # after the checkpoint of the second training run, in the middle of things
+            run(self)
+            raise KeyboardInterrupt
+        return run(self)
+
+    monkeypatch.setattr(MetaTrainer, "run", dies)
+    optforge("meta-train", "mlp", *arguments, "--run-dir", tmp_path / "cut", code=130)
+    assert checkpoint(tmp_path / "cut")["runs"] == 2
+    monkeypatch.setattr(MetaTrainer, "run", run)
+    optforge("meta-train", "--resume", "--run-dir", tmp_path / "cut")
+    whole, cut = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "cut")
+    assert whole["done"] == cut["done"] >= 9
+    assert torch.equal(whole["theta"], cut["theta"])
+    first, second = (load(tmp_path / name / "weights.safetensors").weights for name in ("whole", "cut"))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_a_run_stopped_by_time_goes_on_to_the_same_weights(tmp_path):
+    arguments = ["--problems", "quadratics", "--steps", 8]
+    optforge("meta-train", "mlp", *arguments, "--run-dir", tmp_path / "whole")
+    said = optforge("meta-train", "mlp", *arguments, "--minutes", 0.0001, "--run-dir", tmp_path / "cut")
+    assert "go on with: optforge meta-train --resume" in said
+    optforge("meta-train", "--resume", "--run-dir", tmp_path / "cut")
+    whole, cut = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "cut")
+    assert torch.equal(whole["theta"], cut["theta"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "a RULE is missing; name one of: lstm, mlp"),
+        (["gru"], "unknown rule 'gru'"),
+        (["mlp", "--problems", "quadratic"], "did you mean quadratics"),
+        (["mlp", "--problems", "quadratics", "--estimator", "bptt"], "did you mean tbptt"),
+        (["mlp", "--problems", "quadratics", "--raw"], "--raw leaves out the preprocessing of the LSTM"),
+        (["--resume"], "--resume needs the --run-dir"),
+    ],
+)
+def test_bad_input_is_answered_with_a_sentence(arguments, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert says in optforge("meta-train", *arguments, code=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_goes_on_as_it_began(tmp_path):
+    folder = tmp_path / "run"
+    optforge("meta-train", "mlp", "--problems", "quadratics", "--steps", 2, "--run-dir", folder)
+    said = optforge("meta-train", "lstm", "--resume", "--run-dir", folder, code=2)
+    assert "has rule 'mlp', not 'lstm'" in said
+    (folder / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes()[:1000])
+    assert "no checkpoint of this run" in optforge("meta-train", "--resume", "--run-dir", folder, code=2)
+    (folder / "meta.json").write_text("{")
+    assert "no run directory of meta-train" in optforge("meta-train", "--resume", "--run-dir", folder, code=2)
+
+
+def test_distil_prints_a_program_that_reads_back(tmp_path):
+    folder, program, numbers = tmp_path / "run", tmp_path / "found.txt", tmp_path / "found.json"
+    optforge("meta-train", "mlp", "--problems", "quadratics", "--steps", 2, "--run-dir", folder)
+    said = optforge("distil", folder / "weights.safetensors", "--terms", 2, "--output", program, "--json", numbers)
+    assert "2 terms: R²" in said
+    assert "update" in said
+    rows = json.loads(numbers.read_text())["found"]
+    assert [row["terms"] for row in rows] == [1, 2]
+    assert str(parse_program(program.read_text())) == rows[1]["program"]
+    assert "there are no weights" in optforge("distil", "nothing", code=2)
+    assert "unknown problem" in optforge("distil", folder / "weights.safetensors", "--problem", "x", code=2)
