@@ -124,6 +124,7 @@ class LearnedOptimizer(WatchedOptimizer):
             "log": group["log_factor"],
             "own": zero,
             "large": zero,
+            "given": torch.tensor(first["base_lr"], dtype=torch.float64),
             "norm": zero,
             "start": learned,
         }
@@ -182,9 +183,9 @@ class LearnedOptimizer(WatchedOptimizer):
         weight = [max(float(pairs[i][0]["lr"]), pairs[i][0]["base_lr"]) / base for i in which]
         smallest, weights = torch.tensor([least, weight], dtype=torch.float64).to(u2.device)
         found = ((u2[which] / torch.maximum(p2[which], smallest)).sqrt() * weights).median()
-        large = self.param_groups[0]["learning"]["large"].to(u2.device)
-        bound, large = cap(large, torch.where(torch.isfinite(found), found, large))
-        self._share(large=large)
+        large, given = (self.param_groups[0]["learning"][name].to(u2.device) for name in ("large", "given"))
+        bound, large, given = cap(large, given, torch.where(torch.isfinite(found), found, large))
+        self._share(large=large, given=given)
         bound = bound - math.log(base)
         for group in self.param_groups:
             self._set(group, log=torch.minimum(group["learning"]["log"].to(u2.device), bound))

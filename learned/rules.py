@@ -11,7 +11,9 @@ the gradient, u the derivative of the step before with respect to its rate, and 
   Optimizer). Variant: in log space, with normalised derivatives: log κᵢ ← log κᵢ + κᵢ₊₁ hᵢ₊₁, h₁ = c, hᵢ₊₁ = hᵢ hᵢ⁻.
 - `scaled`: online gradient descent with AdaGrad's step on ⟨g, u⟩ / ‖g⁻‖², with g⁻ the gradient before (Gao et al. 2024,
   Gradient Methods with Online Scaling). Variant: the scaling is one number, and moves in units of α.
-- `two-sided`: `traced`, and from above a cap on the relative change of weights, which needs no loss (see `cap`).
+- `two-sided`: `traced` where the average says something, |c| > 0.1, and from above a cap on the relative change of
+  weights, which needs no loss (see `cap`). At a useful rate c is near 0, and a little below: greedy derivatives, of the
+  next loss alone, favour small rates (Wu et al. 2018, Understanding Short-Horizon Bias). Those are left alone.
 """
 
 from __future__ import annotations
@@ -75,6 +77,11 @@ def _traced(memory: Mapping[str, Tensor], seen: Seen, k: float) -> tuple[Tensor,
     return k * trace / weight, {"trace": trace, "weight": weight}
 
 
+def _two_sided(memory: Mapping[str, Tensor], seen: Seen, k: float) -> tuple[Tensor, Memory]:
+    change, after = _traced(memory, seen, k)
+    return torch.where(change.abs() > k * MARGIN, change, 0.0), after
+
+
 def _scaled(memory: Mapping[str, Tensor], seen: Seen, k: float) -> tuple[Tensor, Memory]:
     h = torch.where(memory["g2"] > 0, seen.dot / memory["g2"], 0.0)
     square = memory["square"] + h.square()
@@ -102,7 +109,7 @@ def tower(depth: int) -> Rule:
 
 
 RULES: dict[str, Rule] = {
-    "two-sided": Rule(_zeros("trace", "weight"), _traced, 0.2),
+    "two-sided": Rule(_zeros("trace", "weight"), _two_sided, 0.3),
     "multiplicative": Rule(_zeros(), _multiplicative, 0.02),
     "additive": Rule(_zeros(), _additive, 1e-7),
     "traced": Rule(_zeros("trace", "weight"), _traced, 0.02),
@@ -111,20 +118,26 @@ RULES: dict[str, Rule] = {
 }
 """Rules by name, each with the κ (`hyper_lr`) that is used unless another is given."""
 
-CAP = 0.01  # largest step of a weight matrix, relative to its size
+MARGIN = 0.1  # averages of cosines within it, on both sides of 0, move nothing
+CAP = 0.01  # largest step of a weight matrix, relative to its size, that a rate is lifted to
+TRUSTED = 0.05  # the same for the rate that was given
 MEMORY_OF_LARGE = 0.999  # by which the largest seen update per rate is forgotten a step
 
 
-def cap(large: Tensor, relative: Tensor) -> tuple[Tensor, Tensor]:
-    """Upper bound of log α, and the memory for the next.
+def cap(large: Tensor, given: Tensor, relative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Upper bound of log α, and both memories for the next.
 
     α r ≤ 1 %, with r the median over all matrices of ‖u‖ / ‖p‖: what one step at rate 1 changes of them. Updates of
     rules with averages are largest in the beginning; r counts as what it was at its largest, forgotten slowly, so that
     a rate does not rise just because gradients die down. You et al. 2017 fix this quotient, for each layer; here it
     bounds.
+
+    Somebody chose the first rate, `given`, which says something: α ≤ `given` is allowed, too, unless that ever makes
+    more than 5 %. From then on it counts for nothing, as 0.
     """
     large = torch.maximum(MEMORY_OF_LARGE * large, relative)
-    return torch.log(CAP / large), large
+    given = torch.where(given * large > TRUSTED, 0.0, given)
+    return torch.log(torch.maximum(CAP / large, given)), large, given
 
 
 _DRIFT = 3.0  # in unconstrained space: the furthest that a hyperparameter other than lr moves from where it began
@@ -155,4 +168,4 @@ _MAPS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
     "linear": (torch.clone, torch.clone),
 }
 
-__all__ = ["CAP", "RULES", "Memory", "Rule", "Seen", "cap", "on_scale", "towards_parent", "tower"]
+__all__ = ["CAP", "MARGIN", "RULES", "TRUSTED", "Memory", "Rule", "Seen", "cap", "on_scale", "towards_parent", "tower"]

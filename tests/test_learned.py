@@ -213,7 +213,7 @@ def test_resume_is_bit_for_bit(rule, name):
 
 def test_a_state_dict_is_not_changed_by_later_steps():
     problem = Problem()
-    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 0.01)
+    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 1e-4)
     for step in range(3):
         problem.step(optimizer, step)
     state = optimizer.state_dict()
@@ -237,15 +237,15 @@ def test_copies_go_on_alike(clone):
 
 def test_learning_can_start_from_a_plain_checkpoint():
     problem = Problem()
-    plain = ProgramOptimizer(problem.model.parameters(), PROGRAMS["adamw"], 0.01)
+    plain = ProgramOptimizer(problem.model.parameters(), PROGRAMS["adamw"], 1e-4)
     for step in range(5):
         problem.step(plain, step)
     learned = learn(problem.model.parameters(), PROGRAMS["adamw"], 0.5)
     learned.load_state_dict(plain.state_dict())
-    assert learned.learned_values() == {"lr": 0.01}
+    assert learned.learned_values() == {"lr": 1e-4}
     for step in range(5, 8):
         problem.step(learned, step)
-    assert learned.learned_values()["lr"] != 0.01
+    assert learned.learned_values()["lr"] != 1e-4
 
 
 def test_schedulers_multiply():
@@ -311,9 +311,9 @@ def test_one_spike_moves_the_multiplicative_rate_by_a_bounded_factor():
 
 def test_closures():
     problem = Problem()
-    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 0.01)
+    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 1e-4)
     other = Problem()
-    reference = learn(other.model.parameters(), PROGRAMS["adamw"], 0.01)
+    reference = learn(other.model.parameters(), PROGRAMS["adamw"], 1e-4)
     for step in range(5):
 
         def closure(step=step):
@@ -323,7 +323,7 @@ def test_closures():
             return loss
 
         assert float(optimizer.step(closure).detach()) == other.step(reference, step)
-    assert optimizer.learned_values() == reference.learned_values() != {"lr": 0.01}
+    assert optimizer.learned_values() == reference.learned_values() != {"lr": 1e-4}
 
 
 def test_a_later_group_takes_over_the_learned_factor():

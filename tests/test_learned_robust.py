@@ -11,7 +11,7 @@ from torch import nn
 
 from baselines import BASELINES
 from learned import learn
-from learned.rules import CAP, RULES, Seen, tower
+from learned.rules import CAP, MARGIN, RULES, TRUSTED, Seen, cap, tower
 from learned.watch import watched
 from primitives import Kind, ProgramError
 
@@ -23,12 +23,12 @@ def test_compiled_is_eager(name):
     ended = []
     for compiled in (False, True):
         problem = Problem()
-        optimizer = learn(problem.groups(0.01, 2.0), PROGRAMS[name], compile=compiled, per="tensor")
+        optimizer = learn(problem.groups(1e-4, 2.0), PROGRAMS[name], compile=compiled, per="tensor")
         for step in range(12):
             problem.step(optimizer, step)
         ended.append((problem.flat(), optimizer.learned_values()["lr"]))
     torch.testing.assert_close(ended[1][0], ended[0][0], rtol=1e-10, atol=1e-12)
-    assert ended[1][1] == pytest.approx(ended[0][1], rel=1e-9) and ended[0][1] != 0.01
+    assert ended[1][1] == pytest.approx(ended[0][1], rel=1e-9) and ended[0][1] != 1e-4
 
 
 @pytest.mark.parametrize(("name", "buffers"), [("adamw", 0), ("adam", 0), ("momentum", 0), ("lion", 1), ("sgd", 1)])
@@ -92,6 +92,47 @@ def test_a_rate_below_the_cap_is_left_alone_at_first():
     optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 1e-5)
     problem.step(optimizer, 0)
     assert optimizer.learned_values() == {"lr": pytest.approx(1e-5)}
+
+
+def number(x):
+    return torch.tensor(x, dtype=torch.float64)
+
+
+def test_cap_by_hand():
+    """It remembers the largest update, allows the rate that was given, and stops once that is ever too large."""
+    bound, large, given = cap(number(0.0), number(0.004), number(10.0))
+    assert (bound.exp().item(), large.item(), given.item()) == (pytest.approx(0.004), 10.0, 0.004)
+    bound, large, given = cap(large, given, number(1.0))
+    assert large.item() == pytest.approx(9.99) and bound.exp().item() == pytest.approx(0.004)
+    bound, large, given = cap(large, given, number(1.01 * TRUSTED / 0.004))
+    assert given.item() == 0 and bound.exp().item() == pytest.approx(CAP / large.item())
+    for _ in range(3000):
+        bound, large, given = cap(large, given, number(1.0))
+    assert large.item() == 1.0 and bound.exp().item() == pytest.approx(CAP)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_small_cosine_moves_nothing(sign):
+    """Unlike that of the rule without the other side, which creeps."""
+    for c, moves in ((0.9 * MARGIN, False), (1.1 * MARGIN, True)):
+        seen = Seen(number(sign * c), number(1.0), number(1.0), number(0.01))
+        change, _ = RULES["two-sided"].step(RULES["two-sided"].init(), seen, 0.3)
+        assert change.item() == pytest.approx(0.3 * sign * c if moves else 0.0)
+        assert RULES["traced"].step(RULES["traced"].init(), seen, 0.3)[0].item() == pytest.approx(0.3 * sign * c)
+
+
+def test_a_given_rate_between_both_caps_is_kept():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 4))
+    rates = {}
+    for lr in (1e-3, 3e-3, 1e-1):  # the first matrix has 64 inputs: Adam's first step is 8 of its sizes
+        optimizer = learn(model.parameters(), PROGRAMS["adamw"], lr)
+        model.zero_grad()
+        model(torch.randn(16, 64)).square().mean().backward()
+        optimizer.step()
+        rates[lr] = optimizer.learned_values()["lr"]
+    assert rates[1e-3] == pytest.approx(1e-3) and rates[3e-3] == pytest.approx(3e-3)
+    assert rates[1e-1] < 2 * CAP / 5
 
 
 @pytest.mark.parametrize("lr", [1e-4, 1e-2, 10.0])
