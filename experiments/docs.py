@@ -1,7 +1,7 @@
 """docs/language.md, the reference of the language, written from the tables it describes.
 
-``python -m experiments.docs`` writes it, docs/optimizers.md and a table of the README; with ``--check`` it only says
-whether the files are current.
+``python -m experiments.docs`` writes it, docs/optimizers.md, docs/tasks.md and a table of the README; with ``--check``
+it only says whether the files are current.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from baselines import BASELINES, NAMED
-from experiments import docs_optimizers
+from experiments import docs_optimizers, docs_tasks
 from experiments.docs_optimizers import math_block, table
 from experiments.docs_text import CHAPTERS
 from experiments.files import write_atomic
@@ -220,6 +220,7 @@ def pages() -> dict[Path, str]:
     return {
         PAGE: language_page(),
         other.PAGE: other.optimizers_page(),
+        docs_tasks.PAGE: docs_tasks.tasks_page(),
         other.README: other.readme(other.README.read_text(encoding="utf-8")),
     }
 

@@ -35,7 +35,9 @@ def print_tasks() -> None:
     """A table of the tasks: data and model, what is measured, target, length of a run, licence of the data, files."""
     columns = ("task", "data and model", "measured", "target", "steps", "batch", "licence of the data", "data")
     tasks = [*TASKS.values(), *map(from_entry_point, installed())]
-    rows = [(t.name, t.summary, t.metric, _target(t), t.steps, t.batch_size, t.licence, _where(t.name)) for t in tasks]
+    rows = [
+        (t.name, t.summary, t.metric, target_words(t), t.steps, t.batch_size, t.licence, _where(t.name)) for t in tasks
+    ]
     _print(columns, rows)
     sizes = ", ".join(SIZES)
     sized = ", ".join(name for name, row in FILE_TASKS.items() if row.sized)
@@ -43,7 +45,8 @@ def print_tasks() -> None:
     print(f"Sizes: {sizes}, as in tinystories:{[*SIZES][-1]}; of {sized}.")
 
 
-def _target(task: Task) -> str:
+def target_words(task: Task) -> str:
+    """The target of a task, or a dash."""
     return "–" if task.target is None else f"{task.target:g}"
 
 

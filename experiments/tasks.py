@@ -33,6 +33,7 @@ TASKS: dict[str, Task] = {
             batch_size=64,
             licence=SCIKIT_DIGITS,
             accuracy=True,
+            target=0.21,
         ),
         Task(
             name="digits-conv",
@@ -45,6 +46,7 @@ TASKS: dict[str, Task] = {
             batch_size=64,
             licence=SCIKIT_DIGITS,
             accuracy=True,
+            target=0.16,
         ),
         Task(
             name="digits-autoencoder",
@@ -56,6 +58,7 @@ TASKS: dict[str, Task] = {
             steps=400,
             batch_size=64,
             licence=SCIKIT_DIGITS,
+            target=0.34,
         ),
         Task(
             name="breast-cancer",
@@ -68,6 +71,7 @@ TASKS: dict[str, Task] = {
             batch_size=32,
             licence="CC BY 4.0 (UCI Breast Cancer Wisconsin, in scikit-learn)",
             accuracy=True,
+            target=0.19,
         ),
         Task(
             name="mnist1d",
@@ -80,6 +84,7 @@ TASKS: dict[str, Task] = {
             batch_size=64,
             licence="none needed: generated (construction of Greydanus 2020, Apache-2.0)",
             accuracy=True,
+            target=1.3,
         ),
         Task(
             name="quadratic",
@@ -91,6 +96,7 @@ TASKS: dict[str, Task] = {
             steps=500,
             batch_size=1,
             licence="none needed: generated",
+            target=0.65,
         ),
         Task(
             name="noisy-quadratic",
@@ -102,6 +108,7 @@ TASKS: dict[str, Task] = {
             steps=500,
             batch_size=16,
             licence="none needed: generated",
+            target=1.7,
         ),
         Task(
             name="rosenbrock",
@@ -113,6 +120,7 @@ TASKS: dict[str, Task] = {
             steps=1000,
             batch_size=1,
             licence="none needed: generated",
+            target=6.0,
         ),
         Task(
             name="copy",
@@ -125,6 +133,7 @@ TASKS: dict[str, Task] = {
             batch_size=32,
             licence="none needed: generated",
             accuracy=True,
+            target=1.4,
         ),
         Task(
             name="charlm",
@@ -137,6 +146,7 @@ TASKS: dict[str, Task] = {
             batch_size=32,
             licence="PSF-2.0 (Python standard library)",
             accuracy=True,
+            target=2.2,
         ),
     )
 }

@@ -62,8 +62,8 @@ class Task:
         batch_size: examples per step.
         licence: of the data.
         accuracy: whether targets are class indices, so that accuracy is meaningful.
-        target: validation loss that a tuned AdamW reaches in `steps` steps, rounded up; None where that was not
-            measured. What "time to target" refers to.
+        target: validation loss that AdamW reaches in `steps` steps from its default settings, rounded up; None where
+            that was not measured. What "time to target" refers to.
     """
 
     name: str

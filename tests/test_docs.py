@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -10,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from baselines import BASELINES, NAMED
-from experiments import docs, docs_optimizers
+from experiments import docs, docs_optimizers, docs_tasks
+from experiments.cli import app
 from experiments.docs_optimizers import linked, math_block
 from experiments.docs_optimizers_text import ABOUT, WHEN
+from experiments.file_tasks import FILE_TASKS
 from experiments.listings import named_programs
+from experiments.tasks import TASKS
+from experiments.transformers import SIZES
 from primitives import OPS, SCALES, SIGNALS, Builder, Op, ProgramOptimizer, parse_program
 from primitives.lion45 import LION45
 from primitives.pseudocode import pseudo_code
@@ -165,6 +171,37 @@ def test_sources_become_links() -> None:
         "B, [arXiv:1711.05101](https://arxiv.org/abs/1711.05101), § 2"
     )
     assert linked("C, https://x.org/y.pdf; D") == "C, [x.org/y.pdf](https://x.org/y.pdf); D"
+
+
+# tasks
+
+
+def test_every_task_has_a_row_with_everything() -> None:
+    page = docs_tasks.PAGE.read_text(encoding="utf-8")
+    for name, task in TASKS.items():
+        (row,) = re.findall(rf"^\| `{name}` \|.*\|$", page, re.MULTILINE)
+        target = "–" if task.target is None else f"{task.target:g}"
+        for cell in (task.summary, task.metric, target, str(task.steps), str(task.batch_size), task.licence):
+            assert f"| {cell} |" in row
+        assert name not in FILE_TASKS or row.endswith(f"| `{FILE_TASKS[name].place.where}` |")
+    sizes = re.findall(r"^\| `(\w+)` \| \d+ \| .* ([0-9,]+) \| [0-9,]+ \|$", page, re.MULTILINE)
+    assert [name for name, _ in sizes] == list(SIZES) and sizes[-1][1] == "124,439,808"  # GPT-2's smallest
+    assert "<" not in page.replace("<|endoftext|>", "")  # whatever a template would have left
+
+
+def test_the_task_of_the_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = docs_tasks.PAGE.read_text(encoding="utf-8")
+    code = re.search(r"^```python\n# sines.py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    commands = re.findall(r"^optforge (.* --task sines.py)$", page, re.MULTILINE)
+    assert code is not None and len(commands) == 2
+    monkeypatch.chdir(tmp_path)
+    Path("sines.py").write_text(code[1])
+    for command in commands:
+        few = ["--steps", "20", "--seeds", "2", "--tune-seeds", "1"] if command.startswith("compare") else []
+        done = CliRunner().invoke(app, [*command.split(), *few])
+        assert done.exit_code == 0, done.output
+    result = json.loads(Path("runs/train-sines-1/result.json").read_text())
+    assert result["valid_loss"] < 0.1  # the variance of a sine is about a half
 
 
 def test_the_study_of_fingerprints_is_published() -> None:

@@ -14,8 +14,10 @@ from baselines import BASELINES
 from experiments import texts
 from experiments.errors import UserError
 from experiments.file_tasks import FILE_TASKS
+from experiments.programs import usual_rate
 from experiments.results import evaluate
 from experiments.tasks import TASKS, cross_entropy, get_task
+from experiments.training import train
 from primitives.task import TensorSplit, batch_indices, initial_model
 from search.fitness import Protocol, Status
 from search.population import Population
@@ -169,6 +171,20 @@ def test_cross_entropy_in_nats():
     targets = torch.tensor([[0, 1, 2], [3, 4, 0]])
     expected = -outputs.log_softmax(-1).gather(-1, targets[..., None]).mean()
     torch.testing.assert_close(cross_entropy(outputs, targets), expected)
+
+
+LONG = ("charlm", "mnist-vit", "shakespeare", "tinystories")  # ten seconds and more each; measured by hand
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in (*OFFLINE, *ON_FILES) if name not in LONG])
+def test_adamw_reaches_the_target_from_its_default_settings(name, request):
+    """From a seed that the targets were not measured with."""
+    if name in ON_FILES:
+        request.getfixturevalue("real_data")(ON_FILES[name])
+    task = get_task(name)
+    result = train(task, BASELINES["adamw"].program, usual_rate("adamw"), seed=3)
+    assert task.target is not None and task.target / 3 < result.valid_loss <= task.target
 
 
 def test_evaluation_is_the_mean_over_all_examples(task):
