@@ -11,9 +11,10 @@ SEARCH_ARGS  ?= --task digits --preset minutes --seed 0 --run-dir $(RUN_DIR)
 COMPARE_ARGS ?=
 BENCH_ARGS   ?=
 TEST_ARGS    ?= -n 2 -q
+FAULTS_ARGS  ?= -v $(addprefix tests/test_,faults.py faults_programs.py ledger.py executors.py cluster.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search compare bench bench-learned bench-gpu test lint types imports docs lock clean
+.PHONY: help setup search compare bench bench-learned bench-gpu test faults lint types imports docs lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +54,11 @@ bench-gpu: setup  ## Measure populations on a CUDA device, if there is one
 # One thread in each test process: they share the cores already.
 test: setup  ## Run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
+
+# -m "" takes in what the test suite leaves out; the extra is for the tests on Ray.
+faults: setup  ## Kill, starve, damage and flood the search on purpose (half an hour or more)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[cluster]' -c constraints.txt
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" -n 0 $(FAULTS_ARGS)
 
 lint: setup  ## Check style and formatting
 	@$(BIN)/ruff check .
