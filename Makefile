@@ -47,6 +47,7 @@ bench: setup  ## Measure how long the optimizers' steps take
 
 bench-learned: setup  ## Measure how far results depend on the initial learning rate
 	@$(BIN)/python -m experiments.bench_learned $(BENCH_ARGS)
+	@$(BIN)/python -m experiments.bench_meta
 
 bench-gpu: setup  ## Measure populations on a CUDA device, if there is one
 	@$(BIN)/python -m experiments.bench_gpu $(BENCH_ARGS)
