@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from learned.rules import RULES, Seen, cap, on_scale, towards_parent
+from learned.spikes import damping, follow, sampled
 from learned.watched_optimizer import WatchedOptimizer
 from primitives import Program, ProgramError
 from primitives.options import with_fallback
@@ -29,7 +30,6 @@ from primitives.parameters import global_norm, is_sharded
 
 WHAT = ("lr",)
 PER = ("global", "group", "tensor")
-SPIKE = 10.0  # times their usual norm, to which larger gradients are scaled
 _LIMIT = math.log(1e12)  # a factor stays within 1e-12 and 1e12, so that a rate is positive and finite
 _HYPER_SHARE = 0.1  # of κ, for these
 
@@ -126,6 +126,7 @@ class LearnedOptimizer(WatchedOptimizer):
             "large": zero,
             "given": torch.tensor(first["base_lr"], dtype=torch.float64),
             "norm": zero,
+            "some": zero,
             "start": learned,
         }
         group.setdefault("learning", {**fresh, **first.get("learning", {}), "own": zero, "start": learned})
@@ -149,16 +150,15 @@ class LearnedOptimizer(WatchedOptimizer):
         if self.rule != "two-sided" or self.hyper_lr == 0 or not any(self._ready):
             return
         first = self.param_groups[0]["learning"]
-        norm = global_norm(p.grad for p in chain.from_iterable(self._ready)).double()
-        usual = torch.where(first["norm"].to(norm.device) > 0, first["norm"].to(norm.device), norm)
-        limit = SPIKE * usual
-        self._damp = torch.where(norm > limit, limit / norm, torch.ones_like(norm))
-        seen = torch.where(torch.isfinite(norm), torch.minimum(norm, limit), usual)
-        after = torch.lerp(usual, seen, 0.1)
-        self._share(norm=torch.where(torch.isfinite(after), after, first["norm"].to(norm.device)))
+        gradients = [p.grad for p in chain.from_iterable(self._ready) if p.grad is not None]
+        some = sampled([g for g in gradients if g.device == gradients[0].device])
+        norm, usual_some = (first[name].to(some.device) for name in ("norm", "some"))
+        self._damp = damping(gradients, norm, some, usual_some)
+        self._share(some=follow(usual_some, some))
         if not self._probed:
             self._probed = True
             if "lr" in self.what and not float(first["large"]):
+                norm = global_norm(gradients).double()
                 squares = [self._probe(group, p, norm).to(norm.device) for group, p in self._pairs()]
                 self._bound_from_above(*torch.stack(squares, 1))
                 for group in self.param_groups:
@@ -203,27 +203,31 @@ class LearnedOptimizer(WatchedOptimizer):
             return
         pairs, base = list(self._pairs()), self.param_groups[0]["base_lr"]
         watches = [self._watch(p) for _, p in pairs]
+        states = [self.state[p] for _, p in pairs]
         device = pairs[0][1].device
-        began = [self.state[p]["step"].item() > 1 for _, p in pairs]  # there was a step before; not on the device
+        began = [state["step"].item() > 1 for state in states]  # there was a step before; not on the device
 
         def column(name: str, which: Sequence[int]) -> Tensor:
-            found = [self.state[pairs[i][1]][watches[i].sums[name]].view(1) for i in which]
+            found = [states[i][watches[i].sums[name]].view(1) for i in which]
             return torch.cat([x if x.device == device else x.to(device) for x in found]).double()
 
         every = range(len(pairs))
-        if self.rule == "two-sided" and self.hyper_lr and "lr" in self.what:
+        guarded = self.rule == "two-sided" and self.hyper_lr > 0
+        if guarded and "lr" in self.what:
             n2, p2 = column("n2", every), column("p2", every)
+        g2 = column("g2", every)
+        if guarded:
+            self._share(norm=follow(self.param_groups[0]["learning"]["norm"].to(device), g2.sum().sqrt()))
         old = [i for i in every if began[i]]
         if not old:
             return
-        g2 = column("g2", old)
+        g2 = g2[old] if len(old) < len(pairs) else g2
         share = torch.tensor([pairs[i][0]["applied_lr"] / base for i in old], dtype=torch.float64, device=device)
         if "lr" in self.what:
             if self.per == "tensor":
-                factors = [self.state[pairs[i][1]][watches[i].factor].view(1) for i in old]
-                share = share * torch.cat([f.to(device) for f in factors]).double()
+                share = share * torch.cat([states[i][watches[i].factor].view(1).to(device) for i in old]).double()
             self._learn_rate(pairs, old, share * column("dot", old), g2, share.square() * column("u2", old), base)
-            if self.rule == "two-sided" and self.hyper_lr:
+            if guarded:
                 self._bound_from_above(n2, p2)
         for name in self.what:
             have = [k for k, i in enumerate(old) if f"dot {name}" in watches[i].sums]

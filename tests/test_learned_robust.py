@@ -12,6 +12,7 @@ from torch import nn
 from baselines import BASELINES
 from learned import learn
 from learned.rules import CAP, MARGIN, RULES, TRUSTED, Seen, cap, tower
+from learned.spikes import damping, follow, sampled
 from learned.watch import watched
 from primitives import Kind, ProgramError
 
@@ -92,6 +93,26 @@ def test_a_rate_below_the_cap_is_left_alone_at_first():
     optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 1e-5)
     problem.step(optimizer, 0)
     assert optimizer.learned_values() == {"lr": pytest.approx(1e-5)}
+
+
+def test_spikes_by_hand():
+    """Norms of 5 and of 500 beside a usual one of 5; what the sample does not show is left alone on CPUs."""
+    usual, gradients = number(5.0), [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]
+    some = sampled(gradients)
+    assert some.item() == 5.0 and damping(gradients, usual, some, some) == 1
+    large = [100 * g for g in gradients]
+    assert damping(large, usual, sampled(large), some).item() == pytest.approx(0.1)
+    assert damping(large, usual, some, some) == 1
+    assert damping(large, number(0.0), sampled(large), number(0.0)) == 1
+    assert follow(usual, number(6.0)).item() == pytest.approx(5.1)
+    assert follow(usual, number(500.0)).item() == pytest.approx(9.5)
+    assert follow(usual, number(math.nan)) == usual and follow(number(0.0), usual) == usual
+
+
+def test_a_sample_of_a_large_gradient():
+    g = torch.arange(100_000.0)
+    assert len(g[:: len(g) // 64]) < 70
+    assert sampled([g]).item() == pytest.approx(g[:: len(g) // 64].norm().item(), rel=1e-5)
 
 
 def number(x):

@@ -1,0 +1,50 @@
+"""Gradients that are far larger than usual: found from a sample, and scaled down to a size that is not.
+
+One such gradient would otherwise fill averages for many steps and mislead whatever is learned. On a CPU, reading all
+gradients once more makes a compiled step a fifth slower, so that a few elements of each say whether it is worth it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from primitives.parameters import global_norm
+
+SPIKE = 10.0  # times their usual norm, to which larger gradients are scaled
+_DOUBTFUL = 3.0  # times its usual norm, from which the sample calls for all
+_SAMPLED = 64  # elements of a gradient, about
+
+
+def sampled(gradients: Sequence[Tensor]) -> Tensor:
+    """Norm of about 64 elements of each gradient, evenly spaced; 0-dimensional float64."""
+    flat = [g.reshape(-1) for g in gradients]
+    return torch.linalg.vector_norm(torch.cat([g[:: max(1, len(g) // _SAMPLED)].double() for g in flat]))
+
+
+def damping(gradients: Sequence[Tensor], usual: Tensor, sample: Tensor, usual_sample: Tensor) -> Tensor:
+    """What to multiply gradients by, so that their norm is at most 10 times the `usual` one; 0-dimensional float64.
+
+    Args:
+        gradients: of all parameters.
+        usual: their usual norm; 0 if nothing is known yet.
+        sample, usual_sample: the same, now and usually, of what `sampled` looks at. Only where that shows less than 3
+            times the usual is nothing else looked at, and only on CPUs, where knowing it does not wait for a device.
+    """
+    one = torch.ones((), dtype=torch.float64, device=sample.device)
+    if sample.device.type == "cpu" and sample <= _DOUBTFUL * usual_sample:
+        return one
+    norm, limit = global_norm(gradients).double(), SPIKE * usual
+    return torch.where((norm > limit) & (usual > 0), limit / norm, one)
+
+
+def follow(usual: Tensor, seen: Tensor) -> Tensor:
+    """Average of norms that decays by 0.9: the first counts fully, one not finite not, one too large as 10 × usual."""
+    seen = torch.where(usual > 0, torch.minimum(seen, SPIKE * usual), seen)
+    after = torch.where(usual > 0, torch.lerp(usual, seen, 0.1), seen)
+    return torch.where(torch.isfinite(after), after, usual)
+
+
+__all__ = ["SPIKE", "damping", "follow", "sampled"]
