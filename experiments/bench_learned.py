@@ -3,6 +3,9 @@
 The protocol of the table in docs/learned.md: initial rates 1e-6, 1e-5, … 10, no weight decay, no warm-up, no clipping
 beside a method's own, constant outer schedule. S is the mean over rates of min(final validation loss, loss at start)
 less the reference, AdamW at the best of its rates and schedules; a loss that is not finite counts as that at start.
+
+Further parts: AdamW with a learned rate beside the plain one on every task that needs no files, and the cost of a step.
+Every run is a cell in the file, which the next call goes on from.
 """
 
 from __future__ import annotations
@@ -10,15 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from baselines import BASELINES
+from experiments.bench_learned_suite import OFFLINE, cost, not_worse
+from experiments.bench_learned_tables import insert, tables
 from experiments.comparison_optimizers import OPTIMIZERS
 from experiments.files import write_atomic
 from experiments.models import MLP
@@ -30,6 +35,7 @@ RATES = tuple(10.0**k for k in range(-6, 2))
 TUNED = tuple(10 ** (k / 2) for k in range(-8, -3))  # of the reference, half a decade apart
 TEXT = Path(__file__).resolve().parents[2] / "shared/data/tinyshakespeare/input.txt"
 CONTEXT = 48
+PARTS = ("sweep", "suite", "cost")
 
 
 class Problem(NamedTuple):
@@ -158,81 +164,62 @@ def train(problem: Problem, make: Callable[..., Any], lr: float, seed: int, cosi
         return {"start": start, "final": loss_of(problem.valid).item()}
 
 
-def score(cells: Sequence[dict[str, Any]], reference: float) -> dict[str, Any]:
-    """S, the number of decades within 1.25 × the reference, and the mean loss at each rate."""
-    means = []
-    for lr in sorted({c["lr"] for c in cells}):
-        runs = [c for c in cells if c["lr"] == lr]
-        means.append(np.mean([np.nanmin([c["final"], c["start"]]) for c in runs]))
-    within = sum(bool(m <= 1.25 * reference) for m in means)
-    return {"S": float(np.mean(means)) - reference, "within": within, "means": [float(m) for m in means]}
+def sweep(
+    task: str, methods: Sequence[str], seeds: int | None, done: set[tuple[str, str, float, int]]
+) -> Iterator[dict[str, Any]]:
+    """The reference of a task and methods from every rate, a cell for each run; those in `done` are left out."""
+    problem = PROBLEMS[task]()
+    plan = [(f"AdamW tuned, {kind}", METHODS["AdamW"], TUNED) for kind in ("constant", "cosine")]
+    for name, make, rates in plan + [(name, METHODS[name], RATES) for name in methods]:
+        for lr, seed in product(rates, range(seeds or problem.seeds)):
+            if (task, name, lr, seed) not in done:
+                found = train(problem, make, lr, seed, name.endswith("cosine"))
+                yield {"task": task, "method": name, "lr": lr, "seed": seed, **found}
 
 
 def main() -> None:
-    """Measure what was asked for, go on where the file already has something, and print the table."""
+    """Measure what was asked for and is not in the file yet, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("bench-learned.json"))
-    parser.add_argument("--tasks", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--tasks", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS), help="of the sweep")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="of the sweep")
+    parser.add_argument("--seeds", type=int, help="number of seeds")
     parser.add_argument("--plot", type=Path, help="write the picture of docs/learned.md there")
+    parser.add_argument("--docs", type=Path, help="put the tables into this page")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    record = json.loads(options.json.read_text()) if options.json.exists() else {"cells": []}
-    cells = record["cells"]
-    done = {(c["task"], c["method"], c["lr"], c["seed"]) for c in cells}
-    for task in options.tasks:
-        if task == "charlm" and not TEXT.exists():
-            print(f"charlm is skipped: it needs {TEXT}")
-            continue
-        problem = PROBLEMS[task]()
-        plan = [(f"AdamW tuned, {kind}", METHODS["AdamW"], TUNED) for kind in ("constant", "cosine")]
-        for name, make, rates in plan + [(name, METHODS[name], RATES) for name in options.methods]:
-            for lr in rates:
-                for seed in range(options.seeds or problem.seeds):
-                    if (task, name, lr, seed) not in done:
-                        found = train(problem, make, lr, seed, name.endswith("cosine"))
-                        cells.append({"task": task, "method": name, "lr": lr, "seed": seed, **found})
-            record |= {"cells": cells, "provenance": provenance()}
+    record: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
+    record = {part: record.get(part, []) for part in PARTS} | {"provenance": record.get("provenance", provenance())}
+    for part, cells in _measure(options, record):
+        where = provenance()
+        for cell in cells:
+            record[part].append(cell | {"commit": where["commit"]})
+            record["provenance"] = where
             write_atomic(options.json, json.dumps(record, indent=1) + "\n")
-            print(task, name, flush=True)
-    print(table(cells))
+    text = tables(record)
+    print(text)
+    if options.docs:
+        insert(options.docs, text)
     if options.plot:
         from experiments.bench_learned_plot import draw
 
-        draw(cells, options.plot)
+        draw(record["sweep"], options.plot)
 
 
-def reference(cells: Sequence[dict[str, Any]], task: str) -> float:
-    """Mean final loss of AdamW at its best rate and schedule."""
-    tuned = [c for c in cells if c["task"] == task and c["method"].startswith("AdamW tuned")]
-    keys = {(c["method"], c["lr"]) for c in tuned}
-    losses = [np.mean([c["final"] for c in tuned if (c["method"], c["lr"]) == key]) for key in keys]
-    return float(np.nanmin(losses))
-
-
-def table(cells: Sequence[dict[str, Any]]) -> str:
-    """The results in Markdown, best first."""
-    tasks = [t for t in PROBLEMS if any(c["task"] == t for c in cells)]
-    bests = {task: reference(cells, task) for task in tasks}
-    head = ["method"] + [f"{t} {what}" for t in tasks for what in ("S", "≤ 1.25×", "from 1e-3")]
-    rows = []
-    for name in METHODS:
-        row: list[str] = []
-        first = math.inf
-        for task in tasks:
-            own = [c for c in cells if c["task"] == task and c["method"] == name]
-            if not own:
-                row += ["–"] * 3
+def _measure(options: argparse.Namespace, record: dict[str, Any]) -> Iterator[tuple[str, Iterable[dict[str, Any]]]]:
+    if "sweep" in options.parts:
+        done = {(c["task"], c["method"], c["lr"], c["seed"]) for c in record["sweep"]}
+        for task in options.tasks:
+            if task == "charlm" and not TEXT.exists():
+                print(f"charlm is skipped: it needs {TEXT}")
                 continue
-            found = score(own, bests[task])
-            usual = found["means"][RATES.index(1e-3)] if len(found["means"]) == len(RATES) else math.nan
-            row += [f"{found['S']:.3f}", f"{found['within']}/{len(found['means'])}", f"{usual:.4g}"]
-            first = min(first, found["S"]) if first == math.inf else first
-        rows.append((first, [name, *row]))
-    lines = [head, ["---"] * len(head), *(row for _, row in sorted(rows, key=lambda r: r[0]))]
-    told = ", ".join(f"{task} {best:.4g}" for task, best in bests.items())
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\nReference (AdamW tuned): {told}."
+            yield "sweep", sweep(task, options.methods, options.seeds, done)
+    if "suite" in options.parts:
+        known = {(c["task"], c["method"], c["seed"]) for c in record["suite"]}
+        yield "suite", not_worse(OFFLINE, options.seeds or 3, known)
+    if "cost" in options.parts and not record["cost"]:
+        yield "cost", cost()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def draw(cells: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from experiments.bench_learned import reference
+    from experiments.bench_learned_tables import reference
 
     tasks = list(dict.fromkeys(c["task"] for c in cells))
     figure, axes = plt.subplots(1, len(tasks), figsize=(4.7 * len(tasks), 3.4), squeeze=False, layout="constrained")
