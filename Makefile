@@ -14,7 +14,7 @@ TEST_ARGS    ?= -n 2 -q
 FAULTS_ARGS  ?= -v $(addprefix tests/test_,faults.py faults_programs.py ledger.py executors.py cluster.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search compare bench bench-learned bench-gpu test faults lint types imports docs lock clean
+.PHONY: help setup search compare bench bench-learned bench-gpu test faults lint types imports docs site lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -73,6 +73,10 @@ imports: setup  ## Check which package imports which
 
 docs: setup  ## Write the pages and tables that describe the language and the optimizers
 	@$(BIN)/python -m experiments.docs
+
+site: setup  ## Build the documentation into site/; a link that leads nowhere is an error
+	@$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Resolves all extras afresh, in a venv that is thrown away, and writes down what came.
 lock:  ## Lock the newest allowed versions of everything in constraints.txt
