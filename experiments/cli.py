@@ -13,7 +13,7 @@ import typer
 from experiments.cli_meta import distil, meta_train
 from experiments.cli_programs import ProgramName, certify, equivalent, export, show, simplify, trajectories
 from experiments.cli_report import report
-from experiments.cli_search import search
+from experiments.cli_search import search, tune
 from experiments.errors import UserError, disk_error
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -152,6 +152,7 @@ def train(
 
 
 command(search)
+command(tune)
 
 
 @command

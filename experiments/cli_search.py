@@ -74,6 +74,15 @@ def search(
         bool | None,
         typer.Option("--funnel/--no-funnel", help="Then send the best through other tasks.", show_default="by preset"),
     ] = None,
+    tune: Annotated[
+        Number,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Trials for the numbers in each finalist, AdamW and Lion before they are compared.",
+            show_default="by preset",
+        ),
+    ] = None,
     stop_overfitting: Annotated[
         bool, typer.Option("--stop-overfitting", help="End where only the search's own task still improves.")
     ] = False,
@@ -129,6 +138,7 @@ def search(
         json=json_file,
         preset=preset,
         funnel=funnel,
+        tune=tune,
         stop_overfitting=stop_overfitting or None,
     )
     try:
@@ -138,3 +148,49 @@ def search(
     if not finished:
         typer.echo(f"interrupted; go on with: optforge search --resume --run-dir {folder}", err=True)
         raise typer.Exit(INTERRUPTED)
+
+
+def tune(
+    program: Annotated[str, typer.Argument(metavar="PROGRAM")],
+    task: Annotated[str, typer.Option(metavar="NAME", help="What to train.")] = "digits",
+    trials: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Configurations, the program as it is included.")
+    ] = 64,
+    lr: Annotated[
+        float | None,
+        typer.Option(min=1e-12, metavar="RATE", help="Of the first trial.", show_default="middle of the usual range"),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Length of a run.", show_default="the task's own")
+    ] = None,
+    sampler: Annotated[str, typer.Option(metavar="NAME", help="tpe or cmaes.")] = "tpe",
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Of the sampler.")] = 0,
+    storage: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the trials in this SQLite file, and go on from there.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tuned program there.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the outcome there as JSON.")
+    ] = None,
+) -> None:
+    """Tune the numbers in a program with Optuna: literals, hyperparameters and learning rate.
+
+    \b
+    Examples:
+      optforge tune runs/first#1 --trials 128 --output tuned.txt
+      optforge tune adamw --task charlm --trials 32 --storage trials.sqlite
+    """
+    from experiments.tune_command import tune_command
+
+    tune_command(
+        program,
+        task,
+        trials=trials,
+        lr=lr,
+        steps=steps,
+        sampler=sampler,
+        seed=seed,
+        storage=storage,
+        output=output,
+        json_file=json_file,
+    )

@@ -15,18 +15,20 @@ from experiments.comparison import finite_or_null
 from experiments.comparison_tables import Table, interval_text, number
 from experiments.files import write_atomic
 from experiments.funnel_run import ENTRANTS, Funnel, run_funnel
-from experiments.programs import HALL_OF_FAME
+from experiments.programs import HALL_OF_FAME, usual_rate
 from experiments.statistics import Interval, mean_interval
 from experiments.tasks import get_task
 from primitives import Program, print_program
 
 if TYPE_CHECKING:
     from experiments.comparison import Comparison, Entry
+    from experiments.constants import TunedConstants
     from search.engine import Search
     from search.ledger import Record
 
 FINALISTS = 5
 REFERENCES = ("adamw", "lion")
+CONSTANTS = "constants.sqlite"
 # How the finalists are compared where a run takes seconds; elsewhere `compare`'s own protocol serves.
 LARGE_MODEL = 20_000  # parameters
 LARGE_PROTOCOL = {
@@ -44,36 +46,61 @@ class FunnelSettings(NamedTuple):
     every: int = 0
 
 
-def conclude(
-    run_dir: Path,
-    json_file: Path | None,
-    config: dict[str, Any],
-    search: Search,
-    *,
-    fast: bool,
-    funnel: FunnelSettings | None = None,
-) -> None:
-    """Archive, funnel if asked for, and hall of fame: re-evaluated on fresh seeds beside AdamW and Lion.
+class Finalist(NamedTuple):
+    """What is compared at the end: a record of the search, or a reference by `name`; with its numbers as tuned."""
 
-    In a hurry (`fast`) there is no funnel, and the hall of fame is by search score alone, without intervals.
+    record: Record | None
+    program: Program
+    lr: float
+    name: str = ""
+    constants: TunedConstants | None = None
+
+    @property
+    def label(self) -> str:
+        """How tables call it."""
+        return self.name if self.record is None else f"found {self.record.number}"
+
+
+class Ending(NamedTuple):
+    """How a search ends.
+
+    Attributes:
+        fast: in a hurry there is no funnel, and the hall of fame is by search score alone, without intervals.
+        funnel: how the funnel is run, if it is.
+        trials: for the numbers in each finalist and reference, before they are compared.
     """
+
+    fast: bool
+    funnel: FunnelSettings | None = None
+    trials: int = 0
+
+
+def conclude(run_dir: Path, json_file: Path | None, config: dict[str, Any], search: Search, ending: Ending) -> None:
+    """Archive, funnel if asked for, and hall of fame: re-evaluated on fresh seeds beside AdamW and Lion."""
     from experiments.console import print_comparison, print_table
     from experiments.report import write_report
 
     candidates = _distinct(search.best)
     print_table(funnel_report.write_archive(run_dir, search.history))
-    passed = None if funnel is None or fast else _funnel(run_dir, config, search, candidates, funnel)
+    wanted = None if ending.fast else ending.funnel
+    passed = None if wanted is None else _funnel(run_dir, config, search, candidates, wanted)
     if passed is not None and passed.survivors:  # otherwise there was no stage for this task
         records = {record.number: record for record in candidates}
         candidates = [records[number] for number in passed.survivors]
     finalists = candidates[: LARGE_FINALISTS if _is_large(config["task"]) else FINALISTS]
-    if fast:
-        _write_hall_of_fame(run_dir, [(record, None) for record in finalists])
+    if ending.fast:
+        _write_hall_of_fame(run_dir, [Finalist(r, r.program.pruned(), r.fitness.lr) for r in finalists], None)
         print(f"hall of fame, by search score: {run_dir / HALL_OF_FAME}")
         return
-    comparison, order = _final_comparison(config, finalists)
-    _write_hall_of_fame(run_dir, [(finalists[i], comparison) for i in order])
+    entrants = [Finalist(r, r.program.pruned(), r.fitness.lr) for r in finalists]
+    entrants += [Finalist(None, BASELINES[name].program, usual_rate(name), name) for name in REFERENCES]
+    if ending.trials:
+        entrants = _tuned(run_dir, config, entrants, ending.trials)
+    comparison, ranked = _final_comparison(config, entrants)
+    _write_hall_of_fame(run_dir, ranked, comparison)
     summary = _summary(config, search, comparison)
+    if ending.trials:
+        summary["constants"] = {e.label: e.constants.as_json() for e in entrants if e.constants is not None}
     if passed is not None:
         summary["funnel"] = funnel_report.summary(passed)
     table = {"search": summary, "table": comparison.as_json()}
@@ -83,8 +110,8 @@ def conclude(
             write_atomic(path, content)
     report = write_report(comparison, run_dir, summary)
     print_comparison(comparison)
-    print_table(_fame_table([(finalists[i], comparison) for i in order]))
-    ranks = ", ".join(f"#{rank} found {finalists[i].number}" for rank, i in enumerate(order, 1))
+    print_table(_fame_table(ranked, comparison))
+    ranks = ", ".join(f"#{rank} {entrant.label}" for rank, entrant in enumerate(ranked, 1))
     print(f"programs:    {run_dir / HALL_OF_FAME}, by tuning loss: {ranks}")
     print(f"             each is a PROGRAM, as in: optforge show {run_dir}#1")
     print(f"report:      {report.html}")
@@ -109,36 +136,55 @@ def _rungs(a: Record, b: Record) -> Iterator[tuple[float, float]]:
     return zip(a.fitness.rungs, b.fitness.rungs, strict=True)
 
 
-def _final_comparison(config: dict[str, Any], finalists: list[Record]) -> tuple[Comparison, list[int]]:
-    """Finalists, AdamW and Lion tuned on one ladder; and the finalists' order by tuning loss."""
+def _tuned(run_dir: Path, config: dict[str, Any], entrants: list[Finalist], trials: int) -> list[Finalist]:
+    """All with better numbers, after as many trials each."""
+    from experiments.console import comparison_progress, print_notes
+    from experiments.constants import tune_constants
+    from experiments.tune_command import sentence
+
+    task, found = get_task(config["task"]), []
+    steps, storage = config["steps"] or None, run_dir / CONSTANTS
+    with comparison_progress() as progress:
+        for e in entrants:
+            what = f"numbers of {e.label}"
+            tuned = tune_constants(
+                e.program, task, e.lr, trials=trials, steps=steps, storage=storage, report=progress, what=what
+            )
+            found.append(e._replace(program=tuned.program, lr=tuned.lr, constants=tuned))
+    print_notes([sentence(e.label, e.constants) for e in found if e.constants is not None])
+    return found
+
+
+def _final_comparison(config: dict[str, Any], entrants: list[Finalist]) -> tuple[Comparison, list[Finalist]]:
+    """All tuned on one ladder of learning rates; and the finalists by tuning loss."""
     from experiments.compare import compare
     from experiments.console import comparison_progress
 
     task = get_task(config["task"])
-    programs: list[tuple[str, Program]] = [(f"found {r.number}", r.program.pruned()) for r in finalists]
-    programs += [(name, BASELINES[name].program) for name in REFERENCES]
+    programs = [(e.label, e.program) for e in entrants]
     with comparison_progress() as progress:
         protocol: dict[str, Any] = LARGE_PROTOCOL if _is_large(config["task"]) else {}
         steps = config["steps"] or None
         comparison = compare(programs, task, against=REFERENCES, progress=progress, steps=steps, **protocol)
     # by tuning loss, so that the reported runs stay an unselected estimate
-    losses = [entry.tuning.loss for entry in comparison.entries[: len(finalists)]]
-    return comparison, sorted(range(len(finalists)), key=losses.__getitem__)
+    finalists = [e for e in entrants if e.record is not None]
+    return comparison, sorted(finalists, key=lambda e: comparison.entry(e.label).tuning.loss)
 
 
-def _write_hall_of_fame(run_dir: Path, ranked: list[tuple[Record, Comparison | None]]) -> None:
+def _write_hall_of_fame(run_dir: Path, ranked: list[Finalist], comparison: Comparison | None) -> None:
     rows = []
-    for rank, (record, comparison) in enumerate(ranked, 1):
+    for rank, e in enumerate(ranked, 1):
+        assert e.record is not None
         row = {
             "rank": rank,
-            "number": record.number,
-            "score": record.fitness.score,
-            "lr": record.fitness.lr,
-            "key": record.key,
-            "program": print_program(record.program.pruned()),
+            "number": e.record.number,
+            "score": e.record.fitness.score,
+            "lr": e.lr,
+            "key": e.program.key,
+            "program": print_program(e.program),
         }
         if comparison is not None:
-            entry = comparison.entry(f"found {record.number}")
+            entry = comparison.entry(e.label)
             row |= {"lr": entry.lr, "valid": entry.valid_mean, "valid_interval": asdict(_valid_interval(entry))}
             row |= {"test": entry.mean, "test_interval": asdict(entry.interval)}
             row |= {"seeds": [run.seed for run in entry.runs], "failed": entry.diverged}
@@ -150,13 +196,14 @@ def _valid_interval(entry: Entry) -> Interval:
     return mean_interval([run.start if run.failed else run.valid for run in entry.runs])
 
 
-def _fame_table(ranked: list[tuple[Record, Comparison]]) -> Table:
+def _fame_table(ranked: list[Finalist], comparison: Comparison) -> Table:
     """Scores of the search beside those on fresh seeds: being the best of thousands flatters (the winner's curse)."""
     rows = []
-    for rank, (record, comparison) in enumerate(ranked, 1):
-        entry = comparison.entry(f"found {record.number}")
+    for rank, e in enumerate(ranked, 1):
+        assert e.record is not None
+        entry = comparison.entry(e.label)
         fresh = (number(entry.valid_mean), interval_text(_valid_interval(entry)))
-        rows.append((f"#{rank} found {record.number}", number(record.fitness.score), *fresh))
+        rows.append((f"#{rank} {e.label}", number(e.record.fitness.score), *fresh))
     header = ("hall of fame", "search score", "fresh seeds", "95% interval")
     return Table("Validation loss in the search, and on seeds it has not seen", header, tuple(rows))
 

@@ -43,6 +43,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "tournament": 2,
             "batch": 128,
             "funnel": True,
+            "tune": 64,
         },
         "gpu": {
             "programs": 262_144,
@@ -51,6 +52,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "tournament": 2,
             "batch": 1024,
             "funnel": True,
+            "tune": 64,
         },
     }
 )

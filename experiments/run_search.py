@@ -58,6 +58,7 @@ class SearchOptions:
         json: where to write the final table, if anywhere.
         preset: named settings, see `experiments.presets`.
         funnel: whether the best programs are then trained on other tasks, see `experiments.funnel_run`.
+        tune: trials for the numbers in each finalist and reference, see `experiments.constants`; 0 for none.
         stop_overfitting: end the search where only its own task still improves, not meta-validation.
     """
 
@@ -86,6 +87,7 @@ class SearchOptions:
     json: Path | None = None
     preset: str | None = None
     funnel: bool | None = None
+    tune: int | None = None
     stop_overfitting: bool | None = None
 
 
@@ -98,7 +100,7 @@ def run_search(options: SearchOptions) -> bool:
     import torch
 
     from experiments.funnel_watch import Watch
-    from experiments.hall_of_fame import FunnelSettings, conclude
+    from experiments.hall_of_fame import Ending, FunnelSettings, conclude
     from experiments.search_view import SearchView
     from search.cache import DuplicateCache
     from search.engine import Budget, Search
@@ -137,7 +139,8 @@ def run_search(options: SearchOptions) -> bool:
         if search.best:
             every = 0 if watch is None else watch.every
             settings = FunnelSettings(_workers(options, config["lag"]), every) if options.funnel else None
-            conclude(options.run_dir, options.json, config, search, fast=not finished, funnel=settings)
+            ending = Ending(fast=not finished, funnel=settings, trials=options.tune or 0)
+            conclude(options.run_dir, options.json, config, search, ending)
         elif finished and not search.statistics.trained:
             raise UserError("the time was over before the first batch; go on with --resume and more --minutes")
         elif finished:
@@ -284,7 +287,7 @@ def _with_preset(options: SearchOptions) -> SearchOptions:
 
 def _keep_budget(options: SearchOptions) -> None:
     """What `--resume` goes on to where it is not told otherwise."""
-    budget = {n: getattr(options, n) for n in ("programs", "minutes", "funnel", "stop_overfitting")}
+    budget = {n: getattr(options, n) for n in ("programs", "minutes", "funnel", "tune", "stop_overfitting")}
     write_atomic(options.run_dir / BUDGET, json.dumps(budget) + "\n")
 
 

@@ -171,7 +171,7 @@ def test_presets_are_bounded_in_number_and_time_and_make_sense(name: str) -> Non
     preset = PRESETS[name]
     settings = {**DEFAULTS, **preset}
     assert preset["programs"] % settings["batch"] == 0 and math.isfinite(preset["minutes"])
-    assert set(preset) - {"programs", "minutes", "funnel"} <= set(DEFAULTS)
+    assert set(preset) - {"programs", "minutes", "funnel", "tune"} <= set(DEFAULTS)
     program = print_program(BASELINES["adamw"].program)
     assert evolution({**settings, "programs": [program], "ops": ("lion45",)}).population == settings["population"]
 

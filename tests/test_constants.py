@@ -1,0 +1,123 @@
+"""Tuning the numbers of a program with Optuna."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import optuna
+import pytest
+from hypothesis import given
+from typer.testing import CliRunner
+
+from baselines import BASELINES
+from experiments.cli import app
+from experiments.constants import BATCH, SEEDS, places, tune_constants, with_numbers
+from experiments.errors import UserError
+from experiments.programs import resolve_program
+from experiments.run_search import SearchOptions, run_search
+from experiments.tasks import get_task
+from primitives import Program, print_program
+from primitives.text import parse_program
+from search.population import train_members
+from tests.strategies import programs
+
+TASK = get_task("quadratic")
+SLOW = parse_program("""
+optforge 1
+hyper beta = 0.9995 unit
+slot m = 0.0 tensor
+x0 = lerp(g, m, beta)
+x1 = mul(x0, -0.3)
+x2 = neg(x1)
+update x2
+next m = x0
+""")
+
+
+@given(programs())
+def test_numbers_at_rest_give_the_program_back(program: Program) -> None:
+    where = places(program)
+    assert with_numbers(program, where, [place.moved(0.0) for place in where]) == program
+    assert with_numbers(program, where, [place.value for place in where]).key == program.key
+
+
+@given(programs())
+def test_moved_numbers_stay_on_their_side(program: Program) -> None:
+    for place in places(program):
+        if abs(place.value) > 1e300:  # there, floats end
+            continue
+        low, high = sorted((place.moved(-1.0), place.moved(1.0)))
+        assert low <= place.value <= high
+        if place.scale == "unit":
+            assert 0 <= low < high < 1
+        elif place.scale == "log" and abs(place.value) > 1e-300:
+            assert high / low == pytest.approx(16 if place.value > 0 else 1 / 16, rel=1e-2)
+
+
+def test_which_numbers_are_tuned() -> None:
+    found = places(SLOW)
+    assert [(p.value, p.scale) for p in found] == [(-0.3, "log"), (0.9995, "unit")]
+    assert [p.value for p in places(BASELINES["adamw"].program)] == [0.9, 0.999, 1e-8, 0.01]  # no 1 of 1 - beta
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
+def test_a_badly_set_program_is_improved(sampler: str) -> None:
+    found = tune_constants(SLOW, TASK, 0.1, trials=40, steps=60, sampler=sampler)
+    assert (found.trials, found.numbers, found.seeds) == (40, 3, SEEDS)
+    assert found.loss < 0.9 * found.before
+    members = [(SLOW, 0.1), (found.program, found.lr)]
+    before, after = train_members(TASK, members, SEEDS, steps=60).losses["valid"].mean(1).tolist()
+    assert (found.before, found.loss) == pytest.approx((before, after), rel=1e-5)
+    assert found.program.live.names == SLOW.live.names and len(found.program.body) == len(SLOW.body)
+
+
+def test_what_is_behind_is_pruned_and_what_diverges_has_failed() -> None:
+    found = tune_constants(BASELINES["adamw"].program, TASK, 0.05, trials=1 + 2 * BATCH, steps=60)
+    assert found.pruned > 0 and found.loss <= found.before
+    wild = tune_constants(parse_program("optforge 1\nx0 = mul(g, 1e20)\nupdate x0"), TASK, 1.0, trials=4, steps=20)
+    assert (wild.failed, wild.loss, wild.lr) == (4, math.inf, 1.0)
+
+
+def test_a_study_goes_on_where_it_was(tmp_path: Path) -> None:
+    whole = tune_constants(SLOW, TASK, 0.1, trials=1 + 2 * BATCH, steps=20)
+    file = tmp_path / "trials.sqlite"
+    first = tune_constants(SLOW, TASK, 0.1, trials=1 + BATCH, steps=20, storage=file)
+    assert first.trials == 1 + BATCH
+    study = optuna.load_study(study_name="constants", storage=f"sqlite:///{file}")
+    study.ask()  # and dies
+    assert tune_constants(SLOW, TASK, 0.1, trials=1 + 2 * BATCH, steps=20, storage=file) == whole
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="sampler must be one of tpe, cmaes"):
+        tune_constants(SLOW, TASK, 0.1, trials=4, sampler="random")
+    (tmp_path / "x.sqlite").write_text("this is no database, and long enough to be told from one" * 20)
+    with pytest.raises(UserError, match="cannot be used for trials"):
+        tune_constants(SLOW, TASK, 0.1, trials=4, steps=2, storage=tmp_path / "x.sqlite")
+
+
+def test_the_command(tmp_path: Path) -> None:
+    (tmp_path / "slow.txt").write_text(print_program(SLOW))
+    out, file = tmp_path / "tuned.txt", tmp_path / "tuned.json"
+    words = ["tune", tmp_path / "slow.txt", "--task", "quadratic", "--trials", 20, "--steps", 40, "--lr", 0.1]
+    result = CliRunner().invoke(app, [*map(str, words), "--output", str(out), "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    found = json.loads(file.read_text())
+    assert parse_program(out.read_text()) == parse_program(found["program"])
+    assert found["trials"] == 20 and found["loss"] < found["before"]
+    assert "in 20 trials of 2 seeds" in result.stdout and "→" in result.stdout
+    assert CliRunner().invoke(app, ["tune", "adamw", "--sampler", "best"]).exit_code == 2
+
+
+def test_finalists_and_references_get_the_same_trials(tmp_path: Path) -> None:
+    tiny = {"programs": 16, "batch": 16, "steps": 4, "population": 8, "tournament": 2, "workers": 0}
+    run_search(SearchOptions(run_dir=tmp_path, task="quadratic", tune=3, **tiny))  # type: ignore[arg-type]
+    table = json.loads((tmp_path / "search.json").read_text())
+    constants = table["search"]["constants"]
+    assert {"adamw", "lion"} < set(constants) and {row["trials"] for row in constants.values()} == {3}
+    for row in json.loads((tmp_path / "hall_of_fame.json").read_text()):
+        tuned = parse_program(constants[f"found {row['number']}"]["program"])
+        assert resolve_program(f"{tmp_path}#{row['rank']}")[1] == tuned and row["key"] == tuned.key
+        assert row["valid"] is not None
