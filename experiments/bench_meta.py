@@ -54,66 +54,79 @@ class Case(NamedTuple):
     main: bool = False
 
 
-def _mnist(horizon: int = 100, **how: Any) -> Callable[[], Problem]:
-    return lambda: classifier("mnist", *digit_images(28), horizon=horizon, **how)
+def _mlp(side: int, horizon: int = 100, **how: Any) -> Callable[[], Problem]:
+    return lambda: classifier("mnist" if side == 28 else "digits", *digit_images(side), horizon=horizon, **how)
 
 
 CASES: dict[str, Case] = {
     "quadratics": Case(quadratics, "quadratics", FUNCTIONS, True),
-    "MLP 20 sigmoid": Case(_mnist(), "classifiers", 1, True),
+    "MLP on MNIST": Case(_mlp(28), "classifiers", 1, True),
     "quadratics, 300 steps": Case(lambda: replace(quadratics(), horizon=300), "quadratics", FUNCTIONS),
     "quadratics, 20 dimensions": Case(lambda: quadratics(20), "quadratics", FUNCTIONS),
-    "MLP, 300 steps": Case(_mnist(300), "classifiers"),
-    "MLP, ReLU": Case(_mnist(activation="relu"), "classifiers"),
-    "MLP, 40 units": Case(_mnist(hidden=(40,)), "classifiers"),
-    "MLP, two layers": Case(_mnist(hidden=(20, 20)), "classifiers"),
+    "MLP on digits": Case(_mlp(8), "classifiers"),
+    "MLP on digits, 300 steps": Case(_mlp(8, 300), "classifiers"),
+    "MLP on digits, ReLU": Case(_mlp(8, activation="relu"), "classifiers"),
+    "MLP on digits, 40 units": Case(_mlp(8, hidden=(40,)), "classifiers"),
+    "MLP on digits, two layers": Case(_mlp(8, hidden=(20, 20)), "classifiers"),
 }
 
 
-def drawn(problem: Problem, seed: int, count: int) -> tuple[Any, Any, Tensor]:
-    """Instances, starts and batches of a seed."""
-    generator = torch.Generator().manual_seed(seed)
-    instances, params = problem.draw(generator, count)
-    return instances, params, problem.batches(generator, count, problem.horizon)
+class Runs(NamedTuple):
+    """`finals` of each seed: mean loss at the end, infinite where it is not finite; `curve`: mean over all, by step."""
+
+    finals: list[float]
+    curve: list[float]
 
 
-def at_the_end(problem: Problem, instances: Any, params: Any, batches: Tensor) -> float:
-    """Mean loss of the trained parameters: of the functions, or over a fixed part of the training examples."""
-    batch = batches[:, 0]
-    if batch.numel():
-        batch = torch.arange(FINAL).expand(len(batch), -1)
+def drawn(problem: Problem, seeds: Sequence[int], count: int) -> tuple[Any, Any, Tensor]:
+    """Instances, starts and batches of each seed, ``[seeds · count, …]``."""
+    found = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        found.append((*problem.draw(generator, count), problem.batches(generator, count, problem.horizon)))
+    instances, params, batches = zip(*found, strict=True)
+    together = [{k: torch.cat([part[k] for part in parts]) for k in parts[0]} for parts in (instances, params)]
+    return together[0], together[1], torch.cat(batches)
+
+
+def _runs(problem: Problem, instances: Any, params: Any, curve: list[float], seeds: Sequence[int]) -> Runs:
+    """Measure trained parameters: on the functions themselves, or on a fixed part of the training examples."""
+    total = len(next(iter(params.values())))
+    batch = torch.zeros(total, 0) if instances else torch.arange(FINAL).expand(total, -1)
     with torch.no_grad():
-        return float(_losses(problem, instances, params, batch).mean())
+        finals = _losses(problem, instances, params, batch).view(len(seeds), -1).mean(1)
+    return Runs(torch.where(torch.isfinite(finals), finals, math.inf).tolist(), curve)
 
 
 def _losses(problem: Problem, instances: Any, params: Any, batch: Tensor) -> Tensor:
     return vmap(problem.loss, in_dims=(0, 0 if instances else None, 0))(params, instances, batch)
 
 
-def hand_made(method: str, lr: float, problem: Problem, seed: int, count: int) -> tuple[float, list[float]]:
-    """Final loss and curve under a torch optimizer; all its rules are elementwise, so that functions do not mix."""
-    instances, params, batches = drawn(problem, seed, count)
+def hand_made(method: str, lr: float, problem: Problem, seeds: Sequence[int], count: int) -> Runs:
+    """All seeds at once under a torch optimizer; its rule is elementwise, so that runs do not mix."""
+    instances, params, batches = drawn(problem, seeds, count)
     params = {name: p.clone().requires_grad_() for name, p in params.items()}
-    optimizer = METHODS[method](params.values(), lr=lr)
-    curve = []
+    optimizer, curve = METHODS[method](params.values(), lr=lr), []
     for step in range(problem.horizon):
         optimizer.zero_grad()
         losses = _losses(problem, instances, params, batches[:, step])
         curve.append(float(losses.detach().mean()))
-        if not math.isfinite(curve[-1]):
-            return math.inf, curve
         losses.sum().backward()
         optimizer.step()
-    return at_the_end(problem, instances, params, batches), curve
+    return _runs(problem, instances, params, curve, seeds)
 
 
-def meta_trained(name: str, problem: Problem, seed: int, count: int) -> tuple[float, list[float]]:
-    """Final loss and curve under shipped weights."""
+def meta_trained(name: str, problem: Problem, seeds: Sequence[int], count: int) -> Runs:
+    """The same under shipped weights; one seed at a time where there is but one run of each, for memory."""
     rule, weights, _ = load(name)
-    instances, params, batches = drawn(problem, seed, count)
-    with torch.no_grad():
-        _, losses, carry = unroll_all(rule, problem, flatten(weights, rule), begin(rule, params), instances, batches, 0)
-    return at_the_end(problem, instances, carry.params, batches), losses.mean(0).tolist()
+    theta, found = flatten(weights, rule), []
+    for some in [seeds] if count > 1 else [[seed] for seed in seeds]:
+        instances, params, batches = drawn(problem, some, count)
+        with torch.no_grad():
+            start = begin(rule, params)
+            _, losses, carry = unroll_all(rule, problem, theta, start, instances, batches, 0)
+        found.append(_runs(problem, instances, carry.params, losses.mean(0).tolist(), some))
+    return Runs([x for runs in found for x in runs.finals], np.mean([runs.curve for runs in found], 0).tolist())
 
 
 LEARNED = ("meta-lstm", "meta-mlp")
@@ -123,18 +136,15 @@ def measure(name: str, case: Case, method: str, seeds: Sequence[int]) -> dict[st
     """One method on one case: tuned if there is something to tune, then run on `seeds`."""
     problem, lr, edge = case.problem(), None, False
     if method in LEARNED:
-        weights = f"{method.removeprefix('meta-')}-{case.family}"
-        runs = [meta_trained(weights, problem, s, case.functions) for s in seeds]
+        runs = meta_trained(f"{method.removeprefix('meta-')}-{case.family}", problem, seeds, case.functions)
     else:
         rates = FINE if case.main else FINE[::2]
-        tuned = [np.mean([hand_made(method, r, problem, s, case.functions)[0] for s in TUNING]) for r in rates]
+        tuned = [np.mean(hand_made(method, r, problem, TUNING, case.functions).finals) for r in rates]
         lr = rates[int(np.argmin(tuned))]
         edge = lr in (rates[0], rates[-1])
-        runs = [hand_made(method, lr, problem, s, case.functions) for s in seeds]
-    finals, curves = [final for final, _ in runs], [curve for _, curve in runs]
-    whole = len({len(curve) for curve in curves}) == 1
-    mean = np.mean(curves, 0).tolist() if whole and case.main else []
-    return {"case": name, "method": method, "lr": lr, "edge": edge, "finals": finals, "curve": mean}
+        runs = hand_made(method, lr, problem, seeds, case.functions)
+    curve = runs.curve if case.main else []
+    return {"case": name, "method": method, "lr": lr, "edge": edge, "finals": runs.finals, "curve": curve}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
