@@ -284,19 +284,17 @@ def monitor(repeats: int) -> list[Figure]:
 
 
 def driver(repeats: int) -> list[Figure]:
-    """Results per second that the driver of a search takes in, from workers that answer at once."""
+    """Results per CPU-second that the driver of a search takes in, from workers that answer at once; memory, disk."""
     from experiments.bench_driver import measure_driver
 
-    rows = measure_driver(repeats)
-    return [Figure.at_least(*row) if row[3] else Figure(*row[:3]) for row in rows]
+    return [Figure.at_least(*row) if row[3] else Figure(*row[:3]) for row in measure_driver(repeats)]
 
 
 def workers(repeats: int) -> list[Figure]:
-    """Batches per second of two local processes against one; says something on a quiet machine only."""
-    from experiments.bench_driver import batches_per_second
+    """Training on digits in two local processes against one."""
+    from experiments.bench_driver import measure_workers
 
-    ratios = [batches_per_second(2, 12) / batches_per_second(1, 6) for _ in range(repeats)]
-    return [Figure.at_least("two local workers / one", median(ratios), "x", 1.8)]
+    return [Figure.at_least(*row) for row in measure_workers(repeats)]
 
 
 SUITES: dict[str, Callable[[int], list[Figure]]] = {

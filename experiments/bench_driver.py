@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from baselines import BASELINES
 from primitives import Program, subset
@@ -19,9 +21,10 @@ from search.cache import DuplicateCache, Identity, Verdict
 from search.draft import Space
 from search.engine import Budget, Search
 from search.evolution import Candidate, Evolution, Individual
-from search.fitness import Fitness, Status
+from search.fitness import Evaluator, Fitness, Status
 from search.ledger import Ledger
 from search.pool import Executor, Pool
+from search.workers import Workers
 
 BATCH = 32
 
@@ -98,80 +101,129 @@ def driven(evolution: Evolution, executor: Executor) -> Iterator[Search]:
             ledger.close()
 
 
-def results_per_second(evolution: Evolution, workers: int, results: int) -> float:
-    """Wall-clock rate at which results of `workers` instant workers are taken in, written and replaced by new batches.
+def results_per_second(evolution: Evolution, executor: Executor, results: int) -> float:
+    """Rate at which results are taken in, written, and replaced by new batches, per CPU-second of the driver.
 
-    It is measured once every worker has had its first batch.
+    It is measured once every worker has had its first batch. Waiting, also for the disk, is not in it.
     """
-    with driven(evolution, InstantPool(workers)) as search:
+    with driven(evolution, executor) as search:
         run = search.run(Budget())
         next(run)
-        begin = time.perf_counter()
+        begin = time.process_time()
         count = sum(len(batch.fitnesses) for batch in islice(run, results // BATCH))
-        return count / (time.perf_counter() - begin)
+        return count / (time.process_time() - begin)
 
 
-def append_seconds(evolution: Prepared, batches: int) -> float:
-    """Wall-clock time of writing one result to the ledger, in seconds."""
-    with driven(evolution, InstantPool(1)) as search:
-        asked = [evolution.ask((), search.cache, batch)[0] for batch in range(batches)]
-        worker = Instant()
-        worker.start(asked[0])  # type: ignore[arg-type]
-        fitnesses = worker.answer()
-        begin = time.perf_counter()
-        for batch, candidates in enumerate(asked):
-            search.ledger.append(batch, candidates, fitnesses, Counter(), 1.0, 0.0)
-        return (time.perf_counter() - begin) / (batches * BATCH)
+class Written(NamedTuple):
+    """What one result costs in the ledger: wall-clock and CPU seconds of writing and of reading, and bytes on disk."""
+
+    append: float
+    append_cpu: float
+    resume_cpu: float
+    size: float
 
 
-def resume_seconds(evolution: Prepared, results: int) -> float:
-    """Wall-clock time of opening a ledger again, for each of so many results in it, in seconds."""
+def ledger_costs(evolution: Prepared, results: int) -> Written:
+    """Measured by writing so many results, in batches, and opening the ledger again as `--resume` does."""
+    asked = [evolution.ask((), DuplicateCache(), batch)[0] for batch in range(results // BATCH)]
+    worker = Instant()
+    worker.start(evolution.programs[:BATCH])
+    fitnesses = worker.answer()
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger.create(Path(folder), {})
-        for _ in islice(Search(evolution, ledger, InstantPool(8)).run(Budget(programs=results)), None):
-            pass
+        begin, begin_cpu = time.perf_counter(), time.process_time()
+        for batch, candidates in enumerate(asked):
+            ledger.append(batch, candidates, fitnesses, Counter(), 1.0, 0.0)
+        seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
         ledger.close()
-        begin = time.perf_counter()
+        size = (Path(folder) / Ledger.FILE).stat().st_size
+        begin_cpu = time.process_time()
         ledger = Ledger.open(Path(folder))
-        Search(evolution, ledger, InstantPool(8))
-        seconds = time.perf_counter() - begin
+        Search(evolution, ledger, InstantPool(1))
+        resume = time.process_time() - begin_cpu
         ledger.close()
-        return seconds / results
+    count = len(asked) * BATCH
+    return Written(seconds / count, cpu / count, resume / count, size / count)
 
 
-def batches_per_second(workers: int, batches: int) -> float:
-    """Wall-clock rate of real batches on the digits, by local processes that have started before."""
+def resident() -> int:
+    """Bytes of memory that this process occupies, by Linux's count."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def no_training() -> Evaluator:
+    """An evaluator for real processes that costs nothing but the way there and back."""
+    return lambda programs: [Fitness(1.0, Status.OK, "", 0.01, (1.0, 0.5, 0.3, 0.4, 0.9)) for _ in programs]
+
+
+def digits() -> Evaluator:
+    """The evaluator of a search on digits, at three learning rates."""
     from experiments.run_search import evaluator
-    from search.workers import Workers
 
-    programs = bred(1)[0]
-    pool = Workers(functools.partial(evaluator, "digits", (1e-3, 1e-2, 1e-1), (0,)), workers)
+    return evaluator("digits", (1e-3, 1e-2, 1e-1), (0,))
+
+
+def training_seconds(workers: int, batches: int, programs: Sequence[Program]) -> tuple[float, float]:
+    """Wall-clock seconds for each of so many real batches in local processes, and the processes' CPU seconds."""
+    pool = Workers(digits, workers)
     try:
         for job in [pool.submit(programs[:2]) for _ in range(2 * workers)]:  # so that all have begun
             pool.result(job)
-        begin = time.perf_counter()
+        begin, begin_cpu = time.perf_counter(), sum(map(_cpu_of, pool.pids))
         for job in [pool.submit(programs) for _ in range(batches)]:
             pool.result(job)
-        return batches / (time.perf_counter() - begin)
+        return (time.perf_counter() - begin) / batches, (sum(map(_cpu_of, pool.pids)) - begin_cpu) / batches
     finally:
         pool.close()
 
 
+def _cpu_of(pid: int) -> float:
+    """CPU seconds of another process, by Linux's count."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def measure_driver(repeats: int) -> list[tuple[str, float, str, float]]:
     """Name, value, unit and least value (or 0 for none) of each figure; medians of some repeats."""
-    programs, identities, breeding = bred(20)
+    before = resident()
+    programs, identities, breeding = bred(200)
+    memory = (resident() - before) / len(programs)
     make = functools.partial(Prepared, programs[:1], Space(subset("lion45")), programs=programs, identities=identities)
     rows = []
     for workers in (100, 1_000, 10_000):
-        rate = median(results_per_second(make(lag=workers), workers, 20_000) for _ in range(repeats))
-        rows.append((f"driver without breeding, {workers:,} instant workers", rate, "results/s", 5000.0))
+        rate = median(results_per_second(make(lag=workers), InstantPool(workers), 20_000) for _ in range(repeats))
+        rows.append((f"driver without breeding, {workers:,} instant workers", rate, "results/CPU-s", 5000.0))
+    rate = median(results_per_second(make(lag=8), Workers(no_training, 2), 6_400) for _ in range(repeats))
     real = Evolution(programs[:1], Space(subset("lion45", "protected", "statistics", "masks", "smooth")), lag=100)
-    rate = median(results_per_second(real, 100, 2_000) for _ in range(repeats))
-    appending = median(append_seconds(make(), 300) for _ in range(repeats))
+    whole = median(results_per_second(real, InstantPool(100), 2_000) for _ in range(repeats))
+    written = [ledger_costs(make(), 6_400) for _ in range(repeats)]
+    costs = Written(*(median(values) for values in zip(*written, strict=True)))
     return [
         *rows,
-        ("driver with breeding, 100 instant workers", rate, "results/s", 0.0),
+        ("the same, 2 local processes that answer at once", rate, "results/CPU-s", 0.0),
+        ("driver with breeding, 100 instant workers", whole, "results/CPU-s", 0.0),
         ("breeding one program that is trained", 1e6 * breeding, "us of CPU", 0.0),
-        ("writing one result to the ledger", 1e6 * appending, "us", 0.0),
-        ("reading one result when a run is resumed", 1e6 * resume_seconds(make(), 10_000), "us", 0.0),
+        ("writing one result to the ledger", 1e6 * costs.append_cpu, "us of CPU", 0.0),
+        ("the same, waiting included", 1e6 * costs.append, "us", 0.0),
+        ("reading one result when a run is resumed", 1e6 * costs.resume_cpu, "us of CPU", 0.0),
+        ("one result in the ledger", costs.size, "bytes", 0.0),
+        ("one trained program in the driver's memory", memory, "bytes", 0.0),
+    ]
+
+
+def measure_workers(repeats: int, batches: int = 8) -> list[tuple[str, float, str, float]]:
+    """How much faster two local processes train than one, by the clock and by the CPU time that batches take.
+
+    The clock says something on a quiet machine only. CPU time says what two free cores would give: training has no
+    part in which processes wait for each other, but they share caches and memory, so that a batch may take longer.
+    """
+    programs = bred(1)[0]
+    by_clock, by_cpu = [], []
+    for _ in range(repeats):
+        (one, one_cpu), (two, two_cpu) = (training_seconds(n, batches, programs) for n in (1, 2))
+        by_clock.append(one / two)
+        by_cpu.append(2 * one_cpu / two_cpu)
+    return [
+        ("two local workers / one, by the clock", median(by_clock), "x", 1.8),
+        ("two local workers / one, if they had a core each", median(by_cpu), "x", 1.8),
     ]

@@ -38,6 +38,12 @@ class Workers(Pool["_Process | _Here"]):
         self.factory, self.here = factory, count == 0
         self.memory = _physical_memory() if memory is None else memory
 
+    @property
+    def pids(self) -> list[int]:
+        """Ids of the processes."""
+        processes = [w.process for w in (*self.idle, *self.busy) if isinstance(w, _Process)]
+        return [p.pid for p in processes if p.pid is not None]
+
     def _make(self) -> _Process | _Here:
         return _Here(self.factory()) if self.here else _Process(self.factory, self.memory)
 
