@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from experiments.cli_compare import compare
 from experiments.cli_meta import distil, meta_train
 from experiments.cli_programs import ProgramName, certify, equivalent, export, show, simplify, trajectories
 from experiments.cli_report import report
@@ -155,38 +156,7 @@ command(search)
 command(tune)
 
 
-@command
-def compare(
-    programs: Annotated[list[str] | None, typer.Argument(metavar="PROGRAM...", show_default="adamw lion")] = None,
-    task: TaskName = "digits",
-    seeds: Annotated[
-        int, typer.Option(min=2, metavar="N", help="Fresh seeds that the reported numbers come from.")
-    ] = 10,
-    tune_seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Seeds that choose each learning rate.")] = 2,
-    steps: Steps = None,
-    run_dir: RunDir = None,
-    json_file: JsonFile = None,
-) -> None:
-    """Compare programs with AdamW and Lion: one ladder of learning rates for all, fresh seeds, paired intervals.
-
-    \b
-    Examples:
-      optforge compare adamw lion
-      optforge compare runs/first#1 adamw lion --task charlm --seeds 10
-    """
-    from experiments.compare import compare_command
-
-    code = compare_command(
-        programs or ["adamw", "lion"],
-        task=task,
-        seeds=seeds,
-        tune_seeds=tune_seeds,
-        steps=steps,
-        json=json_file,
-        run_dir=run_dir,
-    )
-    if code:
-        raise typer.Exit(code)
+command(compare)
 
 
 @command

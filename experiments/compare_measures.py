@@ -19,8 +19,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from experiments.comparison import Run
 
 POWER = 0.8
 TOLERANCE = 0.05
@@ -70,9 +74,11 @@ def width(rates: Sequence[float], losses: Sequence[float], start: float) -> floa
     Args:
         rates: ascending.
         losses: mean loss at each, failed runs counted as `start`.
-        start: loss before training.
+        start: loss before training; where no rate is better than that, there is no width (NaN).
     """
     best = int(np.argmin(losses))
+    if losses[best] >= start:
+        return math.nan
     allowed = losses[best] + TOLERANCE * (start - losses[best])
     x = np.log10(rates)
     ends = []
@@ -93,6 +99,11 @@ def steps_to_target(curve: Sequence[float], steps: int, target: float) -> float:
         if loss <= target:
             return -(-point * steps // len(curve))
     return math.inf
+
+
+def times_to_target(runs: Sequence[Run], steps: int, target: float) -> list[float]:
+    """`steps_to_target` of each run; a run that failed never gets there."""
+    return [math.inf if run.failed else steps_to_target(run.valid_curve, steps, target) for run in runs]
 
 
 def median_or_censored(values: Sequence[float]) -> float:

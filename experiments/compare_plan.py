@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from experiments.compare_schedule import SCHEDULES
 from experiments.compare_spaces import RATE, Space, configured, spaces
 from experiments.comparison import SEEDS, TUNE_SEEDS, Protocol, Trial
 from experiments.tuning import Point, proposals
@@ -33,11 +34,12 @@ Results = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """An optimizer in a plan: unique name, text of its program, centre of its learning rate."""
+    """An optimizer in a plan: unique name, program as text, centre of its learning rate, whether it is a control."""
 
     name: str
     text: str
     rate: float
+    control: bool = False
 
     @property
     def program(self) -> Program:
@@ -118,7 +120,9 @@ class Plan:
 
     def spaces(self) -> list[Space]:
         """Where each optimizer is tuned at first."""
-        return spaces([row.program for row in self.rows], [row.rate for row in self.rows], self.dimensions)
+        rows = self.rows
+        rates, controls = [row.rate for row in rows], [row.control for row in rows]
+        return spaces([row.program for row in rows], rates, self.dimensions, controls)
 
 
 @dataclass(frozen=True)
@@ -259,3 +263,5 @@ def check_plan(plan: Plan) -> None:
         raise ValueError(f"horizons are positive multiples of a task's own number of steps, got {plan.horizons}")
     if not (0 <= plan.warmup < 1 and 0 <= plan.clip < math.inf):
         raise ValueError("warm-up is a share of the run below 1, clipping a norm of at least 0")
+    if plan.schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule {plan.schedule!r}; there are: {', '.join(SCHEDULES)}")

@@ -16,7 +16,6 @@ then decays of averages, then the rest, in the order of the program; constants w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,21 +88,26 @@ class Space:
         return Space(self.dimensions, whole), tuple(parts)
 
 
-def spaces(programs: Sequence[Program], rates: Sequence[float], dimensions: int) -> list[Space]:
+def spaces(
+    programs: Sequence[Program], rates: Sequence[float], dimensions: int, controls: Sequence[bool] = ()
+) -> list[Space]:
     """The space of each program; all have as many dimensions as the one with the fewest, at most `dimensions`.
 
     Args:
         programs: the update rules.
         rates: centre of each one's learning rate.
         dimensions: how many quantities are tuned, the learning rate included.
+        controls: which of them are controls. A control that has fewer quantities to tune gets as many trials for
+            those, which favours it, and takes nothing from the others.
     """
     found = []
     for program, rate in zip(programs, rates, strict=True):
         live = [h for h in program.hypers if h.name in program.live.names and _tunable(h)]
         tuned = sorted(live, key=_importance)
         found.append([Dimension(RATE, "rate", rate), *(Dimension(h.name, h.scale, _centre(h)) for h in tuned)])
-    count = min(dimensions, *map(len, found))
-    return [Space(tuple(row[:count]), ((0.0, 1.0),) * count) for row in found]
+    judged = [row for row, control in zip(found, controls or [False] * len(found), strict=True) if not control]
+    count = min(dimensions, *map(len, judged or found))
+    return [Space(tuple(row[:count]), ((0.0, 1.0),) * len(row[:count])) for row in found]
 
 
 def configured(program: Program, values: Mapping[str, float]) -> Program:
@@ -137,8 +141,3 @@ def _centre(hyper: Hyper) -> float:
 
 def _importance(hyper: Hyper) -> int:
     return 0 if hyper.name == "weight_decay" else {"unit": 1, "log": 2, "linear": 3}[hyper.scale]
-
-
-def check_rate(rate: float) -> float:
-    """A usable centre of a learning rate; 0.001 stands for one that is unknown."""
-    return rate if math.isfinite(rate) and rate > 0 else 1e-3

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from experiments.comparison import Comparison
+from experiments.compare_measures import median_or_censored, times_to_target, width
+from experiments.comparison import Comparison, Entry, Protocol
 from experiments.statistics import Interval, Verdict
+
+
+def place(comparison: Comparison) -> str:
+    """The task of a comparison, with the horizon if it is not the task's own: ``digits``, ``digits ×4``."""
+    protocol = comparison.protocol
+    return protocol.task.name + (f" ×{protocol.horizon:g}" if protocol.horizon != 1 else "")
 
 
 @dataclass(frozen=True)
@@ -71,8 +79,61 @@ def entry_table(comparison: Comparison) -> Table:
             f"{e.statements}" + (f" (+{dead} dead)" if dead else ""),
         ]
         rows.append(tuple(row))
-    title = f"{protocol.task.name}: {protocol.task.metric} after {protocol.steps} steps"
+    title = f"{place(comparison)}: {protocol.task.metric} after {protocol.steps} steps"
     return Table(title, tuple(header), tuple(rows), spare=("statements", "validation loss", "state B/param"))
+
+
+def cost_table(comparison: Comparison) -> Table:
+    """What each optimizer costs, and how soon it gets to the target; in the order of `entry_table`."""
+    protocol, target = comparison.protocol, comparison.target
+    header = ["costs", "ms/step", "of it the rule", "state B/param", "peak B/param", "compile s"]
+    header += [f"steps to {number(target)}", "seconds to it", "never"] if target is not None else []
+    rows = []
+    for e in sorted(comparison.entries, key=lambda e: e.mean):
+        if e.costs is None:
+            continue
+        c = e.costs
+        row = [e.name, number(c.step_ms, 3), number(c.rule_ms, 3), f"{e.state_bytes:g}", number(c.peak_bytes, 3),
+               number(c.compile_seconds, 2)]  # fmt: skip
+        if target is not None:
+            times = times_to_target(e.runs, protocol.steps, target)
+            middle = median_or_censored(times)
+            found = math.isfinite(middle)
+            row += [f"{middle:g}" if found else f"> {protocol.steps}",
+                    number(middle * c.step_ms / 1e3, 3) if found else f"> {protocol.steps * c.step_ms / 1e3:.3g}",
+                    f"{sum(map(math.isinf, times))}/{len(times)}"]  # fmt: skip
+        rows.append(tuple(row))
+    return Table("costs, and median time to the target's validation loss", tuple(header), tuple(rows))
+
+
+def configuration_table(comparison: Comparison) -> Table:
+    """What was tuned, where, and how much it matters; no rows where only learning rates of a ladder were."""
+    header = ("tuned", "quantity", "value", "searched from", "to", "trials", "lr width [decades]")
+    rows = []
+    for e in comparison.entries:
+        for k, dimension in enumerate(e.tuning.space):
+            name = str(dimension["name"])
+            ends = number(dimension["low"], 3), number(dimension["high"], 3)
+            rest = (str(len(e.tuning.trials)), number(_width(e), 2)) if k == 0 else ("", "")
+            value = number(e.tuning.values[name], 3)
+            rows.append((e.name if k == 0 else "", name, value, *ends, *rest))
+    return Table("configurations, and the ranges that were searched", header, tuple(rows), numeric=2)
+
+
+def overview_table(comparisons: Sequence[Comparison]) -> Table:
+    """How many times the lowest mean test loss each optimizer's own is, on every task and horizon."""
+    best = [min(e.mean for e in c.entries) for c in comparisons]
+    rows = []
+    for e in comparisons[0].entries:
+        own = [c.entry(e.name).mean for c in comparisons]
+        rows.append((e.name, *(f"{x / b:.3g}" if b > 0 else "–" for x, b in zip(own, best, strict=True))))
+    header = ("mean test loss / lowest", *(place(c) for c in comparisons))
+    return Table("all tasks", header, tuple(rows))
+
+
+def _width(e: Entry) -> float:
+    start = sum(run.start for run in e.runs) / len(e.runs)
+    return width(e.tuning.rates, [sum(row) / len(row) for row in e.tuning.counted], start)
 
 
 def pair_table(comparison: Comparison) -> Table:
@@ -83,6 +144,7 @@ def pair_table(comparison: Comparison) -> Table:
         f"{1 - comparison.protocol.alpha:.0%} interval",
         "p (Holm)",
         "p equivalent (Holm)",
+        "found with 80%",
     )
     rows = []
     for pair in comparison.pairs:
@@ -90,21 +152,18 @@ def pair_table(comparison: Comparison) -> Table:
         word = "–" if seen.verdict is Verdict.SINGLE_RUN else seen.verdict.value
         rows.append((
             f"{seen.first} − {seen.second}", number(seen.difference, 3), interval_text(seen.interval, 3),
-            number(seen.p_holm, 2), number(seen.p_equivalence_holm, 2), word,
+            number(seen.p_holm, 2), number(seen.p_equivalence_holm, 2), number(seen.detectable, 2), word,
         ))  # fmt: skip
-    spare = ("p equivalent (Holm)", "p (Holm)")
+    spare = ("p equivalent (Holm)", "found with 80%", "p (Holm)")
     return Table("paired differences of the test loss", (*header, "first is"), tuple(rows), spare=spare)
 
 
-def notes(comparison: Comparison) -> list[str]:
-    """What a reader needs to know to judge the tables, one sentence each."""
+def notes(comparison: Comparison, pairs: int = 0) -> list[str]:
+    """What a reader needs to know to judge the tables, one sentence each; `pairs` were tested, if not only its own."""
     protocol = comparison.protocol
-    rates = comparison.entries[0].tuning.rates
-    tuning, seeds = len(protocol.tune_seeds), len(protocol.seeds)
+    seeds = len(protocol.seeds)
     found = [
-        f"Learning rates: {len(rates)} from {rates[0]:.3g} to {rates[-1]:.3g} for every optimizer, selected by "
-        f"validation loss on {tuning} tuning seed{'s' * (tuning > 1)}; reported runs use {seeds} fresh "
-        f"seed{'s' * (seeds > 1)} with the same weights and batches for all.",
+        _tuned_note(comparison) if protocol.trials else _ladder_note(comparison),
         f"Test loss is the mean over seeds of the final test loss, in {protocol.task.metric}; lower is better.",
         "A run that diverges or ends above its start counts as the validation loss before training.",
     ]
@@ -113,11 +172,39 @@ def notes(comparison: Comparison) -> list[str]:
             *found,
             "SINGLE RUN: one seed each, without intervals or tests; no difference can be concluded.",
         ]
-    pairs = len(comparison.pairs)
+    pairs = pairs or len(comparison.pairs)
     methods = "/".join(sorted({e.interval.method for e in comparison.entries}))
     return [
         *found,
         f"Intervals ({methods}) and paired t tests are over seeds, with data and model given; intervals are for one "
         f"mean or pair, p values corrected for {pairs} pair{'s' * (pairs > 1)} (Holm).",
         f"'equivalent' means: shown to differ by less than {protocol.smallest_effect:.3g} times the smaller mean loss.",
+        "'found with 80%' is the promise of these tests: so large a true difference would be found with that chance.",
     ]
+
+
+def _ladder_note(comparison: Comparison) -> str:
+    protocol, rates = comparison.protocol, comparison.entries[0].tuning.rates
+    return (
+        f"Learning rates: {len(rates)} from {rates[0]:.3g} to {rates[-1]:.3g} for every optimizer, selected by "
+        f"{_seeds_note(protocol)}"
+    )
+
+
+def _tuned_note(comparison: Comparison) -> str:
+    protocol = comparison.protocol
+    counts = "/".join(map(str, sorted({len(e.tuning.trials) for e in comparison.entries})))
+    clip = f", gradients clipped to norm {protocol.clip:g}" if protocol.clip else ""
+    return (
+        f"Tuning: {counts} trials in {protocol.dimensions} dimensions for every optimizer ({protocol.sampler}), "
+        f"{protocol.schedule} schedule with {protocol.warmup} steps of warm-up{clip}, selected by "
+        f"{_seeds_note(protocol)}"
+    )
+
+
+def _seeds_note(protocol: Protocol) -> str:
+    tuning, seeds = len(protocol.tune_seeds), len(protocol.seeds)
+    return (
+        f"validation loss on {tuning} tuning seed{'s' * (tuning > 1)}; reported runs use {seeds} fresh "
+        f"seed{'s' * (seeds > 1)} with the same weights and batches for all."
+    )

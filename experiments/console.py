@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
+    from experiments.compare_contest import Contest
+
 
 @contextmanager
 def comparison_progress() -> Iterator[Progress]:
@@ -53,6 +55,29 @@ def comparison_progress() -> Iterator[Progress]:
         yield report
 
 
+@contextmanager
+def jobs_progress() -> Iterator[Progress]:
+    """One bar over all jobs that are known so far; without a terminal, a line whenever something else begins."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("jobs known so far"))
+    bars = Bars(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
+    bar = bars.add_task("")
+    said = [""]
+
+    def report(what: str, done: int, total: int) -> None:
+        if what != said[0] and not console.is_terminal:
+            console.print(f"{what} ({done} of {total} jobs known so far)", highlight=False)
+        said[0] = what
+        bars.update(bar, description=what, completed=done, total=total)
+
+    with bars:
+        yield report
+
+
 def print_comparison(comparison: Comparison) -> None:
     """Print the verdict, the table of optimizers, that of their pairs, and the notes to standard output.
 
@@ -66,6 +91,19 @@ def print_comparison(comparison: Comparison) -> None:
         print_table(table)
     console.print()
     print_notes(notes(comparison))
+
+
+def print_contest(contest: Contest) -> None:
+    """Print the verdict over all tasks, then the tables of each, and the notes once."""
+    console = _console()
+    console.print()
+    console.print(contest.verdict, style="bold", markup=False)
+    for comparison in contest.comparisons:
+        for table in (entry_table(comparison), pair_table(comparison)):
+            print_table(table)
+    console.print()
+    pairs = sum(len(comparison.pairs) for comparison in contest.comparisons)
+    print_notes([*contest.notes, *notes(contest.comparisons[0], pairs)])
 
 
 def print_table(table: Table) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.compare_measures import best_of
 from experiments.comparison import Comparison
 
 # Okabe & Ito 2008, Color Universal Design, without black (unseen on dark) and yellow (unseen on white).
@@ -40,6 +41,7 @@ def panels(comparison: Comparison, search: dict[str, Any] | None = None) -> list
     protocol = comparison.protocol
     seeds = len(protocol.seeds)
     level = f"{1 - protocol.alpha:.0%}"
+    watched = all(run.valid_curve for entry in comparison.entries for run in entry.runs)
     found = [
         Panel(
             "Final test loss",
@@ -56,11 +58,15 @@ def panels(comparison: Comparison, search: dict[str, Any] | None = None) -> list
             lambda ax: _draw_sensitivity(ax, comparison),
         ),
         Panel(
-            "Training loss",
-            "Loss of the batch at the tuned rate, mean and range over the reported runs.",
-            lambda ax: _draw_curves(ax, comparison),
+            "Validation loss" if watched else "Training loss",
+            f"{'Validation loss' if watched else 'Loss of the batch'} as tuned, mean and range over the reported runs"
+            + (", and the target." if watched and comparison.target is not None else "."),
+            lambda ax: _draw_curves(ax, comparison, watched),
         ),
     ]
+    if any(entry.tuning.trials for entry in comparison.entries):
+        caption = "Lowest validation loss in tuning among the first k trials: what a smaller budget would have found."
+        found.append(Panel("Best of k trials", caption, lambda ax: _draw_best_of(ax, comparison)))
     if search is not None and search.get("curve"):
         caption = "Lowest validation loss among the programs evaluated so far."
         found.append(Panel("Search", caption, lambda ax: _draw_search(ax, search, comparison)))
@@ -189,11 +195,11 @@ def _draw_sensitivity(axes: Any, comparison: Comparison) -> None:
     _legend(axes)
 
 
-def _draw_curves(axes: Any, comparison: Comparison) -> None:
+def _draw_curves(axes: Any, comparison: Comparison, watched: bool) -> None:
     lowest = math.inf
     for index, entry in enumerate(comparison.entries):
         style = _style(index)
-        curves = np.array([run.curve for run in entry.runs if not run.failed])
+        curves = np.array([run.valid_curve if watched else run.curve for run in entry.runs if not run.failed])
         if not curves.size:
             continue
         steps = np.arange(1, curves.shape[1] + 1) * comparison.protocol.steps / curves.shape[1]
@@ -203,10 +209,59 @@ def _draw_curves(axes: Any, comparison: Comparison) -> None:
     if not math.isfinite(lowest):
         axes.text(0.5, 0.5, "every run failed", ha="center", color=axes.ink, transform=axes.transAxes)
         return
+    if watched and comparison.target is not None:
+        axes.axhline(comparison.target, color=axes.ink, linestyle=":", linewidth=1)
     _log_if_positive(axes, lowest)
     axes.set_xlabel("step")
-    axes.set_ylabel("training loss")
+    axes.set_ylabel("validation loss" if watched else "training loss")
     _legend(axes)
+
+
+def _draw_best_of(axes: Any, comparison: Comparison) -> None:
+    lowest = math.inf
+    for index, entry in enumerate(comparison.entries):
+        if entry.tuning.trials:
+            best = best_of([trial.loss for trial in entry.tuning.trials])
+            lowest = min(lowest, best[-1])
+            style = _style(index) | {"markevery": [2**k - 1 for k in range(len(best).bit_length())]}
+            axes.plot(range(1, len(best) + 1), best, **style, markersize=5, linewidth=1.8, label=_short(entry.name))
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    _log_if_positive(axes, lowest)
+    axes.set_xlabel("trials")
+    axes.set_ylabel("best validation loss in tuning")
+    _legend(axes)
+
+
+def profile_panel(profiles: dict[str, list[float]]) -> Panel:
+    """Shares of problems on which each optimizer is within a factor of the best; see `compare_measures.profile`."""
+
+    def draw(axes: Any) -> None:
+        most = max(ratios[-1] for ratios in profiles.values())
+        end = min(max(most * 1.02, 1.05), 100.0)
+        for index, (name, ratios) in enumerate(profiles.items()):
+            style = _style(index) | {"marker": None}
+            shares = np.arange(1, len(ratios) + 1) / len(ratios)
+            axes.step([1, *ratios, end], [0, *shares, shares[-1]], where="post", **style, linewidth=2,
+                      label=_short(name))  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xlim(1, end)
+        axes.set_ylim(0, 1.03)
+        axes.set_xlabel("within this factor of the best test loss")
+        axes.set_ylabel("share of problems")
+        _plain_ticks(axes.xaxis)
+        _legend(axes)
+
+    caption = "A problem is a task, a horizon and a seed; higher is better. Runs that failed count as before training."
+    return Panel("Performance profile", caption, draw)
+
+
+def _plain_ticks(axis: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 1.2, 1.5, 2.0, 3.0, 5.0), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_search(axes: Any, search: dict[str, Any], comparison: Comparison) -> None:

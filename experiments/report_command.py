@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.comparison import Comparison
+from experiments.compare_contest import Contest
 from experiments.errors import UserError
 from experiments.files import check_can_write, write_atomic
 from experiments.html_blocks import Section, Text
-from experiments.html_comparison import comparison_from_json, comparison_sections, training_sections, training_verdict
+from experiments.html_comparison import contest_from_json, contest_sections, training_sections, training_verdict
 from experiments.html_page import page_html, page_markdown
 from experiments.html_runs import SearchRun, kind_of, read_json, read_search
 from experiments.html_search import search_sections, search_verdict
@@ -67,13 +67,13 @@ def _document(folders: Sequence[Path]) -> tuple[str, list[Section]]:
     for runs in groups.values():
         verdicts += [Text(text, "verdict") for text in search_verdict(runs)]
         sections += search_sections(runs)
-    compared: list[tuple[str, Comparison]] = []
+    compared: list[tuple[str, Contest]] = []
     for folder in (f for f in folders if kinds[f] == "compare"):
         source = folder / "compare.json"
-        compared.append((folder.name, comparison_from_json(read_json(source, dict), source)))
-    for name, comparison in compared:
-        verdicts.append(Text(comparison.verdict, "verdict"))
-        sections += comparison_sections(comparison, f"{name}: " if len(compared) > 1 else "")
+        compared.append((folder.name, contest_from_json(read_json(source, dict), source)))
+    for name, contest in compared:
+        verdicts.append(Text(contest.verdict, "verdict"))
+        sections += contest_sections(contest, f"{name}: " if len(compared) > 1 else "")
     trained = [f for f in folders if kinds[f] == "train"]
     if trained:
         found = [read_json(f / "result.json", dict) for f in trained]

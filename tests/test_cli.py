@@ -362,20 +362,18 @@ def test_an_interrupted_search_says_how_to_go_on(run, searched):
 
 
 def test_compare_passes_on_what_was_asked_for(run, monkeypatch):
-    from experiments import compare
+    from experiments import compare_command
 
     calls = []
-
-    def fake(programs, **options):
-        calls.append((programs, options))
-        return 0
-
-    monkeypatch.setattr(compare, "compare_command", fake)
-    assert run("compare", "lion", "runs/a#1", "--seeds", 4, "--tune-seeds", 1, "--steps", 7, "--json", "c.json")[0] == 0
+    monkeypatch.setattr(compare_command, "compare_command", lambda programs, asked: calls.append((programs, asked)))
+    asked = ["--seeds", 4, "--tune-seeds", 1, "--steps", 7, "--json", "c.json", "--task", "charlm", "--horizons", "all"]
+    assert run("compare", "lion", "runs/a#1", *asked)[0] == 0
     assert run("compare")[0] == 0
-    expected = {"task": "digits", "seeds": 4, "tune_seeds": 1, "steps": 7, "json": Path("c.json"), "run_dir": None}
-    assert calls[0] == (["lion", "runs/a#1"], expected)
-    assert calls[1][0] == ["adamw", "lion"] and calls[1][1]["steps"] is None
+    (programs, first), (none, default) = calls
+    assert programs == ["lion", "runs/a#1"] and first.json == Path("c.json") and first.run_dir is None
+    assert (first.tasks, first.horizons) == ("charlm", "0.25,1,4")
+    assert {k: first.settings[k] for k in ("seeds", "tune_seeds", "steps")} == {"seeds": 4, "tune_seeds": 1, "steps": 7}
+    assert none == [] and default.settings["steps"] is None and default.horizons == "1" and not default.quick
 
 
 def test_digest_needs_a_run_directory(run, tmp_path):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +12,8 @@ from torch import nn
 import search.population
 from baselines import BASELINES
 from experiments import batches, ladder
-from experiments.compare import compare, compare_command, unique_names
+from experiments.compare import compare, unique_names
 from experiments.comparison import LADDER, SEEDS, TUNE_SEEDS, Comparison, Protocol, finite_or_null
-from experiments.errors import UserError
 from experiments.ladder import widen
 from experiments.statistics import Verdict
 from primitives import Builder, Kind, Program, Split, Splits, Task, TensorSplit
@@ -226,50 +223,3 @@ def test_names_are_made_unique() -> None:
 
 def test_numbers_that_are_not_finite_become_null() -> None:
     assert finite_or_null({1: (math.nan, [math.inf, 2.0]), "x": None}) == {"1": [None, [None, 2.0]], "x": None}
-
-
-def test_command_reports_baselines_and_writes_everything(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("experiments.tasks.TASKS", {"regression": regression(steps=10)})
-    file = tmp_path / "mine.txt"
-    file.write_text(str(rule(lambda b: b.tanh(b.g))))
-    options = {"task": "regression", "seeds": 3, "tune_seeds": 1, "steps": None, "json": tmp_path / "out.json"}
-    assert compare_command([str(file), "adamw"], **options, run_dir=tmp_path / "run") == 0
-    written = json.loads((tmp_path / "out.json").read_text(), parse_constant=pytest.fail)
-    out = capsys.readouterr().out
-    assert out.strip().startswith("On regression, mine (test loss")
-    assert " ".join(out.split()).startswith(written["verdict"])
-    assert [row["name"] for row in written["optimizers"]] == ["mine", "adamw", "lion"]
-    assert len(written["pairs"]) == 3
-    for row in written["optimizers"]:
-        assert len(row["tuning"]["losses"]) == len(row["tuning"]["rates"]) >= 21 and len(row["runs"]) == 3
-        assert row["mean"] == pytest.approx(sum(run["counted"] for run in row["runs"]) / 3)
-    source = written["provenance"]
-    assert source["versions"]["torch"] == torch.__version__ and source["hardware"]["threads"] == 1
-    assert {len(source["data"][split]) for split in ("train", "valid", "test")} == {64}
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {"compare.json", "report.md", "report.html", "report.png"}
-
-    with pytest.raises(UserError, match="never overwritten"):
-        compare_command([], **options, run_dir=tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"seeds": 0}, "--seeds must be at least 1"),
-        ({"steps": 0}, "--steps must be at least 1"),
-        ({"tune_seeds": 1001}, "--tune-seeds must be at most 1000"),
-        ({"task": "digitz"}, "unknown task"),
-        ({"json": Path("nowhere/out.json")}, "cannot be written"),
-    ],
-)
-def test_command_refuses_in_one_sentence_and_leaves_nothing(
-    changes: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    options = {"task": "digits", "seeds": 2, "tune_seeds": 1, "steps": 1, "json": None, "run_dir": None}
-    with pytest.raises(UserError, match=message):
-        compare_command(["adamw"], **(options | changes))  # type: ignore[arg-type]
-    assert not any(tmp_path.iterdir())

@@ -77,6 +77,7 @@ def test_width_by_hand() -> None:
     assert width(rates, [1.2, 1.0, 1.1, 2.0], 3.0) == pytest.approx(0.5 + 1.0)
     assert width(rates, [1.0, 1.0, 1.0, 1.0], 3.0) == pytest.approx(3.0)  # not beyond what was tried
     assert width(rates, [3.0, 1.0, 3.0, 1.0], 3.0) == pytest.approx(0.1)  # a second valley does not count
+    assert math.isnan(width(rates, [3.0, 3.0, 3.0, 3.0], 3.0))
 
 
 def test_steps_to_target() -> None:

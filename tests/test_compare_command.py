@@ -1,0 +1,333 @@
+"""The full comparison: a plan of jobs that survives everything, and gives the same numbers however it is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from baselines import BASELINES
+from experiments import compare_work
+from experiments.compare_command import Asked, compare_command, make_plan, newest_search
+from experiments.compare_contest import contest
+from experiments.compare_json import contest_from_json
+from experiments.compare_plan import FACTORS, Plan, Row, check_plan, pending, quick, tuning
+from experiments.compare_work import run_job, study_name, work_together
+from experiments.errors import UserError
+from experiments.report_command import write_run_report
+from experiments.tuning import Jobs, proposals
+from primitives import print_program
+
+# a task of the user's own, so that every process finds it
+TASK = """
+import torch
+from torch import nn
+from primitives import Splits, Task, TensorSplit
+
+g = torch.Generator().manual_seed(0)
+x = torch.randn(160, 6, generator=g)
+y = x @ torch.randn(6, 1, generator=g) + 0.3 * torch.randn(160, 1, generator=g)
+parts = [TensorSplit(*xy) for xy in zip(x.split([96, 32, 32]), y.split([96, 32, 32]))]
+TASK = Task(
+    name="line", summary="noisy linear regression", model=lambda: nn.Linear(6, 1), data=lambda: Splits(*parts),
+    loss=lambda o, t: (o - t).square().mean(), metric="mean squared error", steps=30, batch_size=16,
+    licence="generated",
+)
+"""
+SMALL: dict[str, Any] = {"trials": 4, "seeds": 3, "steps": 20}
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> str:
+    (tmp_path / "line.py").write_text(TASK)
+    return str(tmp_path / "line.py")
+
+
+def row(name: str, **defaults: float) -> Row:
+    program = BASELINES[name].program
+    rate = sum(BASELINES[name].lr_range) / 2
+    return Row(name, print_program(program.with_defaults(**defaults) if defaults else program), rate)
+
+
+def plan_of(task: str, **settings: Any) -> Plan:
+    return Plan((row("adamw"), row("lion")), (task,), **(SMALL | settings))
+
+
+def done(plan: Plan) -> dict[str, Any]:
+    """All results of a plan, without any storage."""
+    results: dict[str, Any] = {}
+    while jobs := pending(plan, results, dict.fromkeys(plan.tasks, 8)):
+        results |= {job.name: run_job(plan, job) for job in jobs}
+    return results
+
+
+def without_times(results: dict[str, Any]) -> str:
+    return json.dumps({name: r for name, r in results.items() if "costs" not in name}, sort_keys=True)
+
+
+def test_trials_are_nested_equal_in_number_and_at_the_same_places(line: str) -> None:
+    places = []
+    for trials in (1, 4, 8):
+        plan = plan_of(line, trials=trials, widenings=0)
+        tuned = tuning(plan, line, 1.0, {}, 32)
+        assert [len(job.points) for job in tuned.jobs] == [trials, trials]
+        assert tuned.jobs[0].points == tuned.jobs[1].points
+        assert tuned.jobs[0].points[0] == (0.5, 0.5, 0.5)
+        places.append(tuned.jobs[0].points)
+        by_name = tuned.jobs[0].configurations[0]
+        assert by_name == pytest.approx({"lr": plan.rows[0].rate, "weight_decay": 0.01, "beta1": 0.9})
+    assert places[0] == places[1][:1] == places[2][:1] and places[1] == places[2][:4]
+
+
+def test_blocks_do_not_change_what_is_tried(line: str) -> None:
+    plan = plan_of(line, trials=7)
+    whole = tuning(plan, line, 1.0, {}, 32).jobs
+    parts = tuning(plan, line, 1.0, {}, 2).jobs
+    assert [c for job in parts if job.row == 1 for c in job.configurations] == list(whole[1].configurations)
+
+
+def test_a_winner_at_an_edge_widens_it_and_gives_everybody_as_many_trials(line: str) -> None:
+    plan = plan_of(line, trials=8)
+    (adamw, lion) = tuning(plan, line, 1.0, {}, 8).jobs
+
+    def outcome(job: Any, winner: int) -> dict[str, Any]:
+        seeds = {"losses": [1.0, 1.0], "counted": [1.0, 1.0], "failed": [False, False]}
+        return {"trials": [{"values": c, "loss": float(k != winner), "at": at, **seeds}
+                           for k, (c, at) in enumerate(zip(job.configurations, job.points, strict=True))]}  # fmt: skip
+
+    inside = next(k for k, at in enumerate(adamw.points) if all(0.1 <= x <= 0.9 for x in at))
+    assert not tuning(plan, line, 1.0, {adamw.name: outcome(adamw, inside), lion.name: outcome(lion, inside)}, 8).jobs
+    edge = next(k for k, at in enumerate(adamw.points) if any(x < 0.1 or x > 0.9 for x in at))
+    found = tuning(plan, line, 1.0, {adamw.name: outcome(adamw, edge), lion.name: outcome(lion, inside)}, 8)
+    assert [len(job.points) for job in found.jobs] == [plan.extra, plan.extra] == [2, 2]
+    (index, side), *_ = found.spaces[1].edges(adamw.points[edge])
+    low, high = found.spaces[0].bounds[index]
+    assert (low, high) == ((-0.5, 1.0) if side < 0 else (0.0, 1.5))
+    for at in found.jobs[0].points:  # the new trials lie where nothing was tried before
+        assert any(not 0 <= x <= 1 for x in at)
+    assert found.spaces[1].bounds == ((0.0, 1.0),) * 3
+    assert all(0 <= x <= 1 for at in found.jobs[1].points for x in at)
+
+
+def test_tpe_learns_from_the_trials_before(line: str) -> None:
+    def tried(favourite: float) -> list[tuple[tuple[float, ...], float]]:
+        return [(p, abs(p[0] - favourite)) for p in proposals("qmc", 2, 16, 0)]
+
+    left, right = (proposals("tpe", 2, 8, 0, tried(x)) for x in (0.1, 0.9))
+    assert sum(p[0] for p in left) < sum(p[0] for p in right)
+    plan = plan_of(line, sampler="tpe", trials=6)
+    first = tuning(plan, line, 1.0, {}, 2).jobs
+    assert [job.name.split()[-1] for job in first] == ["0", "0"]  # one block of each at a time
+    results = {job.name: run_job(plan, job) for job in first}
+    assert [job.name.split()[-1] for job in tuning(plan, line, 1.0, results, 2).jobs] == ["2", "2"]
+
+
+def test_processes_agree_and_repeat_exactly(line: str, tmp_path: Path) -> None:
+    plan = plan_of(line, trials=2, seeds=2, widenings=1)
+    alone = done(plan)
+    shared = work_together(f"sqlite:///{tmp_path}/two.sqlite", plan, 2, lambda *_: None, alone=True)
+    assert without_times(shared) == without_times(json.loads(json.dumps(alone)))
+
+
+def test_only_one_gets_a_job_and_the_dead_lose_theirs(tmp_path: Path) -> None:
+    first, second = (Jobs(f"sqlite:///{tmp_path}/j.sqlite", "s") for _ in range(2))
+    name, claim = first.claim(["a", "b"]) or pytest.fail("nothing to claim")
+    assert name == "a" and (second.claim(["a", "b"]) or ("",))[0] == "b" and first.claim(["a", "b"]) is None
+    first.finish(claim, {"x": 1.5}, 2.0)
+    assert second.results() == {"a": {"x": 1.5}} and second.seconds() == 2.0
+    assert second.release() == 1 and (first.claim(["a", "b"]) or ("",))[0] == "b"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # it starts the command line twice, on a machine that may be busy
+def test_kill_loses_at_most_the_job_in_flight_and_nothing_is_computed_twice(line: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ["--task", line, "--trials", "4", "--seeds", "2", "--steps", "20", "--run-dir", str(run)]
+    script = "from experiments import cli, compare_plan; compare_plan.BLOCK = 1; cli.main()"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", script, "compare", *options], env=environment,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    finished: dict[str, Any] = {}
+    deadline = time.monotonic() + 120
+    while len(finished) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+        finished = finished_jobs(run)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = finished_jobs(run)
+    assert len(finished) >= 3 and not (run / "compare.json").exists()
+
+    resumed = [sys.executable, "-c", script, "compare", "--resume", "--run-dir", str(run)]
+    subprocess.run(resumed, env=environment, check=True, capture_output=True, timeout=120)
+    states = (
+        sqlite3.connect(run / "compare.sqlite").execute("select state, count(*) from trials group by state").fetchall()
+    )
+    assert dict(states).get("FAIL", 0) <= 1 and "RUNNING" not in dict(states)
+    after = finished_jobs(run)
+    assert len(after) == len(set(after)) and all(after[n] == at for n, at in finished.items())
+    plan = Plan.from_json(json.loads((run / "plan.json").read_text()))
+    results = Jobs(f"sqlite:///{run}/compare.sqlite", study_name(plan)).results()
+    uninterrupted: dict[str, Any] = {}
+    while jobs := pending(plan, uninterrupted, {line: 1}):
+        uninterrupted |= {job.name: run_job(plan, job) for job in jobs}
+    assert without_times(results) == without_times(json.loads(json.dumps(uninterrupted)))
+
+
+def finished_jobs(run: Path) -> dict[str, str]:
+    """When each finished job ended, straight from the database."""
+    query = (
+        "select a.value_json, t.datetime_complete from trials t join trial_user_attributes a on a.trial_id = t.trial_id"
+        " where t.state = 'COMPLETE' and a.key = 'job'"
+    )
+    try:
+        return dict(sqlite3.connect(f"file:{run}/compare.sqlite?mode=ro", uri=True).execute(query).fetchall())
+    except sqlite3.OperationalError:  # not there yet
+        return {}
+
+
+def test_command_writes_everything_and_the_report_can_be_made_again(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = Asked(line, "0.5,1", SMALL, control=True, json=tmp_path / "out.json", run_dir=tmp_path / "run")
+    assert compare_command(["adamw"], asked) == 0
+    written = json.loads((tmp_path / "out.json").read_text(), parse_constant=pytest.fail)
+    out = capsys.readouterr().out
+    assert out.strip().startswith("Over 1 tasks and 2 horizons, adamw is against lion")
+    assert " ".join(out.split()).startswith(written["verdict"])
+    assert [p["horizon"] for p in (c["protocol"] for c in written["comparisons"])] == [0.5, 1.0]
+    assert [c["protocol"]["steps"] for c in written["comparisons"]] == [10, 20]
+    for comparison in written["comparisons"]:
+        assert [entry["name"] for entry in comparison["optimizers"]] == ["adamw", "lion", "random control"]
+        assert len({len(entry["tuning"]["trials"]) for entry in comparison["optimizers"]}) == 1
+        for entry in comparison["optimizers"]:
+            assert len(entry["tuning"]["rates"]) == len(FACTORS) and len(entry["runs"]) == 3
+            assert entry["tuning"]["loss" if "loss" in entry["tuning"] else "values"]
+            assert entry["costs"]["step_ms"] > entry["costs"]["rule_ms"] > 0
+            best = min(trial["loss"] for trial in entry["tuning"]["trials"])
+            chosen = next(t for t in entry["tuning"]["trials"] if t["values"] == entry["tuning"]["values"])
+            assert chosen["loss"] == best and entry["lr"] == chosen["values"]["lr"]
+        assert len({json.dumps([run["start"] for run in e["runs"]]) for e in comparison["optimizers"]}) == 1
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"compare.json", "plan.json", "report.html", "report.md"}
+    page = (tmp_path / "run" / "report.html").read_text()
+    for title in ("Performance profile", "Best of k trials", "Learning-rate sensitivity", "Loss against memory"):
+        assert title in page
+    read = contest_from_json(written, tmp_path / "out.json")
+    assert read.as_json() == {**written, "comparisons": read.as_json()["comparisons"]}
+    assert write_run_report([tmp_path / "run"]).html.read_text() == page
+    with pytest.raises(UserError, match="never overwritten"):
+        compare_command(["adamw"], asked)
+    assert compare_command([], replace(asked, resume=True, json=None)) == 0  # finished already: only reports
+
+
+def test_reported_run_equals_training_with_torch(line: str) -> None:
+    """The configuration that was selected, with torch's own AdamW, cosine schedule, warm-up and clipping."""
+    from baselines.schedules import cosine
+    from experiments.tasks import get_task
+    from primitives.task import batch_indices, initial_model
+
+    plan = plan_of(line, trials=1, widenings=0, clip=0.5, warmup=0.2, schedule="cosine")
+    found = contest(plan, done(plan), 0.0).comparisons[0]
+    entry, task, steps = found.entry("adamw"), get_task(line), found.protocol.steps
+    run, best = entry.runs[1], entry.tuning.values
+    model = initial_model(task, run.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=best["lr"], betas=(best["beta1"], 0.999),
+                                  weight_decay=best["weight_decay"])  # fmt: skip
+    schedule = cosine(optimizer, steps, found.protocol.warmup)
+    data = task.data()
+    for indices in batch_indices(len(data.train), task.batch_size, steps, run.seed):
+        inputs, targets = data.train.batch(indices)
+        optimizer.zero_grad()
+        task.loss(model(inputs), targets).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        x, y = data.test.batch(torch.arange(32))
+        assert run.test == pytest.approx(float(task.loss(model(x), y)), rel=1e-4)
+    assert found.protocol.warmup == 4 and run.valid_curve[-1] == pytest.approx(run.valid)
+
+
+def test_plan_survives_json_and_equal_plans_have_one_study(line: str) -> None:
+    plan = plan_of(line, horizons=(0.25, 4.0))
+    again = Plan.from_json(json.loads(json.dumps(plan.as_json())))
+    assert again == plan and study_name(again) == study_name(plan) != study_name(replace(plan, trials=5))
+    assert [plan.protocol(compare_work.get_task(line), h).steps for h in plan.horizons] == [5, 80]
+    assert quick(replace(plan, trials=16)).trials == 8
+
+
+def test_a_searched_program_brings_its_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "first"
+    folder.mkdir(parents=True)
+    assert newest_search() is None
+    adam = print_program(BASELINES["adam"].program)
+    (folder / "hall_of_fame.json").write_text(json.dumps([{"rank": 1, "lr": 0.05, "program": adam}]))
+    summary = {
+        "config": {"task": "digits", "ladder": [0.1, 1.0], "seeds": [0, 1], "steps": 50},
+        "programs": 30,
+        "seconds": 7,
+    }
+    (folder / "search.json").write_text(json.dumps({"search": summary}))
+    assert newest_search() == "runs/first#1"
+    asked = Asked("suite", "1", SMALL, quick=True)
+    plan = make_plan(["runs/first#1"], asked)
+    assert "digits" not in plan.tasks and plan.rows[0].rate == 0.05
+    assert plan.origins[0]["steps"] == 30 * 2 * 2 * 50
+    from experiments.compare_origin import count_seen, origin_sentences
+
+    programs = {r.name: r.program for r in plan.rows}
+    assert count_seen(plan.origins, programs, ["mnist1d"]) == {"mnist1d": 1}
+    other = dict.fromkeys(programs, BASELINES["lion"].program)
+    assert count_seen(plan.origins, other, ["mnist1d", "copy"]) == {"mnist1d": 2, "copy": 1}
+    sentence, counted = origin_sentences(plan.origins, ["mnist1d"], {"mnist1d": 2})
+    assert "on digits, which is therefore left out; it trained 30 programs in 6,000 steps" in sentence
+    assert "mnist1d 2" in counted
+    assert "flatters" in origin_sentences(plan.origins, ["digits"], {})[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trials": 0}, "at least 1"),
+        ({"sampler": "grid"}, "unknown sampler"),
+        ({"horizons": (0.0,)}, "horizons"),
+        ({"warmup": 1.0}, "warm-up"),
+        ({"tasks": ()}, "nothing to compare"),
+    ],
+)
+def test_unsound_plans_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_plan(replace(plan_of("digits"), **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": "digitz"}, "unknown task"),
+        ({"json": Path("nowhere/out.json")}, "cannot be written"),
+        ({"horizons": "1,x"}, "--horizons takes numbers"),
+        ({"storage": "here"}, "--storage 'here' is no address"),
+        ({"workers": 0}, "--workers must be at least 1"),
+        ({"resume": True}, "--resume needs the --run-dir"),
+        ({"settings": {"tune_seeds": 1001}}, "--tune-seeds must be at most 1000"),
+        ({"settings": {"schedule": "linear"}}, "unknown schedule"),
+    ],
+)
+def test_command_refuses_in_one_sentence_and_leaves_nothing(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        compare_command(["adamw"], replace(Asked(settings=SMALL), **changes))
+    assert not any(tmp_path.iterdir())
