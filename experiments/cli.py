@@ -94,7 +94,13 @@ def train(
     steps: Steps = None,
     seed: Seed = 0,
     learn: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Hyperparameters to learn on the way, as in: lr")
+        str | None, typer.Option(metavar="NAMES", help="Hyperparameters to learn on the way, as in: lr,beta1")
+    ] = None,
+    per: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PART", help="What has a learned rate of its own: global, group, tensor.", show_default="global"
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=X", help="A hyperparameter; may be given several times.")
@@ -130,6 +136,7 @@ def train(
     Examples:
       optforge train --optimizer lion --lr 3e-4
       optforge train --optimizer adamw --lr 1e-5 --learn lr --task charlm
+      optforge train --lr 1e-5 --learn lr,beta1 --per tensor
       optforge train --lr 0.01 --schedule cosine --warmup 20 --clip-norm 1 --set weight_decay=0.1
       optforge train --optimizer runs/first#1 --json result.json
       optforge train --task tinystories:small --devices 4 --precision bf16 --checkpoint-every 500 --run-dir runs/big
@@ -145,9 +152,11 @@ def train(
         resume_command(run_dir, json_file)
         return
     names = [name.strip() for name in learn.split(",")] if learn is not None else None
+    if per is not None and names is None:
+        raise UserError(f"--per {per} says what has a learned rate of its own; add --learn lr")
     how: dict[str, Any] = {"schedule": schedule, "warmup": warmup, "clip_norm": clip_norm, "clip_value": clip_value}
     how |= {"accumulate": accumulate, "precision": precision, "monitor": monitor, "settings": settings or []}
-    how |= {"devices": devices, "strategy": strategy, "checkpoint_every": checkpoint_every}
+    how |= {"per": per or "global", "devices": devices, "strategy": strategy, "checkpoint_every": checkpoint_every}
     how |= {"data": data, "run_dir": run_dir, "json_file": json_file}
     train_command(optimizer, task, lr=lr, steps=steps, seed=seed, learn=names, **how)
 

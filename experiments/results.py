@@ -29,6 +29,7 @@ class RunResult:
         valid_accuracy, test_accuracy: shares of right classes in [0, 1], or None where the task has no
             classes.
         learned: final value of each learned quantity.
+        moves: each large move of one, as a number of steps and a sentence with the reason.
         seconds: wall-clock time of the training loop, without loading data.
         curve: loss of each step's batch before that step.
         valid_curve: pairs of a number of steps and the validation loss after them.
@@ -51,6 +52,7 @@ class RunResult:
     seconds: float
     curve: tuple[float, ...]
     valid_curve: tuple[tuple[int, float], ...]
+    moves: tuple[tuple[int, str], ...] = ()
     skipped: int = 0
     clipped: int = 0
 

@@ -15,6 +15,7 @@ from baselines.guard import Clip, Guard
 from baselines.monitor import EVERY
 from baselines.schedules import SCHEDULES
 from experiments.errors import UserError, unknown
+from learned.hypergradient import PER
 
 PRECISIONS: Mapping[str, str] = MappingProxyType({"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"})
 """What may be asked for, and Lightning's name of it, which may be asked for as well."""
@@ -36,6 +37,7 @@ class RunOptions:
             losses stay in float32. float16 scales the loss.
         monitor: steps between observations of the optimizer for TensorBoard; 0 for none.
         hypers: values of the optimizer's hyperparameters by name, in place of its defaults.
+        per: what has a learned rate of its own, one of `learned.hypergradient.PER`.
         devices: how many of them share each batch; processes, where there is no accelerator.
         strategy: ``"ddp"`` for a whole model on each device; ``"fsdp"`` divides parameters, gradients and state among
             them; ``"auto"`` is the former where there are several.
@@ -56,6 +58,7 @@ class RunOptions:
     precision: str = "32"
     monitor: int = EVERY
     hypers: Mapping[str, float] = field(default_factory=dict)
+    per: str = "global"
     devices: int = 1
     strategy: str = "auto"
     checkpoint_every: int = 0
@@ -65,6 +68,8 @@ class RunOptions:
             raise unknown("schedule", self.schedule, SCHEDULES)
         if self.precision not in {*PRECISIONS, *PRECISIONS.values()}:
             raise unknown("precision", self.precision, PRECISIONS)
+        if self.per not in PER:
+            raise UserError(f"a rate can be learned per {', '.join(PER)}, not per {self.per[:40]!r}")
         if self.accumulate < 1:
             raise UserError(f"at least 1 batch must be accumulated for a step, got {self.accumulate}")
         if min(self.monitor, self.warmup, self.checkpoint_every) < 0:

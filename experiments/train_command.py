@@ -21,6 +21,7 @@ from experiments.tasks import get_task, with_data
 from primitives import Program, ProgramError, print_program
 from primitives.options import merged_hypers, with_fallback
 
+_MOVES = 4  # of what is learned, that the summary mentions
 COMMAND = "command.json"
 """In the folder of a run with checkpoints: what was asked for."""
 
@@ -184,6 +185,9 @@ def _summary(name: str, result: RunResult, metric: str, folder: Path, batches: s
     if r.status == "ok" and r.valid_accuracy is not None and r.test_accuracy is not None:
         lines.append(f"  accuracy: validation {r.valid_accuracy:.1%}, test {r.test_accuracy:.1%}")
     lines += [f"  learned {key}: {value:.3g}" for key, value in r.learned.items()]
+    lines += [f"    step {step}: {sentence}" for step, sentence in r.moves[-_MOVES:]]
+    if len(r.moves) > _MOVES:
+        lines.append(f"    and {len(r.moves) - _MOVES} large moves before, in result.json and TensorBoard")
     if r.skipped:
         lines.append(f"  skipped {r.skipped} of {r.steps} steps, whose gradients were not finite")
     if r.clipped:

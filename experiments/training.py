@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from experiments.monitor import OptimizerMonitor
 from experiments.progress import progress_bar
 from experiments.results import RunResult
 from experiments.run_options import PLAIN, RunOptions
-from experiments.training_run import Factory, TrainingRun
+from experiments.training_run import Factory, TrainingRun, learned_values
 from learned import learn as learn_rates
 from primitives import Program, ProgramOptimizer, Task
 from primitives.options import merged_hypers
@@ -137,12 +137,6 @@ def _strategy(options: RunOptions) -> Any:
     return options.strategy
 
 
-def learned_values(optimizer: object) -> dict[str, float]:
-    """Current value of everything that an optimizer learns; empty for those that learn nothing."""
-    values: Callable[[], dict[str, float]] = getattr(optimizer, "learned_values", dict)
-    return values()
-
-
 def _factory(optimizer: Program | Factory, steps: int, learn: Sequence[str] | None, options: RunOptions) -> Factory:
     if not isinstance(optimizer, Program):
         if learn:
@@ -151,7 +145,8 @@ def _factory(optimizer: Program | Factory, steps: int, learn: Sequence[str] | No
     program = optimizer
     merged_hypers(program, dict(options.hypers))  # refuses names that are options of the optimizer
     if learn:
-        return lambda params, lr, **hypers: learn_rates(params, program, lr, what=learn, total_steps=steps, **hypers)
+        how: dict[str, Any] = {"what": learn, "per": options.per, "total_steps": steps}
+        return lambda params, lr, **hypers: learn_rates(params, program, lr, **how, **hypers)
     return lambda params, lr, **hypers: ProgramOptimizer(params, program, lr, total_steps=steps, **hypers)
 
 
@@ -174,6 +169,7 @@ def _result(run: TrainingRun, lr: float, seed: int) -> RunResult:
         valid_accuracy=measured[1][1],
         test_accuracy=measured[2][1],
         learned=learned_values(run.optimizer),
+        moves=tuple(run.moves),
         seconds=run.seconds,
         curve=tuple(run.curve),
         valid_curve=tuple(run.valid_curve),

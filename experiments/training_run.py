@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
@@ -23,13 +24,15 @@ from experiments.results import evaluate
 from experiments.run_batches import RunBatches
 from experiments.run_options import PLAIN, RunOptions, device_type
 from experiments.transformers import Block
+from learned import LearnedOptimizer
+from learned.reasons import Moves
 from primitives import Split, Task
 from primitives.task import initial_model
 
 Factory = Callable[..., Optimizer]
 """Makes an optimizer of parameters and the keyword `lr`, as the classes of `torch.optim` do."""
 
-_KEPT = ("curve", "valid_curve", "seconds")  # of the run, in checkpoints
+_KEPT = ("curve", "valid_curve", "moves", "noted", "seconds")  # of the run, in checkpoints
 
 
 class TrainingRun(LightningModule):
@@ -77,6 +80,8 @@ class TrainingRun(LightningModule):
         self.log_every, self.validate_every = max(1, steps // 100), max(1, steps // 10)
         self.curve: list[float] = []
         self.valid_curve: list[tuple[int, float]] = []
+        self.moves: list[tuple[int, str]] = []  # of what is learned
+        self.noted = learned_values(self.optimizer)
         self.diverged = ""
         self.seconds = 0.0
         self.measured: list[tuple[float, float | None]] = []
@@ -169,6 +174,8 @@ class TrainingRun(LightningModule):
         if self._losses:
             return
         step, scalars = len(self.curve), {}
+        if step == 1 or step % self.log_every == 0:
+            self._explain(step)
         if step % self.log_every == 0 or step == 1:
             self.report(step, f"loss {self.curve[-1]:.4f}")
             scalars["loss/train"] = self.curve[-1]
@@ -183,6 +190,16 @@ class TrainingRun(LightningModule):
         due = every > 0 and (step % every == 0 or step == self.steps)
         if self.checkpoint is not None and due and not self.diverged:
             self.trainer.save_checkpoint(self.checkpoint)
+
+    def _explain(self, step: int) -> None:
+        """Note why what is learned moved, in TensorBoard as text."""
+        if not isinstance(self.optimizer, LearnedOptimizer):
+            return
+        for sentence in Moves(self.optimizer, self.noted).take():
+            self.moves.append((step, sentence))
+            for logger in self.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_text("learned/moves", sentence, step)
 
     def on_train_end(self) -> None:
         """Measure the final weights, while they are where they were trained."""
@@ -209,3 +226,9 @@ class TrainingRun(LightningModule):
             setattr(self, name, kept[name])
         if self.guard is not None:
             self.guard.load_state_dict(kept["guard"])
+
+
+def learned_values(optimizer: object) -> dict[str, float]:
+    """Current value of everything that an optimizer learns; empty for those that learn nothing."""
+    values: Callable[[], dict[str, float]] = getattr(optimizer, "learned_values", dict)
+    return values()

@@ -53,7 +53,8 @@ class LearnedOptimizer(WatchedOptimizer):
         hyper_lr: κ of the rule; by default that of its row. 0 switches learning off.
 
     Raises:
-        ProgramError: at construction, for anything that is unknown or out of range, or for sharded parameters.
+        ProgramError: at construction, for anything that is unknown or out of range, or for sharded parameters; in a
+            step, if no parameter has a gradient.
     """
 
     def __init__(
@@ -145,9 +146,11 @@ class LearnedOptimizer(WatchedOptimizer):
     def _before_step(self) -> None:
         """What must be known before the first parameter moves: how large the gradients and the first step are."""
         super()._before_step()
+        if not any(self._ready):
+            raise ProgramError("no parameter has a gradient: call loss.backward() before optimizer.step()")
         for group in self.param_groups:
             group["log_factor"] = group["learning"]["log"]
-        if self.rule != "two-sided" or self.hyper_lr == 0 or not any(self._ready):
+        if self.rule != "two-sided" or self.hyper_lr == 0:
             return
         first = self.param_groups[0]["learning"]
         gradients = [p.grad for p in chain.from_iterable(self._ready) if p.grad is not None]
@@ -199,8 +202,6 @@ class LearnedOptimizer(WatchedOptimizer):
 
     def _learn(self) -> None:
         """Move what is learned, by what the step has measured: for the next one."""
-        if not any(self._ready):
-            return
         pairs, base = list(self._pairs()), self.param_groups[0]["base_lr"]
         watches = [self._watch(p) for _, p in pairs]
         states = [self.state[p] for _, p in pairs]

@@ -1,0 +1,73 @@
+"""Why what is learned moved: a sentence for each large move, from what the optimizer keeps anyway."""
+
+from __future__ import annotations
+
+import math
+
+from learned.hypergradient import LearnedOptimizer
+from learned.rules import CAP, MARGIN
+from primitives.kinds import SCALES
+from primitives.options import with_fallback
+
+LARGE = math.log(2.0)  # a factor of 2, or as much on a hyperparameter's own scale
+
+
+class Moves:
+    """Follows an optimizer's learned quantities; what it reads may wait for the device, so it is asked now and then.
+
+    ::
+
+        moves = Moves(optimizer)
+        for step, batch in enumerate(batches):
+            ...
+            if step % 100 == 0:
+                for sentence in moves.take():
+                    print(step, sentence)
+
+    Args:
+        optimizer: whose quantities.
+        noted: their values when they were last mentioned, which changes; by default those of now.
+    """
+
+    def __init__(self, optimizer: LearnedOptimizer, noted: dict[str, float] | None = None) -> None:
+        self.optimizer = optimizer
+        self.noted = noted or optimizer.learned_values()
+
+    def take(self) -> list[str]:
+        """A sentence for each quantity that has moved by a factor of 2 since it was last mentioned."""
+        found = []
+        for name, value in self.optimizer.learned_values().items():
+            before = self.noted[name]
+            moved = self._on_scale(name, value) - self._on_scale(name, before)
+            if abs(moved) >= LARGE:
+                self.noted[name] = value
+                verb = "raised" if value > before else "lowered"
+                found.append(f"{name} {verb} from {before:.3g} to {value:.3g}: {self._reason(name, value > before)}")
+        return found
+
+    def _on_scale(self, name: str, value: float) -> float:
+        if name == "lr":
+            return math.log(value)
+        hypers = [h for part in with_fallback(self.optimizer.program) for h in part.hypers]
+        return SCALES[next(h.scale for h in hypers if h.name == name)].forward(value)
+
+    def _reason(self, name: str, up: bool) -> str:
+        if name != "lr":
+            way = "against" if up else "along"
+            return f"gradients have pointed {way} what {name} changes in a step, so that the next loss is smaller so"
+        group = self.optimizer.param_groups[0]
+        learning = group["learning"]
+        if self.optimizer.rule == "two-sided" and float(learning["large"]):
+            most = max(CAP / float(learning["large"]), float(learning["given"]))
+            if self.optimizer.learned_values()["lr"] > 0.999 * most:
+                share = f"{100 * most * float(learning['large']):.2g} %"
+                return f"this is the cap, at which a step changes weight matrices by up to {share} of their size"
+        memory = learning["memory"]
+        told = ""
+        if "trace" in memory and float(memory["weight"]):
+            cosine = float(memory["trace"]) / float(memory["weight"])
+            told = f" (average cosine {cosine:.2f})" if (cosine > 0) == up and abs(cosine) > MARGIN else ""
+        return f"gradients {'agree with' if up else 'turn against'} the steps before them{told}"
+
+
+__all__ = ["LARGE", "Moves"]
