@@ -34,7 +34,7 @@ from learned.meta_weights import load
 
 SEEDS, TUNING = range(1000, 1010), range(2000, 2003)
 FUNCTIONS = 100  # quadratics of a seed
-FINAL = 4096  # training examples on which the loss at the end is measured
+FINAL = 4096  # training examples, at most, on which the loss at the end is measured
 FINE = tuple(10 ** (k / 4) for k in range(-16, 5))  # rates of the main cases, and every other one of the rest
 
 METHODS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -92,7 +92,7 @@ def drawn(problem: Problem, seeds: Sequence[int], count: int) -> tuple[Any, Any,
 def _runs(problem: Problem, instances: Any, params: Any, curve: list[float], seeds: Sequence[int]) -> Runs:
     """Measure trained parameters: on the functions themselves, or on a fixed part of the training examples."""
     total = len(next(iter(params.values())))
-    batch = torch.zeros(total, 0) if instances else torch.arange(FINAL).expand(total, -1)
+    batch = torch.arange(min(FINAL, problem.examples)).expand(total, -1)
     with torch.no_grad():
         finals = _losses(problem, instances, params, batch).view(len(seeds), -1).mean(1)
     return Runs(torch.where(torch.isfinite(finals), finals, math.inf).tolist(), curve)

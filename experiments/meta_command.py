@@ -30,6 +30,7 @@ from primitives import print_program
 from primitives.pseudocode import pseudo_code
 
 VALIDATE_EVERY = 20  # training runs
+SAVE_EVERY = 30.0  # seconds; checkpoints lie between training runs, so that when they are written changes nothing
 DEFAULTS: dict[str, Any] = {"problems": ["digits"], "estimator": "tbptt", "steps": 2000, "seed": 0, "lr": 3e-3}
 DEFAULTS |= {"raw": False}
 CONFIG, CHECKPOINT, WEIGHTS = "meta.json", "checkpoint.pt", "weights.safetensors"
@@ -82,8 +83,7 @@ class MetaOptions:
 def meta_train_command(options: MetaOptions) -> None:
     """Meta-train a rule, and write its weights with their card.
 
-    The run directory gets the configuration, a checkpoint after every 20 training runs, TensorBoard logs, and at the
-    end the weights that were best on held-out instances, the card and `result.json`, of which `json_file` is a copy.
+    The run directory gets the configuration, a checkpoint twice a minute, TensorBoard logs, and at the end the weights that were best on held-out instances, the card and `result.json`, of which `json_file` is a copy.
 
     Raises:
         UserError: before anything is written, if what was asked for does not exist or fit.
@@ -145,6 +145,7 @@ def train(trainer: MetaTrainer, steps: int, folder: Path, minutes: float | None,
     from torch.utils.tensorboard import SummaryWriter
 
     begin, start = time.monotonic(), time.process_time() - seconds
+    saved = begin
     with SummaryWriter(str(folder / "tensorboard")) as writer, progress_bar("meta-train", steps) as report:
         while trainer.done < steps and (minutes is None or time.monotonic() - begin < 60 * minutes):
             progress = trainer.run()
@@ -157,7 +158,9 @@ def train(trainer: MetaTrainer, steps: int, folder: Path, minutes: float | None,
             if trainer.runs % VALIDATE_EVERY == 0:
                 for name, value in trainer.validate().items():
                     writer.add_scalar(f"held-out objective/{name}", value, trainer.done)
+            if trainer.runs % VALIDATE_EVERY == 0 or time.monotonic() - saved > SAVE_EVERY:
                 save(trainer, folder, time.process_time() - start)
+                saved = time.monotonic()
     save(trainer, folder, time.process_time() - start)
     return time.process_time() - start
 

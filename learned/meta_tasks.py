@@ -30,6 +30,7 @@ class Problem:
         batches: of a generator, n and a number of steps, what each step sees, ``[n, steps, …]``.
         loss: of parameters, instance and batch of one worker, 0-dimensional.
         log: if positive, training minimises log(loss + this), for losses that span orders of magnitude.
+        examples: how many there are, which batches number; 0 for functions without data.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Problem:
     batches: Callable[[torch.Generator, int, int], Tensor]
     loss: Callable[[Params, Mapping[str, Tensor], Tensor], Tensor]
     log: float = 0.0
+    examples: int = 0
 
 
 def quadratics(n: int = 10, horizon: int = 100, workers: int = 64) -> Problem:
@@ -111,4 +113,4 @@ def classifier(
 
     net = "-".join(map(str, widths))
     summary = f"MLP {net} with {activation} on {name}, batches of {batch_size}, {horizon} steps"
-    return Problem(f"{name}-{net}-{activation}", summary, horizon, workers, draw, batches, loss)
+    return Problem(f"{name}-{net}-{activation}", summary, horizon, workers, draw, batches, loss, examples=len(inputs))
