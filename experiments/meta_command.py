@@ -83,7 +83,8 @@ class MetaOptions:
 def meta_train_command(options: MetaOptions) -> None:
     """Meta-train a rule, and write its weights with their card.
 
-    The run directory gets the configuration, a checkpoint twice a minute, TensorBoard logs, and at the end the weights that were best on held-out instances, the card and `result.json`, of which `json_file` is a copy.
+    The run directory gets the configuration, a checkpoint twice a minute, TensorBoard logs, and at the end the weights
+    that were best on held-out instances, the card and `result.json`, of which `json_file` is a copy.
 
     Raises:
         UserError: before anything is written, if what was asked for does not exist or fit.
