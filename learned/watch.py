@@ -19,7 +19,9 @@ from primitives.kinds import Kind
 from primitives.program import Arg, Const, Program
 
 SUMS = ("dot", "g2", "u2", "n2", "p2")
-"""⟨g, u⟩, ‖g‖² and ‖u‖² with u of the step before, ‖u‖² of this one, and ‖p‖² before it."""
+"""⟨g, u⟩, ‖g‖² and ‖u‖² with u of the step before, ‖u‖² of this one, and ‖p‖² before it.
+
+`u2` is what `n2` was: one sum over memory less."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,12 @@ def watched(program: Program, what: tuple[str, ...] = ("lr",)) -> Watched:
     sums: dict[str, str] = {}
     alive: list[Expr] = []
 
-    def measure(name: str, value: Expr) -> None:
+    def measure(name: str, value: Expr) -> Expr:
         slot = b.slot(b.fresh(name.replace(" ", "_")), Kind.SCALAR)
         slot.next = value
         sums[name] = slot.arg
         alive.append(b.less(b.square(slot), -1.0))  # always 0, whatever it holds; liveness does not see that
+        return slot
 
     def last(name: str, value: Expr) -> Expr:
         slot = b.slot(b.fresh(f"last_{name}"))
@@ -77,8 +80,7 @@ def watched(program: Program, what: tuple[str, ...] = ("lr",)) -> Watched:
         before = None if reads else recovered(b, program, rate)
         before = last("step", b.of_kind(step, b.g)) if before is None else before
         measure("dot", b.dot(g, before))
-        measure("u2", b.dot(before, before))
-        measure("n2", b.dot(step, step))
+        measure("u2", measure("n2", b.dot(step, step)))  # as it was before
     measure("g2", b.dot(g, g))
     measure("p2", b.dot(b.p, b.p))
     for name in what:

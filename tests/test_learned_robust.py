@@ -113,6 +113,8 @@ def test_a_sample_of_a_large_gradient():
     g = torch.arange(100_000.0)
     assert len(g[:: len(g) // 64]) < 70
     assert sampled([g]).item() == pytest.approx(g[:: len(g) // 64].norm().item(), rel=1e-5)
+    many = [g if i % 3 == 0 else 1e9 * g for i in range(48)]  # of these, every third is looked at
+    assert sampled(many).item() == pytest.approx(4 * sampled([g]).item())
 
 
 def number(x):
