@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from baselines import BASELINES, NAMED
@@ -197,11 +198,41 @@ def test_the_task_of_the_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     Path("sines.py").write_text(code[1])
     for command in commands:
-        few = ["--steps", "20", "--seeds", "2", "--tune-seeds", "1"] if command.startswith("compare") else []
+        few = (
+            ["--steps", "20", "--seeds", "2", "--tune-seeds", "1", "--trials", "1"]
+            if command.startswith("compare")
+            else []
+        )
         done = CliRunner().invoke(app, [*command.split(), *few])
         assert done.exit_code == 0, done.output
     result = json.loads(Path("runs/train-sines-1/result.json").read_text())
     assert result["valid_loss"] < 0.1  # the variance of a sine is about a half
+
+
+# commands
+
+ROOT = docs.PAGE.parent.parent
+
+
+def commands(text: str) -> list[str]:
+    """What stands after `optforge` in code, in lines or in blocks, without comments and line breaks."""
+    text = text.replace("\\\n", " ")
+    lines = re.findall(r"^(?:\$ )?optforge ([a-z].*)$", text, re.MULTILINE)
+    return [line.split("  #")[0] for line in [*lines, *re.findall(r"`optforge ([a-z][^`]*)`", text)]]
+
+
+@pytest.mark.parametrize("page", [docs_optimizers.README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.stem)
+def test_commands_are_spelled_as_they_are(page: Path) -> None:
+    """Every command in a page is one, and has the options that it is given there; nothing is run."""
+    known = get_command(app)
+    for command in commands(page.read_text(encoding="utf-8")):
+        name, *words = command.split()
+        assert name in known.commands, command  # type: ignore[attr-defined]
+        try:
+            known.commands[name].make_context(name, words or [])  # type: ignore[attr-defined]
+        except Exception as error:  # of the command line's own copy of click
+            incomplete = ("MissingParameter", "NoArgsIsHelpError", "BadOptionUsage")  # spoken of, not to be typed
+            assert type(error).__name__ in incomplete, f"{page.name}: optforge {command}: {error}"
 
 
 def test_the_study_of_fingerprints_is_published() -> None:
