@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import types
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import numpy as np
@@ -15,14 +16,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from baselines import BASELINES
 from experiments import places, tasks, user_tasks
 from experiments.arrays import arrays
 from experiments.cli import app
 from experiments.errors import UserError
+from experiments.file_tasks import FILE_TASKS
 from experiments.images import cifar10, idx_images
 from experiments.tasks import TASKS, get_task, with_data
 from experiments.text_files import text_bytes, text_tokens
-from primitives.task import initial_model
+from experiments.training import train
+from primitives.task import Splits, initial_model
 
 
 @pytest.fixture(autouse=True)
@@ -267,6 +271,43 @@ def test_train_on_a_file(run, tmp_path):
     write_idx(tmp_path / "images")
     code, out, _ = run("train", "--task", "mnist", "--data", "images", "--steps", 2)
     assert code == 0 and "adamw on mnist" in out and (tmp_path / "runs" / "train-mnist-1" / "result.json").exists()
+
+
+def example_data(name, folder):
+    """A little of what each task reads."""
+    if name in ("mnist", "mnist-vit", "fashion-mnist"):
+        return write_idx(folder)
+    if name == "arrays":
+        np.savez(folder / "a.npz", inputs=np.eye(30), targets=np.arange(30) % 3)
+        return folder / "a.npz"
+    if name == "cifar10":
+        for part in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
+            rows = np.arange(20 * 3073, dtype=np.uint8).reshape(20, 3073)
+            rows[:, 0] = np.arange(20) % 10
+            (folder / f"{part}.bin").write_bytes(rows.tobytes())
+        return folder
+    if name in ("tinystories", "wikitext"):
+        pytest.importorskip("tokenizers", reason="the extra text is not installed")
+    (folder / "t.txt").write_text("".join(f"Tale {k} of {k * k}.<|endoftext|>" for k in range(2000)))
+    return folder / "t.txt"
+
+
+@pytest.mark.parametrize("name", FILE_TASKS)
+def test_every_row_trains_on_what_it_reads(name, tmp_path):
+    task = get_task(f"{name}@{example_data(name, tmp_path)}")
+    small = replace(task, batch_size=4, data=lambda: Splits(*(Few(split) for split in task.data())))
+    result = train(small, BASELINES["adamw"].program, 1e-3, steps=2)
+    assert result.status == "ok" and result.steps == 2
+
+
+class Few:
+    """The first examples of a split."""
+
+    def __init__(self, split):
+        self.batch, self.count = split.batch, min(8, len(split))
+
+    def __len__(self):
+        return self.count
 
 
 MINE = """
