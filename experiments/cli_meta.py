@@ -27,6 +27,9 @@ def meta_train(
     raw: Annotated[
         bool, typer.Option("--raw", help="The LSTM sees gradients as they are, as the paper has it on quadratics.")
     ] = False,
+    start: Annotated[
+        str | None, typer.Option(metavar="WEIGHTS", help="Begin with these, a file or shipped ones' name.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Of all randomness.", show_default="0")
     ] = None,
@@ -52,7 +55,7 @@ def meta_train(
     from experiments.meta_command import MetaOptions, meta_train_command
 
     names = None if problems is None else [name.strip() for name in problems.split(",")]
-    given = (rule, names, estimator, steps, seed, lr, raw or None)
+    given = (rule, names, estimator, steps, seed, lr, raw or None, start)
     meta_train_command(MetaOptions(*given, minutes, run_dir, resume, json_file))
 
 

@@ -21,7 +21,7 @@ from experiments.progress import progress_bar
 from experiments.provenance import provenance
 from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from learned.meta_distil import candidates, distil, samples
-from learned.meta_models import RULES, LSTMRule, unflatten
+from learned.meta_models import RULES, LSTMRule, flatten, unflatten
 from learned.meta_tasks import Problem, classifier, quadratics
 from learned.meta_trainer import MetaTrainer
 from learned.meta_training import ESTIMATORS
@@ -32,7 +32,7 @@ from primitives.pseudocode import pseudo_code
 VALIDATE_EVERY = 20  # training runs
 SAVE_EVERY = 30.0  # seconds; checkpoints lie between training runs, so that when they are written changes nothing
 DEFAULTS: dict[str, Any] = {"problems": ["digits"], "estimator": "tbptt", "steps": 2000, "seed": 0, "lr": 3e-3}
-DEFAULTS |= {"raw": False}
+DEFAULTS |= {"raw": False, "start": None}
 CONFIG, CHECKPOINT, WEIGHTS = "meta.json", "checkpoint.pt", "weights.safetensors"
 
 
@@ -56,7 +56,7 @@ def digit_images(side: int) -> tuple[Tensor, Tensor]:
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "quadratics": quadratics,
-    "digits": lambda: classifier("digits", *digit_images(8), workers=2),
+    "digits": lambda: classifier("digits", *digit_images(8), workers=4),
     "mnist-small": lambda: classifier("mnist-small", *digit_images(14), workers=1),
     "mnist": lambda: classifier("mnist", *digit_images(28), workers=1),
 }
@@ -74,6 +74,7 @@ class MetaOptions:
     seed: int | None = None
     lr: float | None = None
     raw: bool | None = None
+    start: str | None = None
     minutes: float | None = None
     run_dir: Path | None = None
     resume: bool = False
@@ -138,7 +139,8 @@ def build(config: dict[str, Any]) -> MetaTrainer:
     if config["raw"] and config["rule"] != "lstm":
         raise UserError("--raw leaves out the preprocessing of the LSTM; the MLP has features instead")
     rule = LSTMRule(p=None, scale=1.0) if config["raw"] else RULES[config["rule"]]()
-    return MetaTrainer(rule, problems, estimator, config["steps"], seed=config["seed"], lr=config["lr"])
+    start = None if config["start"] is None else flatten(load(config["start"], rule).weights, rule)
+    return MetaTrainer(rule, problems, estimator, config["steps"], seed=config["seed"], lr=config["lr"], start=start)
 
 
 def train(trainer: MetaTrainer, steps: int, folder: Path, minutes: float | None, seconds: float) -> float:
@@ -198,6 +200,10 @@ def finish(trainer: MetaTrainer, config: dict[str, Any], folder: Path, seconds: 
         "threads": source["hardware"]["threads"],
         "cpu": source["hardware"]["cpu"],
     }
+    if config["start"] is not None:
+        before = load(config["start"], trainer.rule).card
+        names = ("trained on", "meta-steps", "CPU seconds", "seed", "meta learning rate")
+        card["started from"] = {name: before.get(name) for name in names}
     learned = Learned(trainer.rule, {k: w.clone() for k, w in unflatten(theta, trainer.rule).items()}, card)
     write_atomic(folder / WEIGHTS, pack(learned))
     write_atomic(folder / "card.md", card_markdown(learned, f"{config['rule']} on {', '.join(config['problems'])}"))
@@ -207,7 +213,7 @@ def finish(trainer: MetaTrainer, config: dict[str, Any], folder: Path, seconds: 
 
 
 def _given(options: MetaOptions) -> dict[str, Any]:
-    names = ("rule", "problems", "estimator", "steps", "seed", "lr", "raw")
+    names = ("rule", "problems", "estimator", "steps", "seed", "lr", "raw", "start")
     return {n: v for n in names if (v := getattr(options, n)) is not None}
 
 

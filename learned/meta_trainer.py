@@ -52,6 +52,7 @@ class MetaTrainer:
         truncation: steps of a segment; the paper's 20.
         lr: rate of Adam at first.
         clip: largest norm of a meta-gradient.
+        start: weights to begin with, as one vector, in place of random ones.
     """
 
     def __init__(
@@ -65,11 +66,12 @@ class MetaTrainer:
         truncation: int = 20,
         lr: float = 3e-3,
         clip: float = 1.0,
+        start: Tensor | None = None,
     ) -> None:
         self.rule, self.problems, self.estimator, self.steps = rule, list(problems), estimator, steps
         self.seed, self.truncation, self.lr, self.clip = seed, truncation, lr, clip
         self.generator = torch.Generator().manual_seed(seed)
-        self.theta = flatten(initial_weights(rule, self.generator), rule)
+        self.theta = flatten(initial_weights(rule, self.generator), rule) if start is None else start.clone()
         self.adam = torch.optim.Adam([self.theta], lr=lr)
         self.done, self.runs = 0, 0  # steps of Adam, and training runs
         self.best, self.best_theta = math.inf, self.theta.clone()

@@ -125,3 +125,17 @@ def test_distil_prints_a_program_that_reads_back(tmp_path):
     assert str(parse_program(program.read_text())) == rows[1]["program"]
     assert "there are no weights" in optforge("distil", "nothing", code=2)
     assert "unknown problem" in optforge("distil", folder / "weights.safetensors", "--problem", "x", code=2)
+
+
+def test_training_goes_on_from_weights_of_another_run(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    optforge("meta-train", "mlp", "--problems", "quadratics", "--steps", 4, "--run-dir", first)
+    weights = first / "weights.safetensors"
+    optforge(
+        "meta-train", "mlp", "--problems", "others", "--steps", 1, "--lr", 0, "--start", weights, "--run-dir", second
+    )
+    before, after = load(weights), load(second / "weights.safetensors")
+    assert all(torch.equal(before.weights[k], after.weights[k]) for k in before.weights)
+    assert after.card["started from"]["meta-steps"] == before.card["meta-steps"]
+    said = optforge("meta-train", "lstm", "--problems", "others", "--start", weights, code=2)
+    assert "rule 'mlp', not of 'lstm'" in said
