@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 # What `make search`, `make compare`, `make bench` and `make test` are run with.
 RUN_DIR      ?= runs/search-$(shell date +%Y%m%d-%H%M%S)
 SEARCH_ARGS  ?= --task digits --preset minutes --seed 0 --run-dir $(RUN_DIR)
-COMPARE_ARGS ?=
+COMPARE_ARGS ?= --tasks suite --quick --workers 2
 BENCH_ARGS   ?=
 TEST_ARGS    ?= -n 2 -q
 FAULTS_ARGS  ?= -v $(addprefix tests/test_,faults.py faults_programs.py ledger.py executors.py cluster.py)
@@ -39,8 +39,10 @@ $(STAMP): pyproject.toml constraints.txt
 search: setup  ## Search for an optimizer on a small task, in a fresh folder under runs/
 	@$(BIN)/optforge search $(SEARCH_ARGS)
 
-compare: setup  ## Compare optimizers under equal tuning budgets
-	@$(BIN)/optforge compare $(COMPARE_ARGS)
+compare: setup  ## Compare the newest search's best program with tuned AdamW and Lion on other tasks
+	@found=$$($(BIN)/python -c 'from experiments.compare_command import newest_search; print(newest_search() or "")'); \
+	if [ -z "$$found" ]; then echo "compare: there is no search under runs/ yet (make search makes one), so baselines only"; fi; \
+	$(BIN)/optforge compare $${found:+"$$found"} $(COMPARE_ARGS)
 
 bench: setup  ## Measure how long the optimizers' steps take
 	@$(BIN)/python -m experiments.bench $(BENCH_ARGS)

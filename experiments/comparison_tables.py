@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from experiments.compare_measures import median_or_censored, times_to_target, width
-from experiments.comparison import Comparison, Entry, Protocol
+from experiments.comparison import Comparison, Costs, Entry, Protocol
 from experiments.statistics import Interval, Verdict
 
 
@@ -62,6 +62,7 @@ def entry_table(comparison: Comparison) -> Table:
     ]
     header += ["accuracy"] if protocol.task.accuracy else []
     header += ["failed", "state B/param", "statements"]
+    costs = ["ms/step", "peak B/param", "compile s"] if any(e.costs for e in comparison.entries) else []
     rows = []
     for e in sorted(comparison.entries, key=lambda e: e.mean):
         row = [
@@ -78,32 +79,32 @@ def entry_table(comparison: Comparison) -> Table:
             f"{e.state_bytes:g}",
             f"{e.statements}" + (f" (+{dead} dead)" if dead else ""),
         ]
+        if costs:
+            c = e.costs or Costs(math.nan, math.nan, math.nan, None)
+            row += [number(c.step_ms, 3), number(c.peak_bytes, 3), number(c.compile_seconds, 2)]
         rows.append(tuple(row))
     title = f"{place(comparison)}: {protocol.task.metric} after {protocol.steps} steps"
-    return Table(title, tuple(header), tuple(rows), spare=("statements", "validation loss", "state B/param"))
+    spare = ("compile s", "statements", "peak B/param", "validation loss", "state B/param", "ms/step")
+    kept = tuple(name for name in spare if name in (*header, *costs))
+    return Table(title, (*header, *costs), tuple(rows), spare=kept)
 
 
-def cost_table(comparison: Comparison) -> Table:
-    """What each optimizer costs, and how soon it gets to the target; in the order of `entry_table`."""
+def target_table(comparison: Comparison) -> Table:
+    """How soon each optimizer gets to the target, in the order of `entry_table`; no rows where that was not watched."""
     protocol, target = comparison.protocol, comparison.target
-    header = ["costs", "ms/step", "of it the rule", "state B/param", "peak B/param", "compile s"]
-    header += [f"steps to {number(target)}", "seconds to it", "never"] if target is not None else []
     rows = []
     for e in sorted(comparison.entries, key=lambda e: e.mean):
-        if e.costs is None:
+        if target is None or not e.runs[0].valid_curve:
             continue
-        c = e.costs
-        row = [e.name, number(c.step_ms, 3), number(c.rule_ms, 3), f"{e.state_bytes:g}", number(c.peak_bytes, 3),
-               number(c.compile_seconds, 2)]  # fmt: skip
-        if target is not None:
-            times = times_to_target(e.runs, protocol.steps, target)
-            middle = median_or_censored(times)
-            found = math.isfinite(middle)
-            row += [f"{middle:g}" if found else f"> {protocol.steps}",
-                    number(middle * c.step_ms / 1e3, 3) if found else f"> {protocol.steps * c.step_ms / 1e3:.3g}",
-                    f"{sum(map(math.isinf, times))}/{len(times)}"]  # fmt: skip
-        rows.append(tuple(row))
-    return Table("costs, and median time to the target's validation loss", tuple(header), tuple(rows))
+        times = times_to_target(e.runs, protocol.steps, target)
+        middle, ms = median_or_censored(times), e.costs.step_ms if e.costs else math.nan
+        found = math.isfinite(middle)
+        row = [f"{middle:g}" if found else f"> {protocol.steps}",
+               number(middle * ms / 1e3, 3) if found else f"> {protocol.steps * ms / 1e3:.3g}",
+               f"{sum(map(math.isinf, times))}/{len(times)}"]  # fmt: skip
+        rows.append((e.name, *row, number(e.costs.rule_ms if e.costs else None, 3)))
+    header = ("time to target", "steps", "seconds", "never", "ms/step of the rule alone")
+    return Table(f"median time to a validation loss of {number(target)}", header, tuple(rows))
 
 
 def configuration_table(comparison: Comparison) -> Table:

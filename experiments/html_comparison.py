@@ -13,13 +13,13 @@ from experiments.comparison import Comparison
 from experiments.comparison_tables import (
     Table,
     configuration_table,
-    cost_table,
     entry_table,
     notes,
     number,
     overview_table,
     pair_table,
     place,
+    target_table,
 )  # fmt: skip
 from experiments.errors import UserError
 from experiments.html_blocks import Block, Code, Figures, Fold, Formula, Items, Section, Text, facts
@@ -56,7 +56,7 @@ def comparison_sections(comparison: Comparison, prefix: str = "", pairs: int = 0
 
     `pairs` is the number of pairs that were tested together, if there are others beside its own.
     """
-    tables = [t for t in (entry_table(comparison), pair_table(comparison), cost_table(comparison),
+    tables = [t for t in (entry_table(comparison), pair_table(comparison), target_table(comparison),
                           configuration_table(comparison)) if t.rows]  # fmt: skip
     shown = (*panels(comparison), memory_panel(comparison))
     task, protocol = comparison.protocol.task, comparison.protocol

@@ -224,7 +224,15 @@ def _draw_best_of(axes: Any, comparison: Comparison) -> None:
             best = best_of([trial.loss for trial in entry.tuning.trials])
             lowest = min(lowest, best[-1])
             style = _style(index) | {"markevery": [2**k - 1 for k in range(len(best).bit_length())]}
-            axes.plot(range(1, len(best) + 1), best, **style, markersize=5, linewidth=1.8, label=_short(entry.name))
+            axes.step(
+                range(1, len(best) + 1),
+                best,
+                **style,
+                where="post",
+                markersize=5,
+                linewidth=1.8,
+                label=_short(entry.name),
+            )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _log_if_positive(axes, lowest)
@@ -259,7 +267,8 @@ def profile_panel(profiles: dict[str, list[float]]) -> Panel:
 def _plain_ticks(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 1.2, 1.5, 2.0, 3.0, 5.0), numticks=8))
+    wide = axis.get_view_interval()[1] > 5
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if wide else (1.0, 1.2, 1.5, 2.0, 3.0), numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

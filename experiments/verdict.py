@@ -56,7 +56,8 @@ def contest_sentence(comparisons: Sequence[Comparison]) -> str:
     if not others:
         return " ".join(c.verdict for c in comparisons)
     horizons = len({c.protocol.horizon for c in comparisons})
-    over = f"{len({c.protocol.task.name for c in comparisons})} tasks" + f" and {horizons} horizons" * (horizons > 1)
+    tasks = len({c.protocol.task.name for c in comparisons})
+    over = f"{tasks} task{'s' * (tasks > 1)}" + f" and {horizons} horizons" * (horizons > 1)
     clauses = []
     for other in others:
         groups: dict[Verdict, list[str]] = {}
@@ -89,7 +90,9 @@ def _share(comparison: Comparison, name: str, difference: float) -> float:
 
 def _relative(comparison: Comparison, pair: Pair) -> str:
     share = _share(comparison, pair.second, pair.difference)
-    return f"{share:+.1%}" if math.isfinite(share) else f"by {pair.difference:+.3g}"
+    if not math.isfinite(share):
+        return f"by {pair.difference:+.3g}"
+    return f"{share:+.1%}" if share <= 1 else f"{1 + share:.3g} times"
 
 
 def _promise(comparisons: Sequence[Comparison]) -> list[str]:
@@ -98,7 +101,8 @@ def _promise(comparisons: Sequence[Comparison]) -> list[str]:
     shares = sorted(x for c, p in unknown if math.isfinite(x := _share(c, p.second, p.detectable)))
     if not shares:
         return []
-    size = f"{shares[0]:.1%}" + (f" to {shares[-1]:.1%}, by pair," if len(shares) > 1 else "")
+    low, high = (f"{x:.1%}" if x < 1 else "100% or more" for x in (shares[0], shares[-1]))
+    size = low if low == high else f"{low} to {high}, by pair,"
     return [f"Where no difference is shown, one of {size} would have been found with a chance of {POWER:.0%}."]
 
 

@@ -203,7 +203,7 @@ def test_command_writes_everything_and_the_report_can_be_made_again(
     assert compare_command(["adamw"], asked) == 0
     written = json.loads((tmp_path / "out.json").read_text(), parse_constant=pytest.fail)
     out = capsys.readouterr().out
-    assert out.strip().startswith("Over 1 tasks and 2 horizons, adamw is against lion")
+    assert out.strip().startswith("Over 1 task and 2 horizons, adamw is against lion")
     assert " ".join(out.split()).startswith(written["verdict"])
     assert [p["horizon"] for p in (c["protocol"] for c in written["comparisons"])] == [0.5, 1.0]
     assert [c["protocol"]["steps"] for c in written["comparisons"]] == [10, 20]
