@@ -16,6 +16,7 @@ import torch
 from baselines import BASELINES
 from experiments.errors import UserError
 from experiments.losses import cross_entropy
+from experiments.run_batches import RunBatches
 from experiments.run_options import RunOptions
 from experiments.tasks import TASKS
 from experiments.training import is_first_process, train
@@ -146,6 +147,17 @@ def test_the_command_reports_once(tmp_path: Path) -> None:
     names = {path.name.split(".")[0] for path in (tmp_path / "runs" / "train-digits-1").iterdir()}
     assert names == {"checkpoint", "command", "events", "hparams", "program", "result"}
     assert json.loads((tmp_path / "result.json").read_text())["options"]["devices"] == 2
+
+
+def test_each_device_has_its_share_of_every_batch() -> None:
+    """The whole batch on all of them would come to the same, for nothing."""
+    whole, *shares = (RunBatches(TINY, PART, 5, 0) for _ in range(3))
+    for number, share in enumerate(shares):
+        share.share = number, 2
+    for (inputs, targets), *parts in zip(whole, *shares, strict=True):
+        assert [len(x) for x, _ in parts] == [4, 4]
+        assert torch.equal(torch.cat([x for x, _ in parts]).sort(0)[0], inputs.sort(0)[0])
+        assert torch.equal(torch.cat([y for _, y in parts]).sort(0)[0], targets.sort(0)[0])
 
 
 def test_what_cannot_be_shared_is_refused_before_a_process_starts() -> None:
