@@ -23,7 +23,7 @@ def draw(cells: Sequence[dict[str, Any]], path: Path) -> None:
     from experiments.bench_learned_tables import reference
 
     tasks = list(dict.fromkeys(c["task"] for c in cells))
-    figure, axes = plt.subplots(1, len(tasks), figsize=(4.7 * len(tasks), 3.4), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4.7 * len(tasks), 3.8), squeeze=False, layout="constrained")
     for ax, task in zip(axes[0], tasks, strict=True):
         for name, colour, dash in zip(SHOWN, COLOURS, (*DASHES, DASHES[0]), strict=False):
             own = [c for c in cells if c["task"] == task and c["method"] == name]
@@ -36,6 +36,7 @@ def draw(cells: Sequence[dict[str, Any]], path: Path) -> None:
         ax.set(xscale="log", yscale="log", title=task, xlabel="initial learning rate")
         ax.grid(alpha=0.3)
     axes[0][0].set_ylabel("final validation loss [nats]")
-    axes[0][0].legend(fontsize=7)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)  # no part of a curve below it
     figure.savefig(path, dpi=150)
     plt.close(figure)
