@@ -130,7 +130,8 @@ class LearnedOptimizer(WatchedOptimizer):
             "some": zero,
             "start": learned,
         }
-        group.setdefault("learning", {**fresh, **first.get("learning", {}), "own": zero, "start": learned})
+        shared = {**fresh, **first.get("learning", {}), "own": zero, "start": learned}
+        group["learning"] = shared | group.get("learning", {})  # what an older checkpoint has not begins anew
 
     def learned_values(self) -> dict[str, float]:
         """Each learned quantity by name: `lr` is the first group's rate before a scheduler's share in it."""

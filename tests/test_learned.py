@@ -248,6 +248,21 @@ def test_learning_can_start_from_a_plain_checkpoint():
     assert learned.learned_values()["lr"] != 1e-4
 
 
+def test_a_checkpoint_that_lacks_something_new_is_completed():
+    problem = Problem()
+    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 1e-4)
+    for step in range(5):
+        problem.step(optimizer, step)
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        group["learning"] = {k: v for k, v in group["learning"].items() if k not in ("given", "some")}
+    other = learn(problem.model.parameters(), PROGRAMS["adamw"], 0.5)
+    other.load_state_dict(saved)
+    problem.step(other, 5)
+    assert other.learned_values()["lr"] >= optimizer.learned_values()["lr"] > 1e-4
+    assert float(other.param_groups[0]["learning"]["given"]) == 1e-4
+
+
 def test_schedulers_multiply():
     problem = Problem()
     optimizer = learn(problem.model.parameters(), sgd(), 0.05, rule="multiplicative", hyper_lr=0.1)
