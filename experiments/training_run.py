@@ -177,7 +177,8 @@ class TrainingRun(LightningModule):
         if step == 1 or step % self.log_every == 0:
             self._explain(step)
         if step % self.log_every == 0 or step == 1:
-            self.report(step, f"loss {self.curve[-1]:.4f}")
+            learned = "".join(f", {name} {value:.2g}" for name, value in learned_values(self.optimizer).items())
+            self.report(step, f"loss {self.curve[-1]:.4f}{learned}")
             scalars["loss/train"] = self.curve[-1]
         if step % self.validate_every == 0:
             scalars["loss/valid"], accuracy = self.evaluate(self.splits.valid)

@@ -8,6 +8,7 @@ import json
 import math
 import runpy
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from baselines import BASELINES
+from experiments import training
 from experiments.cli import app
 from experiments.run_options import RunOptions
 from experiments.tasks import TASKS
@@ -76,6 +78,13 @@ def test_reasons_go_to_tensorboard(tmp_path):
     texts = [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors("learned/moves/text_summary")]
     assert texts == list(result.moves)
     assert texts[0][0] == 1 and texts[0][1].startswith("lr lowered from 10 to ") and "the cap" in texts[0][1]
+
+
+def test_the_progress_bar_shows_what_is_learned(monkeypatch):
+    said = []
+    monkeypatch.setattr(training, "progress_bar", lambda *_: nullcontext(lambda step, words: said.append(words)))
+    result = train(DIGITS, ADAMW, 1e-4, steps=10, learn=("lr",), progress=True)
+    assert said[-1] == f"loss {result.curve[-1]:.4f}, lr {result.learned['lr']:.2g}"
 
 
 def test_reasons_by_hand():
