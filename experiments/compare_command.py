@@ -72,7 +72,7 @@ def compare_command(programs: Sequence[str], asked: Asked) -> int:
         plan = make_plan(programs or ALWAYS, asked)
     except ValueError as error:
         raise UserError(str(error)) from None
-    folder = new_run_dir(asked.run_dir, "compare", "-".join(plan.tasks) if len(plan.tasks) == 1 else "suite")
+    folder = new_run_dir(asked.run_dir, "compare", get_task(plan.tasks[0]).name if len(plan.tasks) == 1 else "suite")
     try:
         write_atomic(folder / PLAN, json_format.dumps(plan.as_json(), indent=1, ensure_ascii=False) + "\n")
         return _run(plan, folder, asked)
