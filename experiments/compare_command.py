@@ -13,12 +13,13 @@ from experiments.compare_contest import contest
 from experiments.compare_origin import count_seen, origin, origin_sentences, random_control
 from experiments.compare_plan import Plan, Row, check_plan, quick
 from experiments.compare_work import study_name, work_together
-from experiments.comparison import CONTROL, SEEDS, TUNE_SEEDS
+from experiments.comparison import SEEDS, TUNE_SEEDS
 from experiments.errors import UserError
 from experiments.files import check_can_write, write_atomic
 from experiments.programs import HALL_OF_FAME, resolve_program, usual_rate
 from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from experiments.tasks import TASKS, get_task
+from experiments.verdict import CONTROL
 from primitives import print_program
 from primitives.task import initial_model
 

@@ -18,10 +18,6 @@ SEEDS = tuple(range(2000, 2010))
 """Seeds of the reported runs. Searches count theirs from 0, so that these are fresh to what they found as well."""
 
 
-CONTROL = "random control"
-"""Name of the random program that is compared as a control; it is nobody's candidate."""
-
-
 @dataclass(frozen=True)
 class Protocol:
     """How optimizers are compared: the same for each of them.

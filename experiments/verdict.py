@@ -7,9 +7,12 @@ from collections.abc import Sequence
 
 from baselines import BASELINES
 from experiments.compare_measures import FLOOR, POWER
-from experiments.comparison import CONTROL, Comparison, Entry, Protocol
+from experiments.comparison import Comparison, Entry, Protocol
 from experiments.comparison_tables import place
 from experiments.statistics import Pair, Verdict
+
+CONTROL = "random control"
+"""Name of the random program that is compared as a control; it is nobody's candidate."""
 
 
 def verdict_sentence(protocol: Protocol, entries: Sequence[Entry], pairs: Sequence[Pair]) -> str:
