@@ -51,14 +51,17 @@ def _expressions(program: Program, names: dict[str, str]) -> dict[Arg, str]:
     body = program.body
     for index in program.live.instructions:
         op, args = body[index]
-        parts = [texts.get(a) or _leaf(a) for a in args]
-        if parts[0][0] in _NUMERIC and all([part[0] in _NUMERIC for part in parts]) and (n := _constant(op, *parts)):
-            texts[index] = n
-            continue
-        if OPS[op].commutative:
-            parts.sort()
-        texts[index] = _digest(f"{op}({','.join(parts)})")
+        texts[index] = _expression(op, *[texts.get(a) or _leaf(a) for a in args])
     return texts
+
+
+@lru_cache(maxsize=2**16)  # relatives have most of their expressions in common
+def _expression(op: str, *parts: str) -> str:
+    """The text of one operation on texts: a number if these are, else a digest."""
+    if all([part[0] in _NUMERIC for part in parts]) and (number := _constant(op, *parts)):
+        return number
+    ordered = sorted(parts) if OPS[op].commutative else parts
+    return _digest(f"{op}({','.join(ordered)})")
 
 
 _NUMERIC = frozenset("-0123456789")
@@ -68,7 +71,6 @@ def _leaf(arg: Arg) -> str:
     return arg if type(arg) is str else repr(arg.value)  # type: ignore[union-attr]
 
 
-@lru_cache(maxsize=2**16)  # relatives have most of their expressions in common
 def _digest(text: str) -> str:
     return "#" + hashlib.blake2b(text.encode(), digest_size=12).hexdigest()  # never mistaken for a number
 
@@ -77,7 +79,6 @@ def _text(arg: Arg, texts: dict[Arg, str]) -> str:
     return texts.get(arg) or _leaf(arg)
 
 
-@lru_cache(maxsize=65536)
 def _constant(op: str, *numbers: str) -> str | None:
     """The result of `op` on literal numbers, or None if it is not finite (the expression is then kept as it is).
 

@@ -127,25 +127,39 @@ def until(condition: Callable[[], bool], seconds: float = 600.0) -> bool:
     return True
 
 
-def kill_at_a_random_moment(folder: Path, rng: random.Random, *arguments: object) -> None:
-    """Begin or resume a search and kill it up to a second after it has opened its ledger, or (1 in 8) before."""
-    budget = folder / BUDGET
-    before = budget.stat().st_mtime_ns if budget.exists() else 0
+def kill_at_a_random_moment(folder: Path, rng: random.Random, *arguments: object) -> list[int]:
+    """Begin or resume a search and kill it: just after one of its next commits, up to a second after it has opened its
+    ledger, or anywhere in its first seconds. Returns the processes that it had begun.
+    """
+    when, wal = rng.random(), folder / f"{Ledger.FILE}-wal"
+    before = _changed(folder / BUDGET)
     process = begin(folder, *arguments)
     assert process.stderr is not None
+
+    def changes(path: Path, before: int) -> None:
+        assert until(lambda: _changed(path) != before or process.poll() is not None)
+        assert process.poll() is None, process.stderr and process.stderr.read()
+
     try:
-        if rng.random() < 1 / 8:
+        if when < 1 / 8:
             time.sleep(rng.uniform(0, 3))
         else:
-            assert until(lambda: budget.exists() and budget.stat().st_mtime_ns > before), process.stderr.read()
-            time.sleep(rng.uniform(0, 1))
-        assert process.poll() is None, process.stderr.read()
-        others = descendants(process.pid)
+            changes(folder / BUDGET, before)
+            for _ in range(rng.randint(1, 3) if when > 1 / 2 else 0):
+                changes(wal, _changed(wal))
+            time.sleep(rng.uniform(0, 0.2 if when > 1 / 2 else 1))
+        return descendants(process.pid)
     finally:
         process.kill()
         process.wait()
         process.stderr.close()
-    assert until(lambda: not any(map(alive, others)), 120), "it has left processes behind"
+
+
+def _changed(path: Path) -> int:
+    """When a file was written to last, 0 if it is not there."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime_ns
+    return 0
 
 
 @pytest.mark.slow
@@ -157,12 +171,14 @@ def test_a_search_killed_at_random_moments_and_resumed_equals_the_uninterrupted_
 ) -> None:
     rng = random.Random(moments)
     folder = tmp_path / "killed"
+    others = []
     for _ in range(moments):
-        kill_at_a_random_moment(folder, rng, "--programs", 10**6)
+        others += kill_at_a_random_moment(folder, rng, "--programs", 10**6)
         if not (folder / Ledger.FILE).exists():  # nothing was begun, so there is nothing to resume
             shutil.rmtree(folder, ignore_errors=True)
     programs = (trained(folder) if folder.exists() else 0) + 4 * BATCH
-    kill_at_a_random_moment(folder, rng, "--programs", programs)
+    others += kill_at_a_random_moment(folder, rng, "--programs", programs)
+    assert until(lambda: not any(map(alive, others)), 300), "processes were left behind"
     assert search(folder, "--programs", programs) == (0, "")
     assert trained(folder) == programs
     assert search(tmp_path / "whole", "--programs", programs) == (0, "")
