@@ -71,7 +71,7 @@ def contest_sentence(comparisons: Sequence[Comparison]) -> str:
         clauses.append(f"against {other} {', '.join(said)}")
     best = f", best of {len(candidates)} by tuning loss," if len(candidates) > 1 else ""
     lead = f"Over {over}, {subject}{best} is {'; '.join(clauses)}"
-    budget = _budget(first.protocol, first.entries)
+    budget = _budget(first.protocol, [e for c in comparisons for e in c.entries])
     text = (
         f"{lead} ({len(first.protocol.seeds)} seeds, every optimizer tuned {budget}; shares of the other's test loss)."
     )
