@@ -185,11 +185,13 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     from experiments.plots import COLOURS, DASHES
 
+    styles = dict(zip((*METHODS, *LEARNED), zip(COLOURS, (*DASHES, "-"), strict=False), strict=True))
     cases = [name for name, case in CASES.items() if case.main]
     figure, axes = plt.subplots(1, len(cases), figsize=(9.4, 3.4), layout="constrained")
     for ax, case in zip(axes, cases, strict=True):
         own = [row for row in rows if row["case"] == case and row["curve"]]
-        for row, colour, dash in zip(own, COLOURS, (*DASHES, "-"), strict=False):
+        for row in own:
+            colour, dash = styles[row["method"]]
             label = row["method"] + ("" if row["lr"] is None else f", lr {row['lr']:.2g}")
             ax.plot(row["curve"], color=colour, linestyle=dash, label=label, linewidth=1.2)
         ax.set(yscale="log", xlabel="step", title=case)
