@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from learned.derivative import Extended, derivative, differentiate
-from primitives.builder import Expr, SlotExpr
+from primitives.builder import Expr
 from primitives.kinds import Kind
 from primitives.program import Arg, Const, Program
 
@@ -56,14 +56,12 @@ def watched(program: Program, what: tuple[str, ...] = ("lr",)) -> Watched:
     sums: dict[str, str] = {}
     alive: list[Expr] = []
 
-    def sum_slot(name: str) -> SlotExpr:
+    def measure(name: str, value: Expr) -> Expr:
         slot = b.slot(b.fresh(name.replace(" ", "_")), Kind.SCALAR)
+        slot.next = value
         sums[name] = slot.arg
         alive.append(b.less(b.square(slot), -1.0))  # always 0, whatever it holds; liveness does not see that
         return slot
-
-    def measure(name: str, value: Expr) -> None:
-        sum_slot(name).next = value
 
     def last(name: str, value: Expr) -> Expr:
         slot = b.slot(b.fresh(f"last_{name}"))
@@ -82,8 +80,7 @@ def watched(program: Program, what: tuple[str, ...] = ("lr",)) -> Watched:
         before = None if reads else recovered(b, program, rate)
         before = last("step", b.of_kind(step, b.g)) if before is None else before
         measure("dot", b.dot(g, before))
-        before_n2, n2 = sum_slot("u2"), sum_slot("n2")  # in this order: torch.compile may drop the copy between
-        before_n2.next, n2.next = n2, b.dot(step, step)
+        measure("u2", measure("n2", b.dot(step, step)))  # as it was before
     measure("g2", b.dot(g, g))
     measure("p2", b.dot(b.p, b.p))
     for name in what:

@@ -27,6 +27,7 @@ class InductorKernel:
 
     def __init__(self, program: Program, dtype: torch.dtype, held: torch.dtype) -> None:
         self.program, self.dtype = program, dtype
+        self.moved = _moved(program)
         options: dict[str, Any] = {"emulate_precision_casts": True}  # rounding to bfloat16 means it
         self._step = torch.compile(_in_place(program, dtype != held), dynamic=True, fullgraph=True, options=options)
 
@@ -46,12 +47,25 @@ class InductorKernel:
                 torch._dynamo.mark_static(values[b.device])
             for x, flat in b.copies:
                 flat.copy_(x.reshape(flat.shape))
+            moved = [(b.flat[1 + new], b.flat[1 + old].clone()) for new, old in self.moved.items()]
             self._step(values[b.device], *map(_without_base, (b.flat[0], self._view(g.to(b.dtype)), *b.flat[1:])))
+            for slot, value in moved:
+                slot.copy_(value)
             for x, flat in b.copies:
                 x.copy_(flat.view(x.shape))
 
     def _view(self, x: Tensor) -> Tensor:
         return x.contiguous().view(x.shape[0], -1) if self.program.needs_matrix else x.ravel()
+
+
+def _moved(program: Program) -> dict[int, int]:
+    """Of live slots that become what another one was: its number, and the other one's.
+
+    torch.compile may drop a copy of what it overwrites later in the same graph, so these are moved outside of it.
+    """
+    live = [s.name for s in program.live_state]
+    pairs = zip(program.state, program.next_state, strict=True)
+    return {live.index(s.name): live.index(str(a)) for s, a in pairs if s.name in live and a in live and a != s.name}
 
 
 def _in_place(program: Program, keeps_rest: bool) -> Callable[..., None]:
@@ -60,6 +74,7 @@ def _in_place(program: Program, keeps_rest: bool) -> Callable[..., None]:
     live = [s.name for s in program.live_state]
     passed = {s.name: None for s in program.state if s.name not in live}
     position = {s.name: i for i, s in enumerate(program.state)}
+    moved = _moved(program)
 
     def step(numbers: Tensor, p: Tensor, g: Tensor, *state: Tensor) -> None:
         dtype = state[-1].dtype if keeps_rest else p.dtype
@@ -67,15 +82,16 @@ def _in_place(program: Program, keeps_rest: bool) -> Callable[..., None]:
         *known, lr, sign = numbers.unbind()
         inputs = {**passed, "g": g.to(dtype) * sign, "p": whole, **dict(zip(live, state, strict=False))}
         update, following = hoisted(inputs, known, range(p.ndim))
-        new = [following[position[name]].clone() for name in live]  # none may change before all are read
+        # none may change before all are read
+        new = {i: following[position[name]].clone() for i, name in enumerate(live) if i not in moved}
         if keeps_rest:
             whole = whole - lr * update
             p.copy_(whole)
             state[-1].copy_(whole - p.to(dtype))
         else:
             p.sub_((lr * update).to(dtype))
-        for slot, value in zip(state, new, strict=False):
-            slot.copy_(value)
+        for i, value in new.items():
+            state[i].copy_(value)
 
     # torch counts recompilations per code object: each kernel needs one of its own
     return FunctionType(step.__code__.replace(co_name="optforge_step"), step.__globals__, None, None, step.__closure__)
