@@ -53,6 +53,7 @@ def write(
             insert(db, "meta", list(meta.items()))
             insert(db, "batches", list(batches))
             insert(db, "programs", list(programs))
+        db.execute("pragma wal_checkpoint(truncate)").fetchall()  # closing would not say that the disk is full
     finally:
         db.close()
     draft.replace(path)
