@@ -21,7 +21,7 @@ from experiments import places, tasks, user_tasks
 from experiments.arrays import arrays
 from experiments.cli import app
 from experiments.errors import UserError
-from experiments.file_tasks import FILE_TASKS
+from experiments.file_tasks import FILE_TASKS, file_task
 from experiments.images import cifar10, idx_images
 from experiments.tasks import TASKS, get_task, with_data
 from experiments.text_files import text_bytes, text_tokens
@@ -34,6 +34,9 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPTFORGE_DATA", str(tmp_path / "none"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    file_task.cache_clear()  # of tasks on data that other tests found
+    yield
+    file_task.cache_clear()
 
 
 @pytest.fixture

@@ -32,6 +32,8 @@ def task(request):
     """Every task whose data are here; real data in files where the folder for them is there."""
     if request.param in ON_FILES:
         request.getfixturevalue("real_data")(ON_FILES[request.param])
+    if request.param == "tinystories":
+        pytest.importorskip("tokenizers", reason="the extra text is not installed")
     return get_task(request.param)
 
 
