@@ -27,13 +27,14 @@ from experiments.bench_learned_tables import insert, tables
 from experiments.comparison_optimizers import OPTIMIZERS
 from experiments.files import write_atomic
 from experiments.models import MLP
+from experiments.places import data_folder
 from experiments.provenance import provenance
 from experiments.transformers import GPT
 from learned import learn
 
 RATES = tuple(10.0**k for k in range(-6, 2))
 TUNED = tuple(10 ** (k / 2) for k in range(-8, -3))  # of the reference, half a decade apart
-TEXT = Path(__file__).resolve().parents[2] / "shared/data/tinyshakespeare/input.txt"
+TEXT = data_folder() / "tinyshakespeare" / "input.txt"
 CONTEXT = 48
 PARTS = ("sweep", "suite", "cost")
 
@@ -212,7 +213,7 @@ def _measure(options: argparse.Namespace, record: dict[str, Any]) -> Iterator[tu
         done = {(c["task"], c["method"], c["lr"], c["seed"]) for c in record["sweep"]}
         for task in options.tasks:
             if task == "charlm" and not TEXT.exists():
-                print(f"charlm is skipped: it needs {TEXT}")
+                print(f"charlm is skipped: tiny-shakespeare is not at {TEXT}; OPTFORGE_DATA may name another folder")
                 continue
             yield "sweep", sweep(task, options.methods, options.seeds, done)
     if "suite" in options.parts:

@@ -82,7 +82,7 @@ def test_charlm_without_its_text_is_skipped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench_learned, "TEXT", tmp_path / "missing.txt")
     monkeypatch.setattr("sys.argv", ["", "--json", str(tmp_path / "x.json"), "--parts", "sweep", "--tasks", "charlm"])
     bench_learned.main()
-    assert "charlm is skipped: it needs" in capsys.readouterr().out
+    assert "charlm is skipped: tiny-shakespeare is not at" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
