@@ -274,12 +274,15 @@ def _with_preset(options: SearchOptions) -> SearchOptions:
         preset = PRESETS[options.preset]
         options = replace(options, **{n: v for n, v in preset.items() if getattr(options, n) is None})
     stored = options.run_dir / BUDGET
-    if options.resume and options.programs is None and options.minutes is None and stored.is_file():
+    if options.resume and stored.is_file():
+        told = options.programs is not None or options.minutes is not None  # one of them alone is a budget, too
         try:
-            kept = json.loads(stored.read_text()).items()
-            options = replace(options, **{n: v for n, v in kept if getattr(options, n) is None})
+            kept = dict(json.loads(stored.read_text()))
+            kept = {n: v for n, v in kept.items() if not (told and n in ("programs", "minutes"))}
+            options = replace(options, **{n: v for n, v in kept.items() if getattr(options, n) is None})
         except (ValueError, TypeError, AttributeError):
-            raise UserError(f"{stored} is damaged; say how far to go with --programs or --minutes") from None
+            if not told:
+                raise UserError(f"{stored} is damaged; say how far to go with --programs or --minutes") from None
     if options.programs is None and options.minutes is None:
         options = replace(options, **PRESETS["minutes"])
     return options

@@ -110,6 +110,7 @@ def test_bad_requests_get_a_sentence(tmp_path: Path) -> None:
         run_search(options(tmp_path, preset="minute"))
     with pytest.raises(UserError, match="holds no search run"):
         run_search(SearchOptions(run_dir=tmp_path, resume=True))
+    assert run_search(SearchOptions(run_dir=tmp_path, resume=True, programs=32, workers=0))
     with pytest.raises(UserError, match="holds no search run"):
         digest(tmp_path)
     with pytest.raises(UserError, match="unknown optimizer 'adamx'"):
@@ -234,3 +235,15 @@ def test_settings_that_make_no_sense_leave_nothing_behind(
 def _tuning_loss(tuning: dict[str, list[float]]) -> float:
     losses = tuning["counted"][tuning["rates"].index(tuning["lr"])]  # type: ignore[arg-type]
     return sum(losses) / len(losses)  # type: ignore[arg-type]
+
+
+def test_a_resumed_search_ends_as_it_was_asked_to(tmp_path: Path) -> None:
+    run_search(options(tmp_path, task="quadratic", programs=16, tune=2))
+    (tmp_path / "search.json").unlink()
+    run_search(SearchOptions(run_dir=tmp_path, resume=True, programs=32, workers=0))  # another budget, the same end
+    summary = json.loads((tmp_path / "search.json").read_text())["search"]
+    assert summary["programs"] == 32 and {row["trials"] for row in summary["constants"].values()} == {2}
+    (tmp_path / "budget.json").write_text("[1")
+    with pytest.raises(UserError, match=r"budget.json is damaged; say how far to go"):
+        run_search(SearchOptions(run_dir=tmp_path, resume=True))
+    assert run_search(SearchOptions(run_dir=tmp_path, resume=True, programs=32, workers=0))
