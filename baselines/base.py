@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from baselines.checks import check_bool, check_dtype
-from primitives.parameters import REST, check_state_dtype, load_unrounded, refuse
+from primitives.parameters import REST, check_state_dtype, load_unrounded, with_gradients
 
 Lists = dict[str, list[Tensor]]
 
@@ -90,11 +90,7 @@ class HandWritten(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        ready = [[p for p in group["params"] if p.grad is not None and p.numel()] for group in self.param_groups]
-        for params in ready:
-            for p in params:
-                if p.grad.layout is not torch.strided or p.grad.is_complex():
-                    refuse(p, p.grad)  # before any parameter moves
+        ready = with_gradients(self.param_groups)
         self._before_step(ready)
         for options, params in zip(self.param_groups, ready, strict=True):
             group = {**options, "lr": float(options["lr"])}  # which may be a tensor

@@ -10,9 +10,7 @@ interrupted tuning goes on where it was.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,9 +21,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.batches import Progress
 from experiments.errors import UserError
+from experiments.tuning import quiet
 from primitives import SCALES, Const, Hyper, Program, Task, print_program
 from search.draft import Draft
-from search.race import NO_RACE, Look, Race
+from search.race import NO_RACE, Race
 
 if TYPE_CHECKING:
     from search.population import Outcome
@@ -174,8 +173,7 @@ def tune_constants(
         return with_numbers(program, where, values), float(f"{lr * FACTOR**first:.4g}") if first else lr
 
     # the untuned program, which is also the standard of the race; in a study that goes on it is trained once more
-    patient = replace(RACE, looks=tuple(Look(look.at, math.inf, math.inf) for look in RACE.looks))
-    found = train_members(task, [(program, lr)], seeds, steps=steps, race=patient)
+    found = train_members(task, [(program, lr)], seeds, steps=steps, race=RACE.patient())
     standards = [window[..., 0] for window in found.windows]
     race = RACE if len(standards) == len(RACE.looks) and all(s.isfinite().all() for s in standards) else NO_RACE
     study = _study(storage, what)
@@ -185,7 +183,7 @@ def tune_constants(
     while (done := len(_ended(study))) < trials:
         if report is not None:
             report(what, done * len(seeds), trials * len(seeds))
-        with _quiet():
+        with quiet():
             study.sampler = _sampler(sampler, seed + done)
             batch = [study.ask(cube) for _ in range(min(BATCH, trials - done))]
         options: dict[str, Any] = {"race": race, "standards": standards if race.looks else ()}
@@ -244,11 +242,3 @@ def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     if name == "tpe":
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
     return optuna.samplers.CmaEsSampler(seed=seed)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Optuna's remarks that what is used is experimental."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield

@@ -43,9 +43,8 @@ class Jobs:
         self.token = uuid.uuid4().hex
         waits = {"connect_args": {"timeout": _LOCK_WAIT}} if url.startswith("sqlite") else {"pool_pre_ping": True}
         try:
-            self._storage: RDBStorage = _quietly(
-                lambda: RDBStorage(url, engine_kwargs=waits, heartbeat_interval=HEARTBEAT)
-            )
+            with quiet():
+                self._storage = RDBStorage(url, engine_kwargs=waits, heartbeat_interval=HEARTBEAT)
             self._study = optuna.create_study(study_name=study, storage=self._storage, load_if_exists=True)
         except Exception as error:  # whatever the driver of that database raises
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -64,7 +63,8 @@ class Jobs:
 
     def release_dead(self) -> None:
         """Give up the claims of processes that have not been heard of for a while."""
-        _quietly(lambda: optuna.storages.fail_stale_trials(self._study))
+        with quiet():
+            optuna.storages.fail_stale_trials(self._study)
 
     def claim(self, names: Iterable[str]) -> tuple[str, int] | None:
         """Claim the first job that nobody has, and return it with its claim; None if there is none.
@@ -145,7 +145,7 @@ def proposals(
     cube: dict[str, BaseDistribution] = {f"x{k}": FloatDistribution(0.0, 1.0) for k in range(dimensions)}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-    def propose() -> list[Point]:
+    with quiet():
         if sampler == "tpe":
             chooser: Any = optuna.samplers.TPESampler(
                 seed=seed + len(tried), constant_liar=True, n_startup_trials=max(4, dimensions + 1), multivariate=True
@@ -153,20 +153,17 @@ def proposals(
         else:
             chooser = optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=seed)
         study = optuna.create_study(sampler=chooser)
-        known = (
-            tried if sampler == "tpe" and tried else [((0.5,) * dimensions, 0.0)]
-        )  # without any, QMC would not begin
-        for point, loss in known:
+        # without any trial, QMC would not begin
+        for point, loss in tried if sampler == "tpe" and tried else [((0.5,) * dimensions, 0.0)]:
             params = {f"x{k}": x for k, x in enumerate(point)}
             study.add_trial(create_trial(params=params, distributions=cube, value=loss))
         found = [study.ask(cube).params for _ in range(count)]
-        return [tuple(params[f"x{k}"] for k in range(dimensions)) for params in found]
-
-    return _quietly(propose)
+    return [tuple(params[f"x{k}"] for k in range(dimensions)) for params in found]
 
 
-def _quietly(function: Any) -> Any:
-    """The result of `function`, without Optuna's remarks that what it uses is experimental."""
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Optuna's remarks that what is used is experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return function()
+        yield

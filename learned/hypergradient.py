@@ -144,9 +144,9 @@ class LearnedOptimizer(WatchedOptimizer):
     def _rate(self, group: dict[str, Any]) -> Tensor:
         return super()._rate(group) * group["log_factor"].exp()
 
-    def _before_step(self) -> None:
+    def _before_step(self, ready: list[list[Tensor]]) -> None:
         """What must be known before the first parameter moves: how large the gradients and the first step are."""
-        super()._before_step()
+        super()._before_step(ready)
         if not any(self._ready):
             raise ProgramError("no parameter has a gradient: call loss.backward() before optimizer.step()")
         for group in self.param_groups:

@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from learned.meta_weights import Learned, load
 from learned.rules import RULES, Seen
 from primitives import ProgramError
-from primitives.parameters import refuse
+from primitives.parameters import with_gradients
 
 
 class MetaOptimizer(Optimizer):
@@ -89,7 +89,7 @@ class MetaOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        ready = [[p for p in group["params"] if p.grad is not None and p.numel()] for group in self.param_groups]
+        ready = with_gradients(self.param_groups)
         self._check(list(chain.from_iterable(ready)))
         factor = self._factor(ready) if self.learn_lr else 1.0
         for group, params in zip(self.param_groups, ready, strict=True):
@@ -123,10 +123,6 @@ class MetaOptimizer(Optimizer):
 
     @staticmethod
     def _check(params: list[Tensor]) -> None:
-        for p in params:
-            assert p.grad is not None
-            if p.grad.layout is not torch.strided or p.grad.is_complex():
-                refuse(p, p.grad)
         for number, p in enumerate(params):
             if not torch.isfinite(p.grad).all():  # type: ignore[arg-type]
                 raise ProgramError(

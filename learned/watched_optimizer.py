@@ -39,9 +39,8 @@ class WatchedOptimizer(ProgramOptimizer):
         super().__setstate__(state)
         self._start()
 
-    def _before_step(self) -> None:
-        self._damp = torch.ones((), dtype=torch.float64)
-        self._ready = [[p for p in g["params"] if p.grad is not None and p.numel()] for g in self.param_groups]
+    def _before_step(self, ready: list[list[Tensor]]) -> None:
+        self._damp, self._ready = torch.ones((), dtype=torch.float64), ready
 
     def _pairs(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
         for group, params in zip(self.param_groups, self._ready, strict=True):

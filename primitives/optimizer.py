@@ -24,7 +24,7 @@ from primitives.parameters import (
     load_unrounded,
     local,
     placed_like,
-    refuse,
+    with_gradients,
 )
 from primitives.program import Program
 from primitives.routing import Predicate, Route, routing
@@ -141,18 +141,14 @@ class ProgramOptimizer(Optimizer):
         return loss
 
     def _step(self) -> None:
-        ready = [
-            [(p, p.grad) for p in group["params"] if p.grad is not None and p.numel()] for group in self.param_groups
-        ]
-        for p, g in chain.from_iterable(ready):
-            if g.layout is not torch.strided or g.is_complex():
-                refuse(p, g)  # before any parameter moves
-        self._before_step()
+        ready = with_gradients(self.param_groups)
+        self._before_step(ready)
         signals = {}
         if "global_norm" in self._reads():
-            signals["global_norm"] = global_norm(g for _, g in chain.from_iterable(ready)).double()
+            signals["global_norm"] = global_norm(p.grad for p in chain.from_iterable(ready)).double()
         run = self._step_compiled if self.compile else self._step_eager
-        for group, pairs in zip(self.param_groups, ready, strict=True):
+        for group, params in zip(self.param_groups, ready, strict=True):
+            pairs = [(p, g) for p in params if (g := p.grad) is not None]
             scalars = {name: _scalar(group[name]) for name in self._hyper_names()} | signals
             run(pairs, scalars | {"lr": self._rate(group)}, -1 if group["maximize"] else 1)
 
@@ -177,8 +173,8 @@ class ProgramOptimizer(Optimizer):
     def _dtype(self, p: Tensor) -> torch.dtype:
         return self.state_dtype or p.dtype
 
-    def _before_step(self) -> None:
-        """For subclasses: called once a step, when all gradients are there and no parameter has moved."""
+    def _before_step(self, ready: list[list[Tensor]]) -> None:
+        """For subclasses: called once a step with what it will move, of each group, before any of it has moved."""
 
     def _rate(self, group: dict[str, Any]) -> Tensor:
         """Learning rate of this step for a group, 0-dimensional."""

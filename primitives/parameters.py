@@ -42,8 +42,20 @@ def is_sharded(x: Tensor) -> bool:
     return any(not placement.is_replicate() for placement in getattr(x, "placements", ()))
 
 
-def refuse(p: Tensor, g: Tensor) -> NoReturn:
-    """`ProgramError` for a gradient that is sparse or complex."""
+def with_gradients(groups: Iterable[dict[str, Any]]) -> list[list[Tensor]]:
+    """Of each parameter group what a step moves: parameters that have elements and a gradient.
+
+    Raises:
+        ProgramError: before any parameter moves, if a gradient is sparse or complex.
+    """
+    ready = [[p for p in group["params"] if p.grad is not None and p.numel()] for group in groups]
+    for p in chain.from_iterable(ready):
+        if p.grad.layout is not torch.strided or p.grad.is_complex():
+            _refuse(p, p.grad)
+    return ready
+
+
+def _refuse(p: Tensor, g: Tensor) -> NoReturn:
     kind = "complex parameters" if g.layout is torch.strided else "sparse gradients"
     raise ProgramError(f"update rules do not define a meaning for {kind} (parameter of shape {tuple(p.shape)})")
 

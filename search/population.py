@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import lightning
@@ -21,7 +21,7 @@ from search.lightning_fit import fit, quiet
 from search.measure import Batches, measure
 from search.native_code import library
 from search.population_training import PopulationTraining
-from search.race import NO_RACE, Behind, Look, Race
+from search.race import NO_RACE, Behind, Race
 
 MEMORY = 1 << 30  # bytes of weights, gradients and state at once on a CPU; a constant, so that batches are the same
 DEVICE_SHARE = 0.5  # of a GPU's free memory, for the same
@@ -122,8 +122,7 @@ class Population:
         """The reference's losses before each look, ``[steps, seeds]``, at its best rate; empty without a reference."""
         if self.reference is None:
             return ()
-        patient = tuple(Look(look.at, math.inf, math.inf) for look in self.race.looks)
-        found = self._train([self.reference], replace(self.race, looks=patient), ())
+        found = self._train([self.reference], self.race.patient(), ())
         fitness = summarise(self.protocol, found.losses["valid"], found.diverged_at)
         if fitness.status is not Status.OK:
             raise ValueError(f"the reference of the race is of no use: {fitness.reason}")

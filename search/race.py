@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -64,6 +64,10 @@ class Race:
             raise ValueError(f"a look is at a share of the run between 0 and 1, its margins are positive: {self.looks}")
         if list(self.looks) != sorted(self.looks) or not 0 < self.window <= 1:
             raise ValueError(f"looks must be in order of time and the window within (0, 1]; got {self}")
+
+    def patient(self) -> Race:
+        """The same looks, at which nobody is dropped: to record what others are compared with."""
+        return replace(self, looks=tuple(Look(look.at, math.inf, math.inf) for look in self.looks))
 
     def steps(self, steps: int) -> list[tuple[int, int, Look]]:
         """For each look the steps, counted from 0, from which and before which losses are compared."""
