@@ -26,13 +26,24 @@ if TYPE_CHECKING:
     from search.evolution import Individual
 
 FILE = "funnel.json"
-ENTRANTS = 24
+ENTRANTS = 128
 """Best programs of a search that the funnel begins with."""
+
+FEW_ENTRANTS = 24
+"""The same where the search's own task is too large to train them on it again."""
+
+LARGE_MODEL = 20_000
+"""Parameters from which on a task counts as large."""
+
+PROXY = "proxy"
+"""Stands among a stage's tasks for the search's own."""
 
 LOOKS = 16
 """Checkpoints of a search that meta-validation looks at, about."""
 
 STAGES = (
+    # the best of thousands on two seeds are the lucky ones (the winner's curse)
+    Stage("fresh seeds", (PROXY,), 0, (5, 6, 7, 8), keep=FEW_ENTRANTS),
     Stage("small tasks", ("digits-conv", "digits-autoencoder", "noisy-quadratic"), 0, (10, 11, 12), keep=8),
     Stage("text", ("charlm",), 60, (20,), keep=5),
     Stage("meta-validation", ("mnist1d", "breast-cancer", "rosenbrock"), 0, (30, 31, 32), keep=0),
@@ -110,9 +121,23 @@ class Funnel:
 
 
 def stages_for(proxy: str) -> tuple[Stage, ...]:
-    """`STAGES` for a search on the task `proxy`, without that task; none at all if meta-validation has no other."""
-    found = [replace(stage, tasks=tuple(t for t in stage.tasks if t in TASKS and t != proxy)) for stage in STAGES]
-    return tuple(stage for stage in found if stage.tasks) if found[-1].tasks else ()
+    """`STAGES` for a search on the task `proxy`, which is trained in the first of them only, if it is not large.
+
+    None at all if meta-validation has no other task.
+    """
+    others = set(TASKS) - {proxy}
+    if not others & set(STAGES[-1].tasks):
+        return ()
+    found = []
+    for stage in STAGES:
+        again = (proxy,) if PROXY in stage.tasks and not is_large(proxy) else ()
+        found.append(replace(stage, tasks=(*again, *(task for task in stage.tasks if task in others))))
+    return tuple(stage for stage in found if stage.tasks)
+
+
+def is_large(task: str) -> bool:
+    """Whether a run on a task takes long, by the size of its model."""
+    return sum(p.numel() for p in get_task(task).model().parameters()) > LARGE_MODEL
 
 
 def run_funnel(

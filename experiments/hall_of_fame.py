@@ -14,7 +14,7 @@ from experiments import funnel_report
 from experiments.comparison import finite_or_null
 from experiments.comparison_tables import Table, interval_text, number
 from experiments.files import write_atomic
-from experiments.funnel_run import ENTRANTS, Funnel, run_funnel
+from experiments.funnel_run import ENTRANTS, FEW_ENTRANTS, Funnel, is_large, run_funnel
 from experiments.programs import HALL_OF_FAME, usual_rate
 from experiments.statistics import Interval, mean_interval
 from experiments.tasks import get_task
@@ -30,7 +30,6 @@ FINALISTS = 5
 REFERENCES = ("adamw", "lion")
 CONSTANTS = "constants.sqlite"
 # How the finalists are compared where a run takes seconds; elsewhere `compare`'s own protocol serves.
-LARGE_MODEL = 20_000  # parameters
 LARGE_PROTOCOL = {
     "ladder": tuple(float(f"{10 ** (k / 2):.3g}") for k in range(-8, 1)),
     "tune_seeds": (1000,),
@@ -87,7 +86,7 @@ def conclude(run_dir: Path, json_file: Path | None, config: dict[str, Any], sear
     if passed is not None and passed.survivors:  # otherwise there was no stage for this task
         records = {record.number: record for record in candidates}
         candidates = [records[number] for number in passed.survivors]
-    finalists = candidates[: LARGE_FINALISTS if _is_large(config["task"]) else FINALISTS]
+    finalists = candidates[: LARGE_FINALISTS if is_large(config["task"]) else FINALISTS]
     if ending.fast:
         _write_hall_of_fame(run_dir, [Finalist(r, r.program.pruned(), r.fitness.lr) for r in finalists], None)
         print(f"hall of fame, by search score: {run_dir / HALL_OF_FAME}")
@@ -116,10 +115,6 @@ def conclude(run_dir: Path, json_file: Path | None, config: dict[str, Any], sear
     print(f"             each is a PROGRAM, as in: optforge show {run_dir}#1")
     print(f"report:      {report.html}")
     print(f"TensorBoard: tensorboard --logdir {run_dir / 'tensorboard'}")
-
-
-def _is_large(task: str) -> bool:
-    return sum(p.numel() for p in get_task(task).model().parameters()) > LARGE_MODEL
 
 
 def _distinct(best: list[Record]) -> list[Record]:
@@ -163,7 +158,7 @@ def _final_comparison(config: dict[str, Any], entrants: list[Finalist]) -> tuple
     task = get_task(config["task"])
     programs = [(e.label, e.program) for e in entrants]
     with comparison_progress() as progress:
-        protocol: dict[str, Any] = LARGE_PROTOCOL if _is_large(config["task"]) else {}
+        protocol: dict[str, Any] = LARGE_PROTOCOL if is_large(config["task"]) else {}
         steps = config["steps"] or None
         comparison = compare(programs, task, against=REFERENCES, progress=progress, steps=steps, **protocol)
     # by tuning loss, so that the reported runs stay an unselected estimate
@@ -214,7 +209,8 @@ def _funnel(
     """The best programs of the search on other tasks; prints who is left."""
     from experiments.console import comparison_progress, print_notes, print_table
 
-    entrants = {record.number: record.program for record in candidates[:ENTRANTS]}
+    count = FEW_ENTRANTS if is_large(config["task"]) else ENTRANTS
+    entrants = {record.number: record.program for record in candidates[:count]}
     with comparison_progress() as progress:
         found = run_funnel(
             run_dir, config["task"], entrants, search.history,

@@ -15,6 +15,9 @@ from search.fitness import Fitness, Status
 from search.ledger import Ledger, Record
 from search.pool import Executor, Job
 
+KEPT = 256
+"""Of the best programs; some are near twins, and a funnel takes in half as many."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -116,4 +119,4 @@ class Search:
         self.statistics.diverged += fitness.status is not Status.OK
         if fitness.status is Status.OK:
             insort(self.best, record, key=lambda r: (r.fitness.score, r.number))
-            del self.best[50:]
+            del self.best[KEPT:]

@@ -16,7 +16,8 @@ from baselines import BASELINES
 from experiments import funnel_run, funnel_store
 from experiments.errors import UserError
 from experiments.funnel_report import sentences, stage_table, write_archive, write_picture
-from experiments.funnel_run import Funnel, correlation, run_funnel, stages_for
+from experiments.funnel_run import Funnel, correlation, is_large, run_funnel, stages_for
+from experiments.presets import DEFAULTS
 from experiments.funnel_watch import Watch
 from experiments.run_search import SearchOptions, run_search
 from experiments.tasks import TASKS
@@ -163,12 +164,15 @@ def test_correlations_are_of_ranks_and_undefined_where_there_are_none() -> None:
         assert math.isnan(correlation(pairs).rho)
 
 
-def test_stages_leave_out_the_proxy_and_tasks_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_train_the_proxy_again_only_at_first_and_leave_out_tasks_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stages_for("digits")[0].tasks == ("digits",) and stages_for("charlm")[0].tasks != ("charlm",)
     for name in (task for stage in stages_for("digits") for task in stage.tasks):
-        stages = stages_for(name)
-        assert all(name not in stage.tasks and stage.tasks for stage in stages)
-        assert all(task in TASKS for stage in stages for task in stage.tasks)
-        check_unseen(stages, name)
+        fresh, *others = stages_for(name)
+        assert fresh.tasks == (name,) or is_large(name)  # on the proxy again, on seeds of its own
+        assert all(name not in stage.tasks and stage.tasks for stage in others)
+        assert all(task in TASKS for stage in others for task in stage.tasks)
+        assert not set(fresh.seeds) & {*DEFAULTS["seeds"], *(seed for stage in others for seed in stage.seeds)}
+        check_unseen(stages_for(name), name)
     for name in list(TASKS):
         monkeypatch.delitem(TASKS, name)
     assert stages_for("digits") == ()
