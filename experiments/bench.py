@@ -182,12 +182,15 @@ def lightning_fit(train: TensorDataset, valid: TensorDataset, steps: int, bare: 
 
 def children(repeats: int) -> list[Figure]:
     """Children per second, from mutation to the decision whether to train, in a population that evolves."""
+    from primitives.fingerprint import behave, together
     from search.cache import DuplicateCache, Verdict
     from search.evolution import Evolution, Individual
     from search.mutation import Space
 
     rates, fingerprinted = [], []
+    behave(BASELINES["adamw"].program)  # compiles
     for repeat in range(repeats):
+        together.cache_clear()
         space = Space(subset("lion45", "protected", "statistics", "masks", "smooth"))
         evolution = Evolution((BASELINES["adamw"].program,), space, seed=repeat, batch=32)
         cache, history = DuplicateCache(), list[Individual]()
@@ -203,7 +206,7 @@ def children(repeats: int) -> list[Figure]:
         rates.append(made / seconds)
         fingerprinted.append(judged / made)
     return [
-        Figure.at_least("children, mutation to cache decision", median(rates), "1/CPU-s", 2000),
+        Figure.at_least("children, mutation to cache decision", median(rates), "1/CPU-s", 5000),
         Figure("of which needed a fingerprint", median(fingerprinted), "share"),
     ]
 
@@ -229,14 +232,19 @@ def keys(repeats: int) -> list[Figure]:
 
 def fingerprints(repeats: int) -> list[Figure]:
     """Fingerprints of programs on chains of mutations from AdamW, all at once and one at a time."""
-    from primitives.fingerprint import behave, behave_many
+    from primitives import fingerprint
 
     programs = chains(4000)
-    behave_many(programs[:100])
+    fingerprint.behave_many(programs[:100])
+
+    def rate(function: Callable[[], object], count: int) -> float:
+        fingerprint.together.cache_clear()  # and what it has computed
+        return count / cpu_seconds(function)
+
     together, ratios = [], []
     for _ in range(repeats):
-        together.append(len(programs) / cpu_seconds(functools.partial(behave_many, programs)))
-        alone = 400 / cpu_seconds(lambda: [behave(p) for p in programs[:400]])
+        together.append(rate(lambda: fingerprint.behave_many(programs), len(programs)))
+        alone = rate(lambda: [fingerprint.behave(p) for p in programs[:400]], 400)
         ratios.append(together[-1] / alone)
     return [
         Figure.at_least("fingerprints, batched over programs", median(together), "1/CPU-s", 5000),

@@ -22,11 +22,12 @@ from experiments.files import write_atomic
 from experiments.fingerprint_report import report
 from experiments.random_programs import random_program
 from primitives import Program, subset
-from primitives.fingerprint import CHUNK, behave_many
 from primitives.fingerprint import STEPS as PROBE_STEPS
 from primitives.fingerprint import _digits as digits
 from primitives.fingerprint import _probes as probes
-from primitives.together import SHAPE, run_together
+from primitives.fingerprint import behave_many
+from primitives.op_loops import SHAPE
+from primitives.together import Together
 from search.cache import depends_on_gradient
 from search.mutation import Space, mutate
 
@@ -78,10 +79,10 @@ def trajectories(programs: Sequence[Program]) -> Tensor:
     """Updates of each program, which move its parameter: ``[programs, trials, steps, elements]``."""
     found = torch.empty(len(programs), TRIALS, STEPS, SHAPE[0] * SHAPE[1], dtype=torch.float64)
     for trial in range(TRIALS):
-        steps = trial_inputs(trial)
+        together = Together(trial_inputs(trial), follow=True)
         for start in range(0, len(programs), 128):
-            values, updates, _ = run_together(programs[start : start + 128], steps, follow=True)
-            found[start : start + len(updates), trial] = values.flatten(1)[torch.tensor(updates)]
+            for i, ran in enumerate(together(programs[start : start + 128]), start):
+                found[i, trial] = torch.from_numpy(ran.updates).flatten(1)
     return found
 
 
@@ -184,13 +185,7 @@ def study(programs: Sequence[Program]) -> Figures:
 def update_prints(programs: Sequence[Program]) -> list[str]:
     """Fingerprints of updates alone, without state."""
     bare = [Program(p.state, p.hypers, p.body, p.update, p.next_state) for p in programs]
-    found = []
-    for start in range(0, len(bare), CHUNK):
-        values, updates, _ = run_together(bare[start : start + CHUNK], probes())
-        rows = digits(values)
-        width = len(rows) // len(values)
-        found += ["".join(rows[i * width : (i + 1) * width].hex() for i in mine) for mine in updates]
-    return [hashlib.blake2b(x.encode(), digest_size=16).hexdigest() for x in found]
+    return [hashlib.blake2b(digits(ran.updates), digest_size=16).hexdigest() for ran in Together(probes())(bare)]
 
 
 def main() -> None:

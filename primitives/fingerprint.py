@@ -5,21 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from primitives.op import Op
-from primitives.program import Program, fold
-from primitives.together import SHAPE, apply_alone, run_together
+from primitives.op_loops import SHAPE
+from primitives.program import Program
+from primitives.together import Array, Ran, Together
 
 STEPS = 5
-CHUNK = 1024  # programs at once; more would only take more memory
 # Values are compared to 34 bits of mantissa, about ten significant digits: far coarser than the rounding by which
 # a + b + c and c + b + a differ, far finer than any difference that training could show.
 _DROPPED_BITS = 18
-_ROW = 8 * SHAPE[0] * SHAPE[1]
+_ROW = 8 * SHAPE[0] * SHAPE[1]  # bytes of one value
+_RUN = STEPS * _ROW
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,12 @@ def _probes() -> list[dict[str, Tensor]]:
     return steps
 
 
+@cache
+def together() -> Together:
+    """What runs programs on the probes, and remembers."""
+    return Together(_probes())
+
+
 def behave(program: Program) -> Behaviour:
     """Run `program` for five steps on the probes, with its default hyperparameters.
 
@@ -79,98 +86,54 @@ def behave(program: Program) -> Behaviour:
     do not grow. State enters the hash by content, not by name or order. Programs with the same fingerprint agree on
     the probes to about ten digits; they may still differ in regimes that the probes never enter (say, a clip at 100).
     """
-    hypers = {name: _literal(value) for name, value in program.defaults().items()}
-    state: list[Tensor] = []
-    seen: list[Tensor] = []
-    inputs: dict[str, Tensor] = {}
-
-    def leaf(value: str | float) -> Tensor:
-        return inputs[value] if type(value) is str else _literal(value)
-
-    def apply(op: Op, args: list[Tensor], index: int) -> Tensor:
-        if not op.reduces:
-            return op.function(*args)
-        return apply_alone(op, [program.kind_of(a) for a in program.body[index].args], args)
-
-    for signals in _full_probes():
-        if not state:
-            state = [signals[s.init] if isinstance(s.init, str) else _literal(s.init) for s in program.state]
-        inputs = signals | hypers | {s.name: value for s, value in zip(program.state, state, strict=True)}
-        update, following, _ = fold(program, leaf, apply)
-        state = list(following)  # type: ignore[arg-type]
-        seen.append(update)  # type: ignore[arg-type]
-    memory = [x for slot, x in zip(program.state, state, strict=True) if slot.name in program.live.names]
-    fallback = None if program.fallback is None else behave(program.fallback)
-    return _behaviours([program], torch.stack([*seen, *memory]), [len(memory)], [fallback])[0]
+    return behave_many([program])[0]
 
 
 def behave_many(programs: Sequence[Program]) -> list[Behaviour]:
-    """What `behave` says of each program, to the last bit, several times faster for programs that are akin."""
-    found: list[Behaviour] = []
-    for start in range(0, len(programs), CHUNK):
-        chunk = programs[start : start + CHUNK]
-        below = iter(behave_many([p.fallback for p in chunk if p.fallback is not None]))
-        fallbacks = [None if p.fallback is None else next(below) for p in chunk]
-        values, updates, memory = run_together(chunk, _probes())
-        told = values[torch.tensor([i for row in updates for i in row] + [i for row in memory for i in row])]
-        found += _behaviours(chunk, told, [len(row) for row in memory], fallbacks)
-    return found
-
-
-@cache
-def _full_probes() -> list[dict[str, Tensor]]:
-    return [{name: x.expand(SHAPE).contiguous() for name, x in signals.items()} for signals in _probes()]
-
-
-@lru_cache(maxsize=4096)
-def _literal(value: float) -> Tensor:
-    return torch.full(SHAPE, value, dtype=torch.float64)
+    """What `behave` says of each program, much faster for programs that are akin."""
+    if not programs:
+        return []
+    below = iter(behave_many([p.fallback for p in programs if p.fallback is not None]))
+    fallbacks = [None if p.fallback is None else next(below) for p in programs]
+    return _behaviours(programs, together()(programs), fallbacks)
 
 
 def _behaviours(
-    programs: Sequence[Program], values: Tensor, slots: Sequence[int], fallbacks: Sequence[Behaviour | None]
+    programs: Sequence[Program], ran: Sequence[Ran], fallbacks: Sequence[Behaviour | None]
 ) -> list[Behaviour]:
-    """Behaviours from the updates of all steps of all programs, followed by the last memory of all of them.
-
-    `slots` says how many of the latter each program has.
-    """
-    count = STEPS * len(programs)
-    finite = values.isfinite().flatten(1).all(1).tolist()
-    rows = _digits(values)
-    updates = values[:count].view(len(programs), -1)
-    directions = _digits(updates / _size(updates))
-    memories = values[count:].flatten(1)
-    shapes = _digits(memories / _size(memories))
-    found = []
-    width = STEPS * _ROW
-    last = count
-    for i, (program, own, fallback) in enumerate(zip(programs, slots, fallbacks, strict=True)):
-        places = range(last, last + own)
-        last += own
-        whole = all(finite[i * STEPS : (i + 1) * STEPS]) and all(finite[places.start : places.stop])
+    updates = np.concatenate([r.updates for r in ran])
+    memory = np.concatenate([r.memory[-1] for r in ran])
+    whole = updates.reshape(len(ran), -1)
+    finite, finite_memory = (np.isfinite(x).all(1).tolist() for x in (whole, memory.reshape(-1, _ROW // 8)))
+    rows, kept = _digits(updates), _digits(memory)
+    with np.errstate(invalid="ignore"):  # infinite by infinite
+        directions, shapes = _digits(whole / _size(whole)), _digits(memory / _size(memory))
+    found, last = [], 0
+    for i, (program, own, fallback) in enumerate(zip(programs, ran, fallbacks, strict=True)):
+        places = range(last, last := last + own.memory.shape[1])
+        sound = finite[i] and all(finite_memory[places.start : places.stop])
         # as a set, because twins are one slot: so says the key
-        memory = sorted({rows[j * _ROW : (j + 1) * _ROW] for j in places})
-        parts = [rows[i * width : (i + 1) * width], *memory]
+        parts = [rows[i * _RUN : (i + 1) * _RUN], *sorted({kept[j * _ROW : (j + 1) * _ROW] for j in places})]
         if fallback is not None:
             parts.append(fallback.fingerprint.encode())
-            whole = whole and fallback.finite
+            sound = sound and fallback.finite
         fingerprint = direction = _hash(parts)
         if fallback is None and "lr" not in program.live.names:
-            scaled = sorted({shapes[(j - count) * _ROW : (j - count + 1) * _ROW] for j in places})
-            direction = _hash([directions[i * width : (i + 1) * width], *scaled])
-        found.append(Behaviour(fingerprint, whole, direction))
+            scaled = sorted({shapes[j * _ROW : (j + 1) * _ROW] for j in places})
+            direction = _hash([directions[i * _RUN : (i + 1) * _RUN], *scaled])
+        found.append(Behaviour(fingerprint, sound, direction))
     return found
 
 
-def _size(rows: Tensor) -> Tensor:
-    """Largest magnitude in each row, ``[rows, 1]``; never 0."""
-    return rows.abs().amax(1, keepdim=True).clamp_(min=1e-300)
+def _size(rows: Array) -> Array:
+    """Largest magnitude in each row, never 0; of shape 1 along all other dimensions."""
+    return np.maximum(np.abs(rows).max(tuple(range(1, rows.ndim)), keepdims=True), 1e-300)
 
 
-def _digits(values: Tensor) -> bytes:
+def _digits(values: Array) -> bytes:
     """Rounded bits of each value, laid end to end."""
-    bits = torch.nan_to_num(values, nan=-1.2345e300).add_(0.0).view(torch.int64)  # adding turns -0.0 into 0.0
-    return bits.add_(1 << (_DROPPED_BITS - 1)).bitwise_right_shift_(_DROPPED_BITS).numpy().tobytes()
+    usable = np.where(np.isnan(values), -1.2345e300, values) + 0.0  # which turns -0.0 into 0.0
+    return ((usable.view(np.int64) + (1 << (_DROPPED_BITS - 1))) >> _DROPPED_BITS).tobytes()
 
 
 def _hash(parts: Sequence[bytes]) -> str:

@@ -51,7 +51,7 @@ def _expressions(program: Program, names: dict[str, str]) -> dict[Arg, str]:
     body = program.body
     for index in program.live.instructions:
         op, args = body[index]
-        texts[index] = _expression(op, *[texts.get(a) or _leaf(a) for a in args])
+        texts[index] = _expression(op, *[texts[a] if a in texts else _leaf(a) for a in args])
     return texts
 
 

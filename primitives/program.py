@@ -91,9 +91,13 @@ class Program:
                     row = get_op(op)
                 if len(args) != row.arity:
                     raise ProgramError(f"{row.name} takes {row.arity} argument(s), got {len(args)}")
-                # registers, most of what there is, without a call
-                found = tuple([kinds[a] if type(a) is int and 0 <= a < index else _kind(a, index, kinds, names)
-                               for a in args])  # fmt: skip
+                # registers and names, most of what there is, without a call
+                found = tuple([
+                    kinds[a] if (t := type(a)) is int and 0 <= a < index  # type: ignore[operator,index]
+                    else names[a] if t is str and a in names
+                    else _kind(a, index, kinds, names)
+                    for a in args
+                ])  # fmt: skip
                 result = row.result.get(found)
                 if result is None:
                     got = ", ".join(k.name for k in found)
@@ -133,14 +137,13 @@ class Program:
         """
         instructions: set[int] = set()
         names: set[str] = set()
-        following = {slot.name: arg for slot, arg in zip(self.state, self.next_state, strict=True)}
+        body, following = self.body, dict(zip([slot.name for slot in self.state], self.next_state, strict=True))
         todo: list[Arg] = [self.update]
-        while todo:
-            arg = todo.pop()
+        for arg in todo:  # which grows on the way
             if type(arg) is int:
                 if arg not in instructions:
                     instructions.add(arg)
-                    todo.extend(self.body[arg].args)
+                    todo += body[arg].args
             elif type(arg) is str and arg not in names:
                 names.add(arg)
                 if arg in following:

@@ -1,18 +1,20 @@
 """Many programs on the same inputs, for several steps: what they have in common is computed once.
 
-All steps of all programs are unrolled into one graph of expressions; equal expressions over equal inputs are one node.
-Nodes of one level with the same operation run as one torch call on stacked operands. Populations of an evolution have
-most of their statements in common, so this is several times faster than one program at a time.
+All steps of all programs are unrolled into one graph of expressions, in C++; equal expressions over equal inputs are
+one node, whose value is computed when it is first asked for. Populations of an evolution have most of their statements
+in common, with each other and with those before them, so the graph is kept from call to call until it is too large.
 
-Every value is held at the parameter's full shape, of 64 elements, in float64. Vector units then work on whole vectors
-only, and a result does not depend, to the last bit, on what it is stacked with. Operations that mix elements get their
-arguments at the shapes of their kinds, with a leading dimension even for one program alone.
+Every value is held at the parameter's full shape, of 64 elements, in float64, and does not depend on what else is
+computed. Programs with ops that have no C++ meaning (plug-ins added late, matrix products), and all of them on machines
+without a compiler, run one at a time in torch instead; the last bits may differ then.
 """
 
 from __future__ import annotations
 
+import ctypes
+import weakref
+from array import array
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -21,181 +23,181 @@ from torch import Tensor
 
 from primitives.kinds import Kind
 from primitives.op import Op
-from primitives.ops import OPS
-from primitives.program import Arg, Const, Program
+from primitives.op_loops import SHAPE, Loops, loops
+from primitives.program import Arg, Const, Program, fold
 
-SHAPE = (8, 8)
-_AT_ONCE = 500  # stacked values of one call: fewer elements than torch would divide among threads, at odd places
+CHUNK = 1024  # programs at once
+_MOST = 100_000  # nodes that are kept from call to call, 51 MB
 _SIZES = {Kind.SCALAR: (1, 1), Kind.ROW: (SHAPE[0], 1), Kind.COL: (1, SHAPE[1]), Kind.TENSOR: SHAPE}
 
 
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
 class Ran(NamedTuple):
-    """What programs did.
+    """What a program did: updates ``[steps, *SHAPE]``; its live slots after each step ``[steps, slots, *SHAPE]``."""
 
-    Attributes:
-        values: distinct values of the whole batch, ``[values, *SHAPE]``.
-        updates: for each program the index of its update at each step.
-        memory: for each program the indices of its live slots after the last step.
-    """
-
-    values: Tensor
-    updates: list[list[int]]
-    memory: list[list[int]]
+    updates: Array
+    memory: Array
 
 
-def run_together(programs: Sequence[Program], steps: Sequence[Mapping[str, Tensor]], *, follow: bool = False) -> Ran:
-    """Run each program, not its fallback, with default hyperparameters.
+class Together:
+    """Runs programs, not their fallbacks, with default hyperparameters.
 
     Args:
-        programs: what to run.
         steps: for each step the signals, in float64; g and p of shape `SHAPE`, the others 0-dimensional.
         follow: move the parameter by each program's own updates, from the first step's `p` on.
     """
-    graph = _Graph(steps)
-    updates, memory = [], []
-    for program in programs:
-        mine, last = graph.unroll(program, follow)
-        updates.append(mine)
-        memory.append(last)
-    values, place = graph.evaluate()
-    return Ran(values, [[place[i] for i in row] for row in updates], [[place[i] for i in row] for row in memory])
+
+    def __init__(self, steps: Sequence[Mapping[str, Tensor]], *, follow: bool = False) -> None:
+        self.steps, self.follow = steps, follow
+        self._graph: _Graph | None = None
+
+    def __call__(self, programs: Sequence[Program]) -> list[Ran]:
+        """What each program did, in order."""
+        found: list[Ran] = []
+        compiled = loops()
+        for start in range(0, len(programs), CHUNK):
+            chunk = programs[start : start + CHUNK]
+            if compiled is None:
+                found += [self.alone(program) for program in chunk]
+                continue
+            if self._graph is None or self._graph.size > _MOST:
+                self._graph = _Graph(compiled, self.steps, self.follow)
+            ran = self._graph.run(chunk)
+            found += [self.alone(p) if own is None else own for p, own in zip(chunk, ran, strict=True)]
+        return found
+
+    def alone(self, program: Program) -> Ran:
+        """The same for one program, in torch."""
+        hypers = {name: _full(value) for name, value in program.defaults().items()}
+        signals = [{name: x.expand(SHAPE).contiguous() for name, x in step.items()} for step in self.steps]
+        first = signals[0]
+        state = {s.name: first[s.init] if isinstance(s.init, str) else _full(s.init) for s in program.state}
+        live = [i for i, s in enumerate(program.state) if s.name in program.live.names]
+        updates, memory, p = [], [], first["p"]
+        for step in signals:
+            inputs = step | hypers | state | ({"p": p} if self.follow else {})
+
+            def leaf(value: str | float, inputs: Mapping[str, Tensor] = inputs) -> Tensor:
+                return inputs[value] if type(value) is str else _full(value)
+
+            def apply(op: Op, args: list[Tensor], index: int) -> Tensor:
+                return _apply(op, [program.kind_of(a) for a in program.body[index].args], args)
+
+            update, following, _ = fold(program, leaf, apply)
+            state = dict(zip(state, following, strict=True))  # type: ignore[arg-type]
+            updates.append(update)
+            memory += [following[i] for i in live]
+            p = p - step["lr"] * update  # type: ignore[operator]
+        kept = torch.stack(memory) if memory else torch.empty(0, *SHAPE, dtype=torch.float64)  # type: ignore[arg-type]
+        shape = (len(signals), len(live), *SHAPE)
+        return Ran(torch.stack(updates).numpy(), kept.numpy().reshape(shape))  # type: ignore[arg-type]
 
 
-def apply_alone(op: Op, kinds: Sequence[Kind], args: Sequence[Tensor]) -> Tensor:
+def _full(value: str | float) -> Tensor:
+    return torch.full(SHAPE, value, dtype=torch.float64)  # type: ignore[arg-type]
+
+
+def _apply(op: Op, kinds: Sequence[Kind], args: Sequence[Tensor]) -> Tensor:
     """`op` on values held at full shape; the result, too, is held at full shape."""
     if not op.reduces:
         return op.function(*args, dims=(0, 1))
-    given = [_sliced(a[None], kind) for a, kind in zip(args, kinds, strict=True)]
-    return op.function(*given, dims=(1, 2))[0].expand(SHAPE).contiguous()
-
-
-def _sliced(x: Tensor, kind: Kind) -> Tensor:
-    rows, cols = _SIZES[kind]
-    return x[..., :rows, :cols].contiguous()
+    given = [a[: _SIZES[kind][0], : _SIZES[kind][1]] for a, kind in zip(args, kinds, strict=True)]
+    return op.function(*given, dims=(0, 1)).expand(SHAPE).contiguous()
 
 
 class _Graph:
-    def __init__(self, steps: Sequence[Mapping[str, Tensor]]) -> None:
-        self.steps = steps
-        self.numbers: dict[tuple[int, int, int, int], int] = {}  # (call, *arguments) to node
-        self.known: dict[tuple[str | float, int], int] = {}  # (name or literal, step) to node
-        self.call: list[int] = [-1]  # of each node; -1 for a leaf
-        # arguments of each node; where there are fewer, node 0, which is nothing
-        self.args: tuple[list[int], list[int], list[int]] = ([0], [0], [0])
-        self.level: list[int] = [0]
-        self.leaves: list[tuple[int, Tensor]] = []
-        self.calls: dict[tuple[str, tuple[Kind, ...]], int] = {}
+    """The engine of together.hpp, with one set of steps."""
 
-    def leaf(self, value: str | float, step: int = 0) -> int:
-        """The node of a signal at a step, or of a literal."""
-        node = self.known.get((value, step))
+    def __init__(self, compiled: Loops, steps: Sequence[Mapping[str, Tensor]], follow: bool) -> None:
+        self.steps, self.numbers, self.engine = steps, compiled.numbers, compiled.library
+        self.elementwise = {name: number for (name, kinds), number in self.numbers.items() if not kinds}
+        self.engine.create.restype = ctypes.c_void_p
+        self.engine.size.restype = ctypes.c_int64
+        self.handle = ctypes.c_void_p(self.engine.create())
+        weakref.finalize(self, self.engine.destroy, self.handle)
+        self.known: dict[str | float, int] = {}
+        self.leaf(0.0)  # node 0, which stands where there is no argument
+        self.signals = {name: [self._leaf(step[name].numpy()) for step in steps] for name in steps[0]}
+        self.follow: array[int] | None = None
+        if follow:
+            self.follow = array("i", [self.numbers["mul", ()], self.numbers["sub", ()], *self.signals["lr"]])
+
+    @property
+    def size(self) -> int:
+        """Number of nodes."""
+        return int(self.engine.size(self.handle))
+
+    def leaf(self, value: str | float) -> int:
+        """The node of a number, or of a signal at the first step."""
+        if type(value) is str:
+            return self.signals[value][0]
+        node = self.known.get(value)
         if node is None:
-            tensor = self.steps[step][value] if isinstance(value, str) else torch.tensor(value, dtype=torch.float64)
-            node = self.known[value, step] = len(self.level)
-            self.call.append(-1)
-            for args in self.args:
-                args.append(0)
-            self.level.append(0)
-            self.leaves.append((node, tensor))
+            node = self.known[value] = self._leaf(np.float64(value))
         return node
 
-    def number_of(self, op: Op, kinds: tuple[Kind, ...]) -> int:
-        """What nodes must share to be computed in one call; kinds matter where elements are mixed."""
-        return self.calls.setdefault((op.name, kinds if op.reduces else ()), len(self.calls))
+    def _leaf(self, value: Array | np.float64) -> int:
+        whole = np.broadcast_to(value, SHAPE).copy()
+        return int(self.engine.leaf(self.handle, ctypes.c_void_p(whole.ctypes.data), int(value.ndim == 0)))
 
-    def apply(self, statements: Sequence[tuple[int, int, int, int]], values: list[int]) -> None:
-        """Append to `values` the node of each statement, ``(call, *positions of its arguments)``."""
-        # all that takes time in a run is in this loop: no calls, no unpacking
-        numbers, level, call_of = self.numbers, self.level, self.call
-        first, second, third = self.args
-        for call, a, b, c in statements:
-            key = (call, values[a], values[b], values[c])
-            node = numbers.get(key)
-            if node is None:
-                _, x, y, z = key
-                node = numbers[key] = len(level)
-                call_of.append(call)
-                first.append(x)
-                second.append(y)
-                third.append(z)
-                level.append(1 + max(level[x], level[y], level[z]))
-            values.append(node)
+    def run(self, programs: Sequence[Program]) -> list[Ran | None]:
+        """What each program did; None of one that has an op without a C++ meaning."""
+        words, count = array("i"), len(self.steps)
+        slots = [self._write(program, words) for program in programs]
+        sizes = [0 if n is None else count * (1 + n) for n in slots]
+        nodes = np.empty(sum(sizes), dtype=np.int32)
+        values = np.empty((len(nodes), *SHAPE))
+        follow = None if self.follow is None else _address(self.follow)
+        written = ctypes.c_int64(len(slots) - slots.count(None))
+        at = ctypes.c_void_p(nodes.ctypes.data)
+        self.engine.unroll(self.handle, written, _address(words), count, follow, at)
+        self.engine.read(self.handle, ctypes.c_int64(len(nodes)), at, ctypes.c_void_p(values.ctypes.data))
+        found: list[Ran | None] = []
+        last = 0
+        for n, size in zip(slots, sizes, strict=True):
+            rows = values[last : (last := last + size)].reshape(count, -1, *SHAPE)
+            found.append(None if n is None else Ran(rows[:, 0], rows[:, 1:]))
+        return found
 
-    def unroll(self, program: Program, follow: bool) -> tuple[list[int], list[int]]:
-        """Nodes of the update at each step and of the live slots after the last."""
-        live, body, kind_of = program.live, program.body, program.kind_of
-        where: dict[Arg, int] = {name: i for i, name in enumerate(live.names, 1)}  # position among a step's values
+    def _write(self, program: Program, words: array[int]) -> int | None:
+        """Append a program as together.hpp reads it; returns the number of its slots, or None if it cannot be."""
+        live, body, call_of = program.live, program.body, self.elementwise
+        statements: list[int] = []
         slots = [(s, a) for s, a in zip(program.state, program.next_state, strict=True) if s.name in live.names]
-        outputs = [program.update, *(arg for _, arg in slots)]
-        for arg in [a for i in live.instructions for a in body[i].args] + outputs:
-            if type(arg) is Const and arg not in where:
-                where[arg] = len(where) + 1
-        before = len(where) + 1
-        for position, index in enumerate(live.instructions, before):
-            where[index] = position
-        statements = []
+        outputs = [program.update, *[arg for _, arg in slots]]
+        fixed: dict[Arg, int] = {}
+        for hyper in program.hypers:
+            if hyper.name in live.names:
+                fixed[hyper.name] = self.leaf(hyper.default)
+        for arg in [a for i in live.instructions for a in body[i].args if type(a) is Const] + outputs:
+            if type(arg) is Const:
+                fixed[arg] = self.leaf(arg.value)
+        signals = [name for name in self.signals if name in live.names]
+        if self.follow is not None:
+            signals = ["p", *(name for name in signals if name != "p")]
+        names: list[Arg] = ["", *fixed, *signals, *[s.name for s, _ in slots], *live.instructions]
+        where = dict(zip(names, range(len(names)), strict=True))
         for index in live.instructions:
             name, args = body[index]
-            op = OPS[name]
-            call = self.number_of(op, tuple([kind_of(a) for a in args]) if op.reduces else ())
-            statements.append((call, *[where[a] for a in args], *[0] * (3 - len(args))))
-        defaults = program.defaults()
-        fixed = [0] * before
-        for arg, position in list(where.items())[: before - 1]:
-            if type(arg) is Const:
-                fixed[position] = self.leaf(arg.value)
-            elif arg in defaults:
-                fixed[position] = self.leaf(defaults[arg])
-        signals = [(name, where[name]) for name in live.names & self.steps[0].keys()]
-        state = [self.leaf(slot.init) for slot, _ in slots]
-        at_slots = [where[slot.name] for slot, _ in slots]
-        at_outputs = [where[a] for a in outputs]
-        updates: list[int] = []
-        p = self.leaf("p")
-        for step in range(len(self.steps)):
-            values = fixed.copy()
-            for name, position in signals:
-                values[position] = p if follow and name == "p" else self.leaf(name, step)
-            for position, node in zip(at_slots, state, strict=True):
-                values[position] = node
-            self.apply(statements, values)  # type: ignore[arg-type]
-            update, *state = [values[i] for i in at_outputs]
-            updates.append(update)
-            if follow:
-                p = self._moved(p, update, step)
-        return updates, state
+            call = call_of.get(name)
+            if call is None:
+                call = self.numbers.get((name, tuple([program.kind_of(a) for a in args])))
+                if call is None:
+                    return None
+            statements += (call, *[where[a] for a in args], *_NONE[len(args)])
+        words.extend((1 + len(fixed), len(signals), len(slots), len(live.instructions), 0, *fixed.values()))
+        for name in signals:
+            words.extend(self.signals[name])
+        words.extend([self.leaf(slot.init) for slot, _ in slots])
+        words.extend(statements)
+        words.extend([where[a] for a in outputs])
+        return len(slots)
 
-    def _moved(self, p: int, update: int, step: int) -> int:
-        """The node of ``p - lr * update``."""
-        values = [0, p, self.leaf("lr", step), update]
-        mul, sub = (self.number_of(OPS[name], ()) for name in ("mul", "sub"))
-        self.apply([(mul, 2, 3, 0), (sub, 1, 4, 0)], values)
-        return values[-1]
 
-    def evaluate(self) -> tuple[Tensor, list[int]]:
-        """All values, and for each node the index of its value."""
-        count = len(self.level)
-        call, level = np.array(self.call), np.array(self.level)
-        order = np.lexsort((call, level))
-        place = np.empty(count, dtype=np.int64)
-        place[order] = np.arange(count)
-        operands = [torch.from_numpy(place[np.array(args)[order]]) for args in self.args]
-        values = torch.empty((count, *SHAPE), dtype=torch.float64)
-        values[place[0]] = 0.0
-        for node, tensor in self.leaves:
-            values[place[node]] = tensor
-        ordered_call, ordered_level = call[order], level[order]
-        changes = np.flatnonzero((np.diff(ordered_call) != 0) | (np.diff(ordered_level) != 0)) + 1
-        calls = list(self.calls)
-        edges = [0, *changes.tolist(), count]
-        pieces = [(i, min(i + _AT_ONCE, stop)) for start, stop in pairwise(edges) for i in range(start, stop, _AT_ONCE)]
-        for start, stop in pieces:
-            if ordered_call[start] < 0:
-                continue
-            name, kinds = calls[ordered_call[start]]
-            op = OPS[name]
-            args = [values.index_select(0, operands[j][start:stop]) for j in range(op.arity)]
-            if op.reduces:
-                args = [_sliced(a, kind) for a, kind in zip(args, kinds, strict=True)]
-            values[start:stop] = op.function(*args, dims=(1, 2))
-        return values, place.tolist()
+def _address(words: array[int]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(words.buffer_info()[0])
+
+
+_NONE = ((0, 0, 0), (0, 0), (0,), ())

@@ -13,6 +13,7 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 from primitives.kinds import Kind, join
+from primitives.op import Op
 from primitives.program import Program
 from primitives.source import hoist
 
@@ -182,6 +183,21 @@ class _Torch:
         return self.sum(x, dim, keepdim) / self._trace.node(S, count)
 
 
+def trace_op(op: Op, kinds: Sequence[Kind]) -> tuple[tuple[Node, ...], int]:
+    """One op, given the kinds of its arguments: all values, of which inputs have the names ``a``, ``b``, ``c``, ….
+
+    Returns:
+        The nodes, each after those it is made of, and the position of the result.
+
+    Raises:
+        Untraceable: if its template is more than elementwise functions, sums and means.
+    """
+    graph = Trace()
+    args = [graph.node(kind, "abcd"[i]) for i, kind in enumerate(kinds)]
+    result = _run(op.function, graph, {0: Kind.ROW, 1: Kind.COL}, *args, dims=(0, 1))
+    return tuple(graph.nodes), result.index
+
+
 def trace(program: Program) -> Step:
     """`program` for one parameter, with its live slots and the numbers of `primitives.source.HoistedStep`.
 
@@ -193,13 +209,17 @@ def trace(program: Program) -> Step:
     live = {slot.name: graph.node(slot.kind, f"s{i}") for i, slot in enumerate(program.live_state)}
     inputs = {"g": graph.node(TENSOR, "g"), "p": graph.node(TENSOR, "p"), **live}
     numbers = [graph.node(S, f"k{i}") for i in range(hoisted.count)]
-    names = {"torch": _Torch(graph, axes), "math": math}
-    function = FunctionType(hoisted.function.__code__, names)  # the same code with another torch
-    try:
-        reads = [None if name is None else inputs.get(name) for name in hoisted.reads]
-        update, state = function(reads, numbers, tuple(axes))
-    except (NameError, TypeError, KeyError, AttributeError) as error:
-        raise Untraceable(str(error)) from error
+    reads = [None if name is None else inputs.get(name) for name in hoisted.reads]
+    update, state = _run(hoisted.function, graph, axes, reads, numbers, tuple(axes))
     after = {slot.name: value for slot, value in zip(program.state, state, strict=True)}
     following = [None if after[name].index == before.index else after[name].index for name, before in live.items()]
     return Step(tuple(graph.nodes), update.index, tuple(following))
+
+
+def _run(function: Callable[..., Any], graph: Trace, axes: dict[int, Kind], *args: Any, **more: Any) -> Any:
+    """What generated code returns if it meets another torch."""
+    names = {"torch": _Torch(graph, axes), "math": math}
+    try:
+        return FunctionType(function.__code__, names)(*args, **more)
+    except (NameError, TypeError, KeyError, AttributeError) as error:
+        raise Untraceable(str(error)) from error

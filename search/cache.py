@@ -63,7 +63,6 @@ class DuplicateCache:
     directions: dict[str, int] = field(default_factory=dict)
     aliases: dict[str, int] = field(default_factory=dict)  # keys of programs that behave like one added before
     judged: dict[str, Verdict] = field(default_factory=dict)  # keys that need no second look
-    slots: dict[str, bool] = field(default_factory=dict)  # whether they explode, by key
 
     def identify_all(self, programs: Sequence[Program], numbers: Sequence[int]) -> list[Identity]:
         """Judge several programs in order, and add each new one under its number before the next is judged.
@@ -73,7 +72,7 @@ class DuplicateCache:
         unknown = {p.key: p for p in programs if depends_on_gradient(p) and not self._knows(p.key)}
         behaviours = dict(zip(unknown, behave_many(list(unknown.values())), strict=True))
         fresh = {k: p for k, p in unknown.items() if behaviours[k].finite and not self._twin(behaviours[k])}
-        exploding = dict(zip(fresh, explode(list(fresh.values()), self.slots), strict=True))
+        exploding = dict(zip(fresh, explode(list(fresh.values())), strict=True))
         found = []
         for program, number in zip(programs, numbers, strict=True):
             identity = self._judge(program, behaviours, exploding)
@@ -87,7 +86,7 @@ class DuplicateCache:
         if not depends_on_gradient(program) or self._knows(program.key):
             return self._judge(program, {}, {})
         behaviours = {program.key: behave_many([program])[0]}
-        return self._judge(program, behaviours, {program.key: explode([program], self.slots)[0]})
+        return self._judge(program, behaviours, {program.key: explode([program])[0]})
 
     def _knows(self, key: str) -> bool:
         return key in self.keys or key in self.judged

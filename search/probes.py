@@ -6,41 +6,37 @@ import math
 from collections.abc import Sequence
 from functools import cache, lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from primitives import OPS, Const, Kind, Program
 from primitives.interpret import execute, initial_slot
+from primitives.op_loops import SHAPE
 from primitives.program import Arg
-from primitives.together import SHAPE, run_together
+from primitives.together import Ran, Together
 
 _HORIZONS = (3, 6, 12)
 _FASTER = 1.15
 _BOUNDED = frozenset(("sign", "tanh", "sin", "cos", "arctan"))  # whatever they are given
 
 
-def explode(programs: Sequence[Program], known: dict[str, bool] | None = None) -> list[bool]:
+def explode(programs: Sequence[Program]) -> list[bool]:
     """Whether each program's state grows faster than any power of the number of steps, under gradients of one size.
 
     A sum that grows in proportion to the steps, as AdaGrad's, passes; a slot that is multiplied by 1.1 in every step
     does not. Most programs are cleared by looking at them; the others are run for 12 steps, and from 6 to 12 a slot
-    must not grow by a factor 1.15 more than from 3 to 6, or cease to be finite. `known` remembers
-    slots from call to call: children mostly have those of their parents.
+    must not grow by a factor 1.15 more than from 3 to 6, or cease to be finite.
     """
-    known = {} if known is None else known
-    slots: list[list[str]] = []  # of each program the keys of its suspects
-    unknown: dict[str, Program] = {}
-    for p in programs:
-        # a program whose update is that slot: nothing but what the slot needs is then run
-        alone = [Program(p.state, p.hypers, p.body, slot, p.next_state) for slot in _suspects(p)]
-        slots.append([program.key for program in alone])
-        unknown |= {program.key: program for program in alone if program.key not in known}
-    if unknown:
-        ran = run_together(list(unknown.values()), _steady())
-        sizes = ran.values.abs().flatten(1).amax(1).nan_to_num(nan=math.inf, posinf=math.inf).tolist()
-        for key, updates in zip(unknown, ran.updates, strict=True):
-            known[key] = _geometric(*(sizes[updates[horizon]] for horizon in _HORIZONS))
-    return [any(known[key] for key in keys) for keys in slots]
+    suspects = [_suspects(p) for p in programs]
+    ran = iter(_together()([p for p, slots in zip(programs, suspects, strict=True) if slots]))
+    return [bool(slots) and _grows(p, slots, next(ran)) for p, slots in zip(programs, suspects, strict=True)]
+
+
+def _grows(program: Program, slots: Sequence[str], ran: Ran) -> bool:
+    which = [i for i, slot in enumerate(program.live_state) if slot.name in slots]
+    sizes = np.abs(ran.memory[[horizon - 1 for horizon in _HORIZONS]][:, which]).max((2, 3))
+    return any(_geometric(*each) for each in sizes.T.tolist())
 
 
 def _geometric(first: float, second: float, third: float) -> bool:
@@ -50,12 +46,17 @@ def _geometric(first: float, second: float, third: float) -> bool:
 
 
 @cache
+def _together() -> Together:
+    return Together(_steady())
+
+
+@cache
 def _steady() -> list[dict[str, Tensor]]:
-    """Signals of 13 steps: gradients that hardly change, so that sums grow evenly, and a parameter that stays."""
+    """Signals of 12 steps: gradients that hardly change, so that sums grow evenly, and a parameter that stays."""
     generator = torch.Generator().manual_seed(45)
     mean, p = (torch.randn(SHAPE, generator=generator, dtype=torch.float64) for _ in range(2))
     steps = []
-    for step in range(1, _HORIZONS[-1] + 2):
+    for step in range(1, _HORIZONS[-1] + 1):
         g = 0.3 * mean + 0.02 * torch.randn(SHAPE, generator=generator, dtype=torch.float64)
         numbers = {"lr": 0.01, "step": float(step), "progress": step / 200, "global_norm": float(g.norm())}
         steps.append({"g": g, "p": p} | {n: torch.tensor(x, dtype=torch.float64) for n, x in numbers.items()})

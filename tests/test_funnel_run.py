@@ -17,8 +17,8 @@ from experiments import funnel_run, funnel_store
 from experiments.errors import UserError
 from experiments.funnel_report import sentences, stage_table, write_archive, write_picture
 from experiments.funnel_run import Funnel, correlation, is_large, run_funnel, stages_for
-from experiments.presets import DEFAULTS
 from experiments.funnel_watch import Watch
+from experiments.presets import DEFAULTS
 from experiments.run_search import SearchOptions, run_search
 from experiments.tasks import TASKS
 from primitives import Program, Task, parse_program
@@ -164,7 +164,9 @@ def test_correlations_are_of_ranks_and_undefined_where_there_are_none() -> None:
         assert math.isnan(correlation(pairs).rho)
 
 
-def test_stages_train_the_proxy_again_only_at_first_and_leave_out_tasks_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_train_the_proxy_again_only_at_first_and_leave_out_tasks_that_are_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert stages_for("digits")[0].tasks == ("digits",) and stages_for("charlm")[0].tasks != ("charlm",)
     for name in (task for stage in stages_for("digits") for task in stage.tasks):
         fresh, *others = stages_for(name)
