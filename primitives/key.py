@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 
 from primitives.ops import OPS
-from primitives.program import Arg, Program
+from primitives.program import Arg, Const, Program
 
 
 def structural_key(program: Program) -> str:
@@ -51,7 +51,10 @@ def _expressions(program: Program, names: dict[str, str]) -> dict[Arg, str]:
     body = program.body
     for index in program.live.instructions:
         op, args = body[index]
-        texts[index] = _expression(op, *[texts[a] if a in texts else _leaf(a) for a in args])
+        texts[index] = _expression(op, *[
+            texts[a] if type(a) is int else repr(a.value) if type(a) is Const else names.get(a, a)  # type: ignore[arg-type]
+            for a in args
+        ])  # fmt: skip
     return texts
 
 

@@ -85,12 +85,7 @@ class Program:
             names[item.name] = item.kind if isinstance(item, Slot) else Kind.SCALAR
         kinds: list[Kind] = []
         for index, (op, args) in enumerate(self.body):
-            row = OPS.get(op) if type(op) is str else None
             try:
-                if row is None:
-                    row = get_op(op)
-                if len(args) != row.arity:
-                    raise ProgramError(f"{row.name} takes {row.arity} argument(s), got {len(args)}")
                 # registers and names, most of what there is, without a call
                 found = tuple([
                     kinds[a] if (t := type(a)) is int and 0 <= a < index  # type: ignore[operator,index]
@@ -98,10 +93,9 @@ class Program:
                     else _kind(a, index, kinds, names)
                     for a in args
                 ])  # fmt: skip
-                result = row.result.get(found)
+                result = _RESULTS.get((op, found)) if type(op) is str else None
                 if result is None:
-                    got = ", ".join(k.name for k in found)
-                    raise ProgramError(f"{row.name} does not accept arguments of kind ({got})")
+                    result = _RESULTS[op, found] = _result(op, found)
             except ProgramError as error:
                 raise ProgramError(f"instruction x{index} = {_short(op, args)}: {error}") from None
             kinds.append(result)
@@ -288,6 +282,20 @@ def check_hypers(program: Program, values: dict[str, float]) -> dict[str, float]
             raise ProgramError(f"unknown hyperparameter {name!r}; this program has: {known}")
         merged[name] = by_name[name].check(value)
     return merged
+
+
+_RESULTS: dict[tuple[str, tuple[Kind, ...]], Kind] = {}  # what `_result` said before
+
+
+def _result(op: str, kinds: tuple[Kind, ...]) -> Kind:
+    """Kind of what `op` makes of arguments of these kinds."""
+    row = get_op(op)
+    if len(kinds) != row.arity:
+        raise ProgramError(f"{row.name} takes {row.arity} argument(s), got {len(kinds)}")
+    result = row.result.get(kinds)
+    if result is None:
+        raise ProgramError(f"{row.name} does not accept arguments of kind ({', '.join(k.name for k in kinds)})")
+    return result
 
 
 def _kind(arg: Arg, before: int, kinds: Sequence[Kind], names: dict[str, Kind]) -> Kind:

@@ -49,12 +49,15 @@ struct Graph {
 
 extern "C" {
 
-Graph* create() {
-  Graph* graph = new Graph;
-  graph->values.reserve(1 << 17);  // of the address space, not yet of memory
-  return graph;
-}
+Graph* create() { return new Graph; }
 void destroy(Graph* graph) { delete graph; }
+
+void clear(Graph* graph) {  // memory is kept: to get it from the system costs more than what is computed in it
+  graph->known.clear();
+  graph->values.clear();
+  graph->uniform.clear();
+}
+
 int64_t size(const Graph* graph) { return int64_t(graph->values.size()); }
 
 int32_t leaf(Graph* graph, const double* value, int same) {

@@ -27,7 +27,7 @@ from primitives.op_loops import SHAPE, Loops, loops
 from primitives.program import Arg, Const, Program, fold
 
 CHUNK = 1024  # programs at once
-_MOST = 100_000  # nodes that are kept from call to call, 51 MB
+_MOST = 32_768  # nodes that are kept from call to call, 17 MB
 _SIZES = {Kind.SCALAR: (1, 1), Kind.ROW: (SHAPE[0], 1), Kind.COL: (1, SHAPE[1]), Kind.TENSOR: SHAPE}
 
 
@@ -62,8 +62,10 @@ class Together:
             if compiled is None:
                 found += [self.alone(program) for program in chunk]
                 continue
-            if self._graph is None or self._graph.size > _MOST:
+            if self._graph is None:
                 self._graph = _Graph(compiled, self.steps, self.follow)
+            elif self._graph.size > _MOST:
+                self._graph.clear()
             ran = self._graph.run(chunk)
             found += [self.alone(p) if own is None else own for p, own in zip(chunk, ran, strict=True)]
         return found
@@ -117,11 +119,17 @@ class _Graph:
         self.engine.size.restype = ctypes.c_int64
         self.handle = ctypes.c_void_p(self.engine.create())
         weakref.finalize(self, self.engine.destroy, self.handle)
-        self.known: dict[str | float, int] = {}
+        self.follows = follow
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything but the steps."""
+        self.engine.clear(self.handle)
+        self.known: dict[float, int] = {}
         self.leaf(0.0)  # node 0, which stands where there is no argument
-        self.signals = {name: [self._leaf(step[name].numpy()) for step in steps] for name in steps[0]}
+        self.signals = {name: [self._leaf(step[name].numpy()) for step in self.steps] for name in self.steps[0]}
         self.follow: array[int] | None = None
-        if follow:
+        if self.follows:
             self.follow = array("i", [self.numbers["mul", ()], self.numbers["sub", ()], *self.signals["lr"]])
 
     @property
@@ -131,7 +139,7 @@ class _Graph:
 
     def leaf(self, value: str | float) -> int:
         """The node of a number, or of a signal at the first step."""
-        if type(value) is str:
+        if isinstance(value, str):
             return self.signals[value][0]
         node = self.known.get(value)
         if node is None:
@@ -163,17 +171,17 @@ class _Graph:
 
     def _write(self, program: Program, words: array[int]) -> int | None:
         """Append a program as together.hpp reads it; returns the number of its slots, or None if it cannot be."""
-        live, body, call_of = program.live, program.body, self.elementwise
+        live, body, call_of, known = program.live, program.body, self.elementwise, self.known
         statements: list[int] = []
         slots = [(s, a) for s, a in zip(program.state, program.next_state, strict=True) if s.name in live.names]
         outputs = [program.update, *[arg for _, arg in slots]]
         fixed: dict[Arg, int] = {}
         for hyper in program.hypers:
             if hyper.name in live.names:
-                fixed[hyper.name] = self.leaf(hyper.default)
+                fixed[hyper.name] = known.get(hyper.default) or self.leaf(hyper.default)
         for arg in [a for i in live.instructions for a in body[i].args if type(a) is Const] + outputs:
             if type(arg) is Const:
-                fixed[arg] = self.leaf(arg.value)
+                fixed[arg] = known.get(arg.value) or self.leaf(arg.value)
         signals = [name for name in self.signals if name in live.names]
         if self.follow is not None:
             signals = ["p", *(name for name in signals if name != "p")]
