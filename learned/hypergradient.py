@@ -23,6 +23,8 @@ from torch.optim.optimizer import ParamsT
 
 from learned.rules import RULES, Seen, cap, on_scale, towards_parent
 from learned.spikes import damping, follow, sampled
+from learned.sums import Sums
+from learned.watch import Watched
 from learned.watched_optimizer import WatchedOptimizer
 from primitives import Program, ProgramError
 from primitives.options import with_fallback
@@ -57,6 +59,8 @@ class LearnedOptimizer(WatchedOptimizer):
             step, if no parameter has a gradient.
     """
 
+    _sums: Sums | None
+
     def __init__(
         self,
         params: ParamsT,
@@ -80,7 +84,7 @@ class LearnedOptimizer(WatchedOptimizer):
             raise ProgramError(f"hyper_lr must be a finite number of at least 0, got {hyper_lr!r}")
         if options.get("differentiable"):
             raise ProgramError("learned rates are no functions of the inputs; choose learning or differentiable")
-        self._probed = False
+        self._probed, self._sums = False, None
         self._start()
         self.hypergradient: Tensor | None = None
         """Derivative of the last step's loss with respect to the learned rate of the step before, or None."""
@@ -109,7 +113,7 @@ class LearnedOptimizer(WatchedOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._probed = False
+        self._probed, self._sums = False, None
         for group in self.param_groups:
             self._complete(group)
 
@@ -209,7 +213,11 @@ class LearnedOptimizer(WatchedOptimizer):
         device = pairs[0][1].device
         began = [state["step"].item() > 1 for state in states]  # there was a step before; not on the device
 
+        sums = self._gathered(states, watches)
+
         def column(name: str, which: Sequence[int]) -> Tensor:
+            if sums is not None:
+                return sums[name] if len(which) == len(pairs) else sums[name][which]
             found = [states[i][watches[i].sums[name]].view(1) for i in which]
             return torch.cat([x if x.device == device else x.to(device) for x in found]).double()
 
@@ -238,6 +246,17 @@ class LearnedOptimizer(WatchedOptimizer):
                 dot = (share[have] * column(f"dot {name}", which)).sum()
                 u2 = (share[have].square() * column(f"u2 {name}", which)).sum()
                 self._learn_hyper(name, dot / (g2[have].sum().sqrt() * u2.sqrt()))
+
+    def _gathered(self, states: Sequence[dict[str, Any]], watches: Sequence[Watched]) -> Sums | None:
+        """The sums as a table, where steps write them in place and one table can hold them."""
+        if not self.compile:
+            return None
+        if self._sums is None or not self._sums.holds(states):
+            some = [state[next(iter(watch.sums.values()))] for state, watch in zip(states, watches, strict=True)]
+            if len({(x.device, x.dtype) for x in some}) > 1:
+                return None
+            self._sums = Sums(states, watches)
+        return self._sums
 
     def _learn_rate(
         self, pairs: Sequence[tuple[dict[str, Any], Tensor]], old: Sequence[int], dot: Tensor, g2: Tensor, u2: Tensor,

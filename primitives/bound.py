@@ -45,7 +45,7 @@ class Bound:
     def holds(self, p: Tensor, state: Mapping[str, Tensor] | None) -> bool:
         """Whether parameter and state are still the tensors that were bound, and where they were."""
         same = p is self.p and state is self.state and all(map(is_, map(self.state.get, self.names), self.held))
-        return same and (p.data_ptr(), p.stride(), [x.data_ptr() for x in self.held]) == self._layout
+        return same and (p.data_ptr(), p.stride(), list(map(Tensor.data_ptr, self.held))) == self._layout
 
     def advance(self) -> float:
         """Count one more step; returns its number."""
