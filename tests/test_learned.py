@@ -366,6 +366,8 @@ def test_parameters_without_gradient_do_not_count(compiled):
     optimizer = learn([frozen, moved], sgd(), 0.1, rule="additive", hyper_lr=0.0, compile=compiled)
     moved.grad, frozen.grad = torch.ones(2), torch.ones(2)
     optimizer.step()
+    optimizer.step()
+    assert optimizer.hypergradient.item() == -4.0
     moved.grad, frozen.grad = torch.ones(2), None
     optimizer.step()
     assert optimizer.hypergradient.item() == -2.0
