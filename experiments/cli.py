@@ -78,7 +78,9 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="W
 @command
 def train(
     context: typer.Context,
-    optimizer: Annotated[str, typer.Option(metavar="PROGRAM", help="How to train.")] = "adamw",
+    optimizer: Annotated[
+        str, typer.Option(metavar="PROGRAM", help="How to train: a PROGRAM, or a meta-trained rule.")
+    ] = "adamw",
     task: TaskName = "digits",
     data: Annotated[
         Path | None, typer.Option(metavar="PATH", help="File or folder of the task's data, if it reads files.")
@@ -88,7 +90,7 @@ def train(
         typer.Option(
             metavar="RATE",
             help="Learning rate; the initial one, if it is learned.",
-            show_default="the middle of the optimizer's usual range, else 0.001",
+            show_default="the middle of the optimizer's usual range, else 0.001; 1 for meta-trained rules",
         ),
     ] = None,
     steps: Steps = None,
@@ -130,6 +132,7 @@ def train(
     """Train a task's model once, with TensorBoard logs.
 
     Schedules: constant, warmup, cosine, step, exponential, inverse-square-root, wsd.
+    Meta-trained rules: lstm-classifiers, mlp-classifiers, lstm-quadratics, mlp-quadratics, any .safetensors file.
     Ctrl-C ends a run with checkpoints as a crash does: --resume goes on, to the same result.
 
     \b
@@ -139,6 +142,7 @@ def train(
       optforge train --lr 1e-5 --learn lr,beta1 --per tensor
       optforge train --lr 0.01 --schedule cosine --warmup 20 --clip-norm 1 --set weight_decay=0.1
       optforge train --optimizer runs/first#1 --json result.json
+      optforge train --optimizer lstm-classifiers --learn lr
       optforge train --task tinystories:small --devices 4 --precision bf16 --checkpoint-every 500 --run-dir runs/big
       optforge train --run-dir runs/big --resume
     """

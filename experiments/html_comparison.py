@@ -116,6 +116,9 @@ def training_sections(runs: Sequence[tuple[str, dict[str, Any], Path]]) -> list[
             raise UserError(
                 f"{source} is not a training run's result ({type(error).__name__}: {error}); was it edited?"
             ) from None
+        if "card" in found:  # of a meta-trained rule, which is no program
+            programs.append(Fold(label, (facts(f"{found.get('rule')}, meta-trained", found["card"]),)))
+            continue
         program = read_program(found["program"], source)
         programs.append(Fold(label, (Formula(program), Code(pseudo_code(program), "pseudo-code"))))
     header = (

@@ -18,6 +18,7 @@ from experiments.results import RunResult
 from experiments.run_options import RunOptions
 from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from experiments.tasks import get_task, with_data
+from learned.meta_weights import Learned, load, shipped
 from primitives import Program, ProgramError, print_program
 from primitives.options import merged_hypers, with_fallback
 
@@ -64,10 +65,11 @@ def train_command(
     }
     asked |= {"settings": settings, "data": data and str(data.absolute()), **others}
     problem = get_task(with_data(task, data))
-    name, program = resolve_program(optimizer)
+    name, rule = _resolve(optimizer)
     row = BASELINES.get(optimizer)
     full_batch = row is not None and row.full_batch
-    options = RunOptions(hypers=parse_settings(settings, name, program), **others)
+    options = RunOptions(hypers=parse_settings(settings, name, rule), **others)
+    usual = usual_rate(optimizer) if isinstance(rule, Program) else 1.0
     if full_batch and options.accumulate > 1:
         raise UserError(f"{name} sees the whole training set in every step, so that there is nothing to accumulate")
     check_can_write("--json", json_file)
@@ -83,8 +85,8 @@ def train_command(
         how: dict[str, Any] = {"seed": seed, "steps": steps, "learn": learn, "full_batch": full_batch}
         result = train(
             problem,
-            program,
-            usual_rate(optimizer) if lr is None else lr,
+            rule,
+            usual if lr is None else lr,
             **how,
             options=options,
             log_dir=folder,
@@ -93,9 +95,10 @@ def train_command(
         )
         if not first:
             return
-        record = _record(name, program, learn, result) | {"full_batch": full_batch, "options": asdict(options)}
+        record = _record(name, rule, learn, result) | {"full_batch": full_batch, "options": asdict(options)}
         text = json.dumps(record, indent=2) + "\n"
-        write_atomic(folder / "program.txt", print_program(program))
+        if isinstance(rule, Program):
+            write_atomic(folder / "program.txt", print_program(rule))
         write_atomic(folder / "result.json", text)
         if json_file is not None:
             write_atomic(json_file, text)
@@ -136,14 +139,22 @@ def _is_first_process() -> bool:
     return is_first_process()
 
 
-def parse_settings(settings: Sequence[str], name: str, program: Program) -> dict[str, float]:
-    """Values of hyperparameters from texts like ``beta1=0.95``, for the program called `name`.
+def _resolve(optimizer: str) -> tuple[str, Program | Learned]:
+    """The program that is meant, or the meta-trained rule: the name of shipped weights, or a file of them."""
+    if optimizer in shipped() or optimizer.endswith(".safetensors"):
+        return Path(optimizer).stem, load(optimizer)
+    return resolve_program(optimizer)
+
+
+def parse_settings(settings: Sequence[str], name: str, rule: Program | Learned) -> dict[str, float]:
+    """Values of hyperparameters from texts like ``beta1=0.95``, for the rule called `name`.
 
     Raises:
         UserError: for a text of another form, a name given twice, or one that the program does not have.
         ProgramError: for a value out of range.
     """
-    known = dict.fromkeys(hyper for part in with_fallback(program) for hyper in part.defaults())
+    parts = with_fallback(rule) if isinstance(rule, Program) else ()
+    known = dict.fromkeys(hyper for part in parts for hyper in part.defaults())
     values: dict[str, float] = {}
     for text in settings:
         hyper, mark, number = (part.strip() for part in text.partition("="))
@@ -159,21 +170,18 @@ def parse_settings(settings: Sequence[str], name: str, program: Program) -> dict
         if hyper in values:
             raise UserError(f"--set gives {hyper} twice")
         values[hyper] = value
-    merged_hypers(program, values)
+    if isinstance(rule, Program):
+        merged_hypers(rule, values)
     return values
 
 
-def _record(name: str, program: Program, learn: Sequence[str] | None, result: RunResult) -> dict[str, Any]:
-    about = describe(name, program)
-    return {
-        "optimizer": name,
-        **result.as_json(),
-        "learn": list(learn or []),
-        "program": print_program(program),
-        "key": about["key"],
-        "state_bytes_per_parameter": about["state_bytes_per_parameter"],
-        "provenance": provenance(),
-    }
+def _record(name: str, rule: Program | Learned, learn: Sequence[str] | None, result: RunResult) -> dict[str, Any]:
+    record = {"optimizer": name, **result.as_json(), "learn": list(learn or []), "provenance": provenance()}
+    if not isinstance(rule, Program):
+        return record | {"rule": rule.rule.name, "card": rule.card}
+    about = describe(name, rule)
+    told = {name: about[name] for name in ("key", "state_bytes_per_parameter")}
+    return record | {"program": print_program(rule), **told}
 
 
 def _summary(name: str, result: RunResult, metric: str, folder: Path, batches: str) -> str:

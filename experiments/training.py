@@ -21,7 +21,10 @@ from experiments.progress import progress_bar
 from experiments.results import RunResult
 from experiments.run_options import PLAIN, RunOptions
 from experiments.training_run import Factory, TrainingRun, learned_values
+from learned import MetaOptimizer
 from learned import learn as learn_rates
+from learned.meta_optimizer import HYPER_RATE
+from learned.meta_weights import Learned
 from primitives import Program, ProgramOptimizer, Task
 from primitives.options import merged_hypers
 from search.lightning_fit import fit, quiet
@@ -32,7 +35,7 @@ CHECKPOINT = "checkpoint.ckpt"
 
 def train(
     task: Task,
-    optimizer: Program | Factory,
+    optimizer: Program | Learned | Factory,
     lr: float = 1e-3,
     *,
     seed: int = 0,
@@ -52,12 +55,13 @@ def train(
 
     Args:
         task: what to train.
-        optimizer: an update rule, or a function of ``(parameters, lr=…)`` that makes an optimizer.
+        optimizer: an update rule, a meta-trained one, or a function of ``(parameters, lr=…)`` that makes an optimizer.
         lr: learning rate; the initial one if it is learned.
         seed: of initial weights and order of batches.
         steps: number of steps; the task's own by default.
         log_dir: where TensorBoard logs and checkpoints go; none are written without it.
-        learn: names of hyperparameters to learn on the way (see `learned.learn`), for programs only.
+        learn: names of hyperparameters to learn on the way (see `learned.learn`), for programs; of meta-trained rules
+            the rate alone.
         full_batch: make every batch the whole training split, as gradient descent means it.
         options: everything else, see `RunOptions`.
         progress: show a progress bar on standard error, if that is a terminal.
@@ -137,7 +141,11 @@ def _strategy(options: RunOptions) -> Any:
     return options.strategy
 
 
-def _factory(optimizer: Program | Factory, steps: int, learn: Sequence[str] | None, options: RunOptions) -> Factory:
+def _factory(
+    optimizer: Program | Learned | Factory, steps: int, learn: Sequence[str] | None, options: RunOptions
+) -> Factory:
+    if isinstance(optimizer, Learned):
+        return _meta_trained(optimizer, learn, options)
     if not isinstance(optimizer, Program):
         if learn:
             raise UserError(f"only programs can learn {', '.join(learn)}; give a Program in place of a function")
@@ -148,6 +156,16 @@ def _factory(optimizer: Program | Factory, steps: int, learn: Sequence[str] | No
         how: dict[str, Any] = {"what": learn, "per": options.per, "total_steps": steps}
         return lambda params, lr, **hypers: learn_rates(params, program, lr, **how, **hypers)
     return lambda params, lr, **hypers: ProgramOptimizer(params, program, lr, total_steps=steps, **hypers)
+
+
+def _meta_trained(rule: Learned, learn: Sequence[str] | None, options: RunOptions) -> Factory:
+    if options.hypers:
+        raise UserError(f"a meta-trained rule has no hyperparameters, and so no {', '.join(options.hypers)}")
+    if learn and (tuple(learn) != ("lr",) or options.per != "global"):
+        raise UserError(f"a meta-trained rule can learn lr, one for all, not {', '.join(learn)} per {options.per}")
+    if options.strategy == "fsdp":
+        raise UserError("a meta-trained rule sees whole parameters, which fsdp divides; choose --strategy ddp")
+    return lambda params, lr: MetaOptimizer(params, rule, lr, learn_lr=HYPER_RATE if learn else 0.0)
 
 
 def _result(run: TrainingRun, lr: float, seed: int) -> RunResult:

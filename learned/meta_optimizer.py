@@ -17,6 +17,9 @@ from learned.rules import RULES, Seen
 from primitives import ProgramError
 from primitives.parameters import with_gradients
 
+HYPER_RATE = 0.02
+"""κ that is usual for a learned rate on top of a meta-trained rule."""
+
 
 class MetaOptimizer(Optimizer):
     """Train with a meta-trained rule: ``p ← p − lr · update``.
@@ -130,6 +133,11 @@ class MetaOptimizer(Optimizer):
                     "the memory of the rule; nothing has moved: leave this step out, or lower lr"
                 )
 
+    def learned_values(self) -> dict[str, float]:
+        """The first group's learning rate as learned; nothing, if none is."""
+        first = self.param_groups[0]
+        return {"lr": float(first["lr"]) * self.learned_factor} if self.learn_lr else {}
+
     @property
     def learned_factor(self) -> float:
         """What `learn_lr` has made of all rates so far; 1 at first."""
@@ -156,4 +164,4 @@ class MetaOptimizer(Optimizer):
 
 _LIMIT = math.log(1e6)
 
-__all__ = ["MetaOptimizer"]
+__all__ = ["HYPER_RATE", "MetaOptimizer"]

@@ -139,3 +139,32 @@ def test_training_goes_on_from_weights_of_another_run(tmp_path):
     assert after.card["started from"]["meta-steps"] == before.card["meta-steps"]
     said = optforge("meta-train", "lstm", "--problems", "others", "--start", weights, code=2)
     assert "rule 'mlp', not of 'lstm'" in said
+
+
+def test_a_meta_trained_rule_trains_a_task(tmp_path):
+    for arguments, learned in ([], {}), (["--learn", "lr"], {"lr": pytest.approx(0.1, rel=0.5)}):
+        folder = tmp_path / f"run{len(arguments)}"
+        said = optforge(
+            "train", "--optimizer", "lstm-classifiers", "--lr", 0.1, "--steps", 30, "--run-dir", folder, *arguments
+        )
+        assert "lstm-classifiers on digits: lr 0.1, " in said
+        record = json.loads((folder / "result.json").read_text())
+        assert record["rule"] == "lstm" and record["card"] == load("lstm-classifiers").card
+        assert record["learned"] == learned and record["valid_loss"] < 0.9 * record["valid_curve"][0][1]
+    assert "meta-trained" in optforge("report", folder) or "meta-trained" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--learn", "beta1"], "can learn lr"),
+        (["--learn", "lr", "--per", "tensor"], "per tensor"),
+        (["--set", "beta1=0.9"], "has no hyperparameter"),
+        (["--strategy", "fsdp"], "choose --strategy ddp"),
+        (["--lr", "nan"], "lr must be"),
+    ],
+)
+def test_what_a_meta_trained_rule_cannot_do(arguments, sentence, tmp_path):
+    folder = tmp_path / "run"
+    said = optforge("train", "--optimizer", "mlp-classifiers", "--run-dir", folder, *arguments, code=2)
+    assert sentence in " ".join(said.replace("│", " ").split()) and not folder.exists()
