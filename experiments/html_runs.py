@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import sqlite3
+import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +21,12 @@ from search.cache import Verdict
 from search.fitness import Status
 from search.ledger import Ledger, LedgerError
 from search.ledger_file import connect
+
+SUMMARY = "ledger.json.gz"
+"""In place of a ledger: what `experiments.run_summary` writes of one."""
+
+BESIDE: dict[str, type] = {"hall_of_fame.json": list, "search.json": dict, "funnel.json": dict}
+"""What else a search has, and the kind of value that it holds."""
 
 _COLUMNS = "number, parent, mutations, program, score, lr, status, statements, live, slots"
 
@@ -126,7 +135,8 @@ class SearchRun:
 
 def kind_of(folder: Path) -> str:
     """``search``, ``compare`` or ``train``, by what is in a run directory; `UserError` for any other."""
-    for name, kind in ((Ledger.FILE, "search"), ("compare.json", "compare"), ("result.json", "train")):
+    kinds = {Ledger.FILE: "search", SUMMARY: "search", "compare.json": "compare", "result.json": "train"}
+    for name, kind in kinds.items():
         if (folder / name).is_file():
             return kind
     raise UserError(
@@ -136,34 +146,55 @@ def kind_of(folder: Path) -> str:
 
 
 def read_search(folder: Path) -> SearchRun:
-    """A search from its run directory, which may still be running.
+    """A search from its run directory, which may still be running, or from a summary of it.
 
     Raises:
         UserError: if its ledger cannot be read, or a file beside it is not what the search wrote.
     """
+    summarised = (folder / SUMMARY).is_file() and not (folder / Ledger.FILE).is_file()
+    found = _from_summary(folder / SUMMARY) if summarised else _from_ledger(folder)
+    hall, final, funnel = (
+        read_json(folder / name, kind) if (folder / name).is_file() else kind() for name, kind in BESIDE.items()
+    )
+    if not all(isinstance(entry, dict) for entry in hall):
+        raise UserError(f"{folder / 'hall_of_fame.json'} is not a list of ranked programs; was it edited?")
+    return SearchRun(folder, **found, hall=tuple(hall), final=final, funnel=funnel)
+
+
+def _from_ledger(folder: Path) -> dict[str, Any]:
     try:
         ledger = Ledger.open(folder, read_only=True)
         try:
-            config, seconds, digest = ledger.config, ledger.seconds(), ledger.digest()
+            found = {"config": ledger.config, "seconds": ledger.seconds(), "digest": ledger.digest()}
         finally:
             ledger.close()
         db = connect(folder / Ledger.FILE, read_only=True)
         try:
-            rows = [_row(found) for found in db.execute(f"select {_COLUMNS} from programs order by number")]
+            rows = [_row(row) for row in db.execute(f"select {_COLUMNS} from programs order by number")]
             verdicts = ", ".join(v.value for v in Verdict)
             counts = list(db.execute(f"select size, {verdicts} from batches order by number"))
         finally:
             db.close()
     except (LedgerError, sqlite3.DatabaseError) as error:
         raise UserError(str(error)) from None
-    batches = tuple((size, Counter(dict(zip(Verdict, by, strict=True)))) for size, *by in counts)
-    kinds = {"hall_of_fame.json": list, "search.json": dict, "funnel.json": dict}
-    hall, final, funnel = (
-        read_json(folder / name, kind) if (folder / name).is_file() else kind() for name, kind in kinds.items()
-    )
-    if not all(isinstance(entry, dict) for entry in hall):
-        raise UserError(f"{folder / 'hall_of_fame.json'} is not a list of ranked programs; was it edited?")
-    return SearchRun(folder, config, tuple(rows), batches, seconds, digest, tuple(hall), final, funnel)
+    return found | {"rows": tuple(rows), "batches": _batches(counts)}
+
+
+def _from_summary(path: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads(gzip.decompress(path.read_bytes()))
+        columns, shown = kept["programs"], {int(number): tuple(row) for number, row in kept["shown"].items()}
+        each = zip(*(columns[n] for n in ("number", "parent", "score", "lr", "status", "statements", "live", "slots")),
+                   strict=True)  # fmt: skip
+        rows = tuple(_row((n, parent, *shown.get(n, ("", "")), *others)) for n, parent, *others in each)
+        found = {name: kept[name] for name in ("config", "seconds", "digest")}
+        return found | {"rows": rows, "batches": _batches(kept["batches"])}
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        raise UserError(f"{path} is no summary of a search ({type(error).__name__}: {error}); was it edited?") from None
+
+
+def _batches(counts: Sequence[Sequence[int]]) -> tuple[tuple[int, Counter[Verdict]], ...]:
+    return tuple((size, Counter(dict(zip(Verdict, by, strict=True)))) for size, *by in counts)
 
 
 def _row(found: tuple[Any, ...]) -> Row:

@@ -14,6 +14,7 @@ from experiments.html_comparison import contest_from_json, contest_sections, tra
 from experiments.html_page import page_html, page_markdown
 from experiments.html_runs import SearchRun, kind_of, read_json, read_search
 from experiments.html_search import search_sections, search_verdict
+from experiments.run_summary import summarise
 from experiments.rundirs import existing_run_dir
 
 
@@ -50,8 +51,13 @@ def write_run_report(folders: Sequence[Path], out: Path | None = None) -> Writte
     return written
 
 
-def report_command(folders: Sequence[Path], out: Path | None) -> None:
-    """Write the report and say where it is."""
+def report_command(folders: Sequence[Path], out: Path | None, summary: Path | None = None) -> None:
+    """Write the report, and a summary of the search if asked for, and say where they are."""
+    if summary is not None:
+        if len(folders) != 1 or kind_of(existing_run_dir(folders[0])) != "search":
+            raise UserError("--summarise takes one search, and its folder is the only RUN_DIR")
+        summarise(folders[0], summary)
+        print(f"summary:  {summary}")
     written = write_run_report(folders, out)
     print(f"report:   {written.html}\nMarkdown: {written.markdown}")
 

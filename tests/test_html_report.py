@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import itertools
 import json
@@ -27,9 +28,10 @@ from experiments.html_comparison import comparison_from_json
 from experiments.html_formula import svg_lines
 from experiments.html_lineage import ancestors, lineage
 from experiments.html_page import STYLE
-from experiments.html_runs import Row, SearchRun, read_search
+from experiments.html_runs import SUMMARY, Row, SearchRun, read_search
 from experiments.html_search import labels, search_verdict
-from experiments.report_command import write_run_report
+from experiments.report_command import report_command, write_run_report
+from experiments.run_summary import summarise
 from primitives import Program, print_program, subset
 from search.archive import pareto, point
 from search.draft import Space
@@ -326,3 +328,46 @@ def test_colours_stand_out_from_the_page(theme: int) -> None:
         assert contrast(colours[kind], colours[f"{kind}-paper"]) >= 4.5
     for index in range(6):
         assert contrast(colours[f"c{index}"], colours["paper"]) >= 3.0  # lines and marks
+
+
+def test_a_summary_gives_the_same_report(run: Path, tmp_path: Path) -> None:
+    (run / "hall_of_fame.json").write_text(json.dumps([{"rank": 1, "number": read_search(run).finite[1].number}]))
+    kept = tmp_path / "evolution"
+    try:
+        report_command([run], tmp_path / "first.html", kept)
+    finally:
+        (run / "hall_of_fame.json").unlink()
+    report_command([kept], tmp_path / "second.html")
+    for suffix in (".html", ".md"):
+        first, second = ((tmp_path / name).with_suffix(suffix).read_text() for name in ("first", "second"))
+        assert first.replace(str(run), "") == second.replace(str(kept), "")
+    assert not list(kept.glob("*.sqlite*"))
+    again = read_search(kept)
+    assert again.rows[5].text == "" or again.rows[6].text == "" or len(again.rows) < 10
+    assert [(r.number, r.score, r.live) for r in again.rows] == [
+        (r.number, r.score, r.live) for r in read_search(run).rows
+    ]
+
+
+def test_summaries_that_cannot_be(run: Path, tmp_path: Path) -> None:
+    kept, other = tmp_path / "kept", tmp_path / "other"
+    summarise(run, kept)
+    summarise(run, kept)  # once more is no harm
+    other.mkdir()
+    (other / "mine.txt").write_text("")
+    with pytest.raises(UserError, match="holds something else"):
+        summarise(run, other)
+    with pytest.raises(UserError, match="takes one search"):
+        report_command([run, kept], None, tmp_path / "both")
+    with pytest.raises(UserError, match="takes one search"):
+        report_command([train(tmp_path / "t")], None, tmp_path / "t2")
+    whole = (kept / SUMMARY).read_bytes()
+    for damaged in (
+        whole[:50],
+        b"{}",
+        gzip.compress(b"{}"),
+        gzip.compress(b'{"programs": {"number": [1]}, "shown": {}}'),
+    ):
+        (kept / SUMMARY).write_bytes(damaged)
+        with pytest.raises(UserError, match="no summary of a search"):
+            read_search(kept)
