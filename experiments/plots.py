@@ -75,10 +75,11 @@ def panels(comparison: Comparison, search: dict[str, Any] | None = None) -> list
 
 def png(shown: Sequence[Panel]) -> bytes:
     """All panels in one PNG, two abreast, on white."""
+    columns = min(2, len(shown))
     rows = math.ceil(len(shown) / 2)
-    figure = _figure((2 * _SIZE[0], rows * _SIZE[1]))
+    figure = _figure((columns * _SIZE[0], rows * _SIZE[1]))
     for index, panel in enumerate(shown):
-        axes = figure.add_subplot(rows, 2, index + 1)
+        axes = figure.add_subplot(rows, columns, index + 1)
         _dress(axes, "#222222", "#dddddd")
         axes.set_title(panel.title, loc="left", fontweight="bold", color="#222222")
         panel.draw(axes)
