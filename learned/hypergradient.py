@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from learned.measured import Measured, Moved
 from learned.rules import RULES, Seen, cap, on_scale, towards_parent
 from learned.spikes import damping, follow, sampled
-from learned.sums import Sums
-from learned.watch import Watched
 from learned.watched_optimizer import WatchedOptimizer
 from primitives import Program, ProgramError
 from primitives.options import with_fallback
@@ -59,7 +58,8 @@ class LearnedOptimizer(WatchedOptimizer):
             step, if no parameter has a gradient.
     """
 
-    _sums: Sums | None
+    _moved: Moved | None
+    _measured: Measured | None
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class LearnedOptimizer(WatchedOptimizer):
             raise ProgramError(f"hyper_lr must be a finite number of at least 0, got {hyper_lr!r}")
         if options.get("differentiable"):
             raise ProgramError("learned rates are no functions of the inputs; choose learning or differentiable")
-        self._probed, self._sums = False, None
+        self._probed, self._moved, self._measured = False, None, None
         self._start()
         self.hypergradient: Tensor | None = None
         """Derivative of the last step's loss with respect to the learned rate of the step before, or None."""
@@ -113,7 +113,7 @@ class LearnedOptimizer(WatchedOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._probed, self._sums = False, None
+        self._probed, self._moved, self._measured = False, None, None
         for group in self.param_groups:
             self._complete(group)
 
@@ -182,21 +182,20 @@ class LearnedOptimizer(WatchedOptimizer):
 
     def _bound_from_above(self, u2: Tensor, p2: Tensor) -> None:
         """Lower the factor to its cap; squares of norms of the updates and of the parameters of this step, ``[n]``."""
-        pairs, base = list(self._pairs()), self.param_groups[0]["base_lr"]
-        which = [i for i, (_, p) in enumerate(pairs) if p.ndim > 1 or len(pairs) == 1]
-        if not which:
+        moved, base = self._moving(), self.param_groups[0]["base_lr"]
+        if not len(moved.matrices):
             return
+        rates = [max(float(group["lr"]), group["base_lr"]) / base for group in self.param_groups]
+        weights = torch.tensor(rates, dtype=torch.float64).to(u2.device)[moved.group]
         # weights of a layer with n inputs keep its sums at size 1 if their variance is 1/n
-        least = [float(pairs[i][1].shape[0]) if pairs[i][1].ndim > 1 else 1e-12 for i in which]
-        weight = [max(float(pairs[i][0]["lr"]), pairs[i][0]["base_lr"]) / base for i in which]
-        smallest, weights = torch.tensor([least, weight], dtype=torch.float64).to(u2.device)
-        found = ((u2[which] / torch.maximum(p2[which], smallest)).sqrt() * weights).median()
+        change = (u2[moved.matrices] / torch.maximum(p2[moved.matrices], moved.inputs)).sqrt()
+        found = (change * weights[moved.matrices]).median()
         large, given = (self.param_groups[0]["learning"][name].to(u2.device) for name in ("large", "given"))
         bound, large, given = cap(large, given, torch.where(torch.isfinite(found), found, large))
-        self._share(large=large, given=given)
         bound = bound - math.log(base)
         for group in self.param_groups:
-            self._set(group, log=torch.minimum(group["learning"]["log"].to(u2.device), bound))
+            log = torch.minimum(group["learning"]["log"].to(u2.device), bound)
+            self._set(group, large=large, given=given, log=log)
 
     def _step(self) -> None:
         super()._step()
@@ -205,89 +204,70 @@ class LearnedOptimizer(WatchedOptimizer):
         for group in self.param_groups:
             group["applied_lr"] = float(group["lr"])
 
+    def _moving(self) -> Moved:
+        if self._moved is None or not self._moved.holds(self._ready):
+            self._moved, self._measured = Moved(self._ready), None
+        return self._moved
+
     def _learn(self) -> None:
         """Move what is learned, by what the step has measured: for the next one."""
-        pairs, base = list(self._pairs()), self.param_groups[0]["base_lr"]
-        watches = [self._watch(p) for _, p in pairs]
-        states = [self.state[p] for _, p in pairs]
-        device = pairs[0][1].device
-        began = [state["step"].item() > 1 for state in states]  # there was a step before; not on the device
-
-        sums = self._gathered(states, watches)
-
-        def column(name: str, which: Sequence[int]) -> Tensor:
-            if sums is not None:
-                return sums[name] if len(which) == len(pairs) else sums[name][which]
-            found = [states[i][watches[i].sums[name]].view(1) for i in which]
-            return torch.cat([x if x.device == device else x.to(device) for x in found]).double()
-
-        every = range(len(pairs))
+        moved, base = self._moving(), self.param_groups[0]["base_lr"]
+        states = [self.state[p] for p in moved.params]
+        if self._measured is None or not self._measured.holds(states):
+            self._measured = Measured(states, [self._watch(p) for p in moved.params], self.compile)
+        sums, old = self._measured.rows(), self._measured.begun()
         guarded = self.rule == "two-sided" and self.hyper_lr > 0
-        if guarded and "lr" in self.what:
-            n2, p2 = column("n2", every), column("p2", every)
-        g2 = column("g2", every)
+        norm = sums["g2"].sum().sqrt()
         if guarded:
-            self._share(norm=follow(self.param_groups[0]["learning"]["norm"].to(device), g2.sum().sqrt()))
-        old = [i for i in every if began[i]]
-        if not old:
+            self._share(norm=follow(self.param_groups[0]["learning"]["norm"].to(norm.device), norm))
+        if old == []:
             return
-        g2 = g2[old] if len(old) < len(pairs) else g2
-        share = torch.tensor([pairs[i][0]["applied_lr"] / base for i in old], dtype=torch.float64, device=device)
+        applied = [group["applied_lr"] / base for group in self.param_groups]
+        share = torch.tensor(applied, dtype=torch.float64, device=norm.device)[moved.group]  # of the program's step
+        numbers, watches, u2, p2 = moved.numbers, self._measured.watches, sums.get("n2"), sums.get("p2")
+        if old is not None:
+            sums, share = {name: row[old] for name, row in sums.items()}, share[old]
+            states, watches, numbers = [states[i] for i in old], [watches[i] for i in old], [numbers[i] for i in old]
         if "lr" in self.what:
+            factors = []
             if self.per == "tensor":
-                share = share * torch.cat([states[i][watches[i].factor].view(1).to(device) for i in old]).double()
-            self._learn_rate(pairs, old, share * column("dot", old), g2, share.square() * column("u2", old), base)
-            if guarded:
-                self._bound_from_above(n2, p2)
+                factors = [state[watch.factor] for state, watch in zip(states, watches, strict=True)]
+                share = share * torch.cat([f.view(1).to(norm.device) for f in factors]).double()
+            self._learn_rate(share * sums["dot"], sums["g2"], share.square() * sums["u2"], numbers, factors)
+            if guarded and u2 is not None and p2 is not None:
+                self._bound_from_above(u2, p2)
         for name in self.what:
-            have = [k for k, i in enumerate(old) if f"dot {name}" in watches[i].sums]
-            if name != "lr" and have and self.hyper_lr:
-                which = [old[k] for k in have]
-                dot = (share[have] * column(f"dot {name}", which)).sum()
-                u2 = (share[have].square() * column(f"u2 {name}", which)).sum()
-                self._learn_hyper(name, dot / (g2[have].sum().sqrt() * u2.sqrt()))
-
-    def _gathered(self, states: Sequence[dict[str, Any]], watches: Sequence[Watched]) -> Sums | None:
-        """The sums as a table, where steps write them in place and one table can hold them."""
-        if not self.compile:
-            return None
-        if self._sums is None or not self._sums.holds(states):
-            some = [state[next(iter(watch.sums.values()))] for state, watch in zip(states, watches, strict=True)]
-            if len({(x.device, x.dtype) for x in some}) > 1:
-                return None
-            self._sums = Sums(states, watches)
-        return self._sums
+            have = [k for k, watch in enumerate(watches) if f"dot {name}" in watch.sums] if name != "lr" else []
+            if have and self.hyper_lr:
+                dot = (share * sums[f"dot {name}"])[have].sum()
+                u2_own = (share.square() * sums[f"u2 {name}"])[have].sum()
+                self._learn_hyper(name, dot / (sums["g2"][have].sum().sqrt() * u2_own.sqrt()))
 
     def _learn_rate(
-        self, pairs: Sequence[tuple[dict[str, Any], Tensor]], old: Sequence[int], dot: Tensor, g2: Tensor, u2: Tensor,
-        base: float,
-    ) -> None:  # fmt: skip
-        self.hypergradient = -dot.sum()
-        first = self.param_groups[0]
-        device, rule = dot.device, RULES[self.rule]
-        memory = {name: value.to(device) for name, value in first["learning"]["memory"].items()}
-        own = [group["learning"]["own"].to(device) for group in self.param_groups]
-        common = first["learning"]["log"].to(device) - own[0]
-        seen = Seen(dot.sum(), g2.sum(), u2.sum(), base * common.exp())
+        self, dot: Tensor, g2: Tensor, u2: Tensor, numbers: Sequence[int], factors: Sequence[Tensor]
+    ) -> None:
+        """Move the factors by the sums of each parameter, ``[n]``, given the numbers of their groups."""
+        first, rule = self.param_groups[0], RULES[self.rule]
+        memory = {name: value.to(dot.device) for name, value in first["learning"]["memory"].items()}
+        own = [group["learning"]["own"].to(dot.device) for group in self.param_groups]
+        common = first["learning"]["log"].to(dot.device) - own[0]
+        seen = Seen(dot.sum(), g2.sum(), u2.sum(), first["base_lr"] * common.exp())
+        self.hypergradient = -seen.dot
         change, after = rule.step(memory, seen, self.hyper_lr)
         usable = torch.isfinite(seen.dot) & torch.isfinite(change) & torch.isfinite(sum(after.values(), change))
-        self._share(memory={k: torch.where(usable, v, memory[k]) for k, v in after.items()})
+        memory = {k: torch.where(usable, v, memory[k]) for k, v in after.items()}
         common = torch.where(usable, common + change, common)
         deviates = 0.1 * self.hyper_lr if self.per != "global" else 0.0
         for number, group in enumerate(self.param_groups):
-            mine = [k for k, i in enumerate(old) if pairs[i][0] is group]
-            if deviates and mine:
+            mine = [k for k, of in enumerate(numbers) if of == number] if deviates else []
+            if mine:
                 cosine = Seen(dot[mine].sum(), g2[mine].sum(), u2[mine].sum(), seen.alpha).cosine
                 own[number] = towards_parent(own[number], deviates * (cosine - seen.cosine))
-                self._set(group, own=own[number])
-            self._set(group, log=(common + own[number]).clamp(-_LIMIT, _LIMIT))
-        if deviates and self.per == "tensor":
-            for k, i in enumerate(old):
-                group, p = pairs[i]
-                factor = self.state[p][self._watch(p).factor]
-                cosine = Seen(dot[k], g2[k], u2[k], seen.alpha).cosine
-                moved = towards_parent(factor.double().log(), deviates * (cosine - seen.cosine))
-                factor.copy_(moved.exp())
+            self._set(group, memory=memory, own=own[number], log=(common + own[number]).clamp(-_LIMIT, _LIMIT))
+        for k, factor in enumerate(factors if deviates else ()):
+            cosine = Seen(dot[k], g2[k], u2[k], seen.alpha).cosine
+            moved = towards_parent(factor.double().log(), deviates * (cosine - seen.cosine))
+            factor.copy_(moved.exp())
 
     def _learn_hyper(self, name: str, cosine: Tensor) -> None:
         """Move a hyperparameter in the space of its scale (see `primitives.kinds.SCALES`)."""
