@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
@@ -29,27 +30,41 @@ def structural_key(program: Program) -> str:
     label = {s.name: f"slot {s.kind:d}:{s.init}" for s in program.live_state}
     names = {h.name: repr(h.default) for h in program.hypers}  # in a key, a hyperparameter is its default
     classes = len(set(label.values()))
+    feeding = _feeding(program, [following[slot] for slot in label]) if classes < len(label) else ()
     while classes < len(label):
-        texts = _expressions(program, names | label)
+        texts = _expressions(program, feeding, names | label)
         finer = {slot: _digest(f"{old}={_text(following[slot], texts)}") for slot, old in label.items()}
         if len(set(finer.values())) == classes:
             break  # and keep the labels that split last: their depth must not depend on how often a slot is repeated
         label, classes = finer, len(set(finer.values()))
     order = {text: f"s{i}" for i, text in enumerate(sorted(set(label.values())))}
     names |= {slot: order[text] for slot, text in label.items()}
-    texts = _expressions(program, names)
+    texts = _expressions(program, program.live.instructions, names)
     graph = {f"{names[s.name]}:{s.kind:d}:{s.init}={_text(following[s.name], texts)}" for s in program.live_state}
     fallback = program.fallback.key if program.fallback is not None and program.needs_matrix else ""
     whole = ";".join([_text(program.update, texts), *sorted(graph), fallback])
     return hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
 
 
-def _expressions(program: Program, names: dict[str, str]) -> dict[Arg, str]:
-    """For each live instruction a text that equals another's exactly when the expressions are equal; and `names`."""
+def _feeding(program: Program, args: Iterable[Arg]) -> list[int]:
+    """Live instructions that enter `args`, in order."""
+    found = {arg for arg in args if type(arg) is int}
+    body = program.body
+    for index in reversed(program.live.instructions):
+        if index in found:
+            found.update([a for a in body[index].args if type(a) is int])
+    return sorted(found)
+
+
+def _expressions(program: Program, which: Iterable[int], names: dict[str, str]) -> dict[Arg, str]:
+    """For each instruction in `which` a text that equals another's exactly when the expressions are equal; and `names`.
+
+    They are in order, and contain whatever enters one of them.
+    """
     texts: dict[Arg, str] = {}
     texts.update(names)
     body = program.body
-    for index in program.live.instructions:
+    for index in which:
         op, args = body[index]
         texts[index] = _expression(op, *[
             texts[a] if type(a) is int else repr(a.value) if type(a) is Const else names.get(a, a)  # type: ignore[arg-type]
