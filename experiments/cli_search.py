@@ -52,6 +52,10 @@ def search(
     race: Annotated[
         bool, typer.Option("--race", help="Break off training that is hopelessly behind AdamW's, or another rate's.")
     ] = False,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of training: float32, or tf32 or bf16, for GPUs.", show_default="float32"),
+    ] = None,
     seed: Annotated[
         Number, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Of all randomness.", show_default="0")
     ] = None,
@@ -129,6 +133,7 @@ def search(
         restart_every=restart_every,
         descent=descent or None,
         race=race or None,
+        precision=precision,
         batch=batch,
         lag=lag,
         workers=workers,

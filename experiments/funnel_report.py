@@ -14,6 +14,7 @@ from experiments.funnel_run import Correlation, Funnel, Passage
 from experiments.plots import COLOURS, Panel, png
 from primitives import print_program
 from search.archive import Point, pareto, point
+from search.funnel import PATIENCE
 
 if TYPE_CHECKING:
     from search.evolution import Individual
@@ -70,7 +71,7 @@ def sentences(funnel: Funnel) -> list[str]:
     if funnel.meta is not None and funnel.overfitting is not None:
         found.append(f"meta-overfitting: after program {funnel.overfitting} only the search's own task still improved")
     elif funnel.meta is not None:
-        found.append("meta-overfitting: none seen; meta-validation improved as long as the search's own task did")
+        found.append(f"meta-overfitting: none seen; its own task alone would have to improve {PATIENCE} times for that")
     return found
 
 
@@ -85,6 +86,21 @@ def summary(funnel: Funnel) -> dict[str, Any]:
     passages = {p.stage.name: f"{len(p.scores)} entered, {len(p.passed)} passed" for p in funnel.selecting}
     correlations = {f"rank correlation, {name}": number(c.rho, 3) for name, c in funnel.correlations.items()}
     return {**passages, **correlations, "meta-overfitting after program": funnel.overfitting or "none seen"}
+
+
+def write_scalars(run_dir: Path, funnel: Funnel) -> None:
+    """Survivors of the stages, by their number, and meta-validation over programs, for TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(run_dir / "tensorboard")) as writer:
+        passages = [*funnel.selecting, *([] if funnel.meta is None else [funnel.meta])]
+        for at, passage in enumerate(passages):
+            entered = list(passage.scores) if passage is not funnel.meta else list(funnel.survivors)
+            writer.add_scalar("funnel/entered", len(entered), at)
+            writer.add_scalar("funnel/better than AdamW", sum(passage.mean(n) < 0 for n in entered), at)
+        if funnel.meta is not None:
+            for look in funnel.looks:
+                writer.add_scalar("funnel/meta-validation", funnel.meta.mean(look.best.number), look.trained)
 
 
 def write_picture(run_dir: Path, content: Mapping[str, Any]) -> None:

@@ -222,6 +222,7 @@ def _funnel(
     print_table(funnel_report.stage_table(found, before))
     print_notes(funnel_report.sentences(found))
     funnel_report.write_picture(run_dir, found.as_json())
+    funnel_report.write_scalars(run_dir, found)
     return found
 
 

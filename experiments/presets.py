@@ -21,6 +21,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "restart_every": 0,
         "descent": False,
         "race": False,
+        "precision": "float32",
         "batch": 32,
         "lag": 2,
         "steps": 0,  # the task's own

@@ -46,6 +46,7 @@ class SearchOptions:
         restart_every: candidates between restarts; 0 for never.
         descent: whether programs that do not go downhill on simulated quadratics are left untrained.
         race: whether members that are hopelessly behind are not trained to the end, see `search.race`.
+        precision: of forward and backward passes, one of `search.gradients.PRECISIONS`.
         batch: programs trained together.
         lag: batches in flight at once.
         steps: length of each training run; the task's own by default.
@@ -76,6 +77,7 @@ class SearchOptions:
     restart_every: int | None = None
     descent: bool | None = None
     race: bool | None = None
+    precision: str | None = None
     batch: int | None = None
     lag: int | None = None
     steps: int | None = None
@@ -115,7 +117,7 @@ def run_search(options: SearchOptions) -> bool:
     if ledger.notice:
         print(ledger.notice)
     protocol = (config["task"], tuple(config["ladder"]), tuple(config["seeds"]), config["steps"])
-    factory = functools.partial(evaluator, *protocol, race=config["race"])
+    factory = functools.partial(evaluator, *protocol, race=config["race"], precision=config["precision"])
     workers = _executor(factory, options, config["lag"])
     finished = True
     try:
@@ -191,7 +193,12 @@ def digest(run_dir: Path) -> str:
 
 
 def evaluator(
-    task: str, ladder: tuple[float, ...], seeds: tuple[int, ...], steps: int = 0, race: bool = False
+    task: str,
+    ladder: tuple[float, ...],
+    seeds: tuple[int, ...],
+    steps: int = 0,
+    race: bool = False,
+    precision: str = "float32",
 ) -> Evaluator:
     """The evaluator of a search, made inside each worker. In a race the reference is AdamW."""
     from baselines import BASELINES
@@ -200,7 +207,8 @@ def evaluator(
     from search.race import NO_RACE, Race
 
     protocol = Protocol(get_task(task), ladder, seeds, steps)
-    return Population(protocol, Race() if race else NO_RACE, BASELINES["adamw"].program if race else None)
+    reference = BASELINES["adamw"].program if race else None
+    return Population(protocol, Race() if race else NO_RACE, reference, precision)
 
 
 def evolution(config: dict[str, Any]) -> Evolution:
@@ -298,7 +306,11 @@ def _config(options: SearchOptions) -> dict[str, Any]:
     """What determines a search; kept in its ledger."""
     chosen = {name: getattr(options, name) for name in DEFAULTS}
     config = {name: DEFAULTS[name] if value is None else value for name, value in chosen.items()}
+    from search.gradients import PRECISIONS
+
     get_task(config["task"])
+    if config["precision"] not in PRECISIONS:
+        raise unknown("precision", config["precision"], PRECISIONS)
     programs = [resolve_program(name.strip())[1] for name in config["start"].split(",")]
     texts = {program.key: print_program(program) for program in programs}
     if len(programs) > config["batch"]:
@@ -313,7 +325,7 @@ def _config(options: SearchOptions) -> dict[str, Any]:
 
 def _agreed(options: SearchOptions, stored: dict[str, Any]) -> dict[str, Any]:
     """The resumed run's own configuration, if what was asked for agrees with it."""
-    stored = {"race": False} | stored  # searches of older versions do not say
+    stored = {"race": False, "precision": "float32"} | stored  # searches of older versions do not say
     if options.task is None and str(stored["task"]).endswith(".py"):
         raise UserError(f"{options.run_dir} trains what the Python file {stored['task']} says; name it: --task FILE")
     for name in DEFAULTS:

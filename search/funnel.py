@@ -26,6 +26,10 @@ LADDER = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(-8, 1))
 """Learning rates in half-decades from 1e-4 to 1: other tasks than the proxy need other rates."""
 
 
+PATIENCE = 3
+"""How often the proxy must improve without meta-validation before that counts as meta-overfitting."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage: what is left is trained on each of the tasks, and the best go on.
@@ -145,7 +149,7 @@ def _trained(before: Individual, after: Individual) -> Individual:
 
 
 def overfitting_point(
-    curve: Sequence[tuple[int, float, float]], *, patience: int = 3, smallest: float = 0.01
+    curve: Sequence[tuple[int, float, float]], *, patience: int = PATIENCE, smallest: float = 0.01
 ) -> int | None:
     """From how many trained programs on only the proxy improved; None if meta-validation kept up with it.
 

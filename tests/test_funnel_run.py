@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from baselines import BASELINES
@@ -238,6 +239,10 @@ def test_a_search_with_a_funnel_and_the_stop(
         assert row["seeds"] == list(range(2000, 2010))
         assert row["valid_interval"]["low"] <= row["valid"] <= row["valid_interval"]["high"]
         assert row["test_interval"]["low"] <= row["test"] <= row["test_interval"]["high"]
+    logs = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    entered = [stage["entered"] for stage in content["stages"][:-1]]
+    assert [e.value for e in logs.Scalars("funnel/entered")] == [*entered, len(content["survivors"])]
+    assert [e.step for e in logs.Scalars("funnel/meta-validation")] == [row["trained"] for row in content["curve"]]
     front = json.loads((tmp_path / "archive.json").read_text())
     assert front[0]["fitness"] <= min(row["score"] for row in fame)
     # what a resumed run goes on with

@@ -246,3 +246,16 @@ def test_a_resumed_search_ends_as_it_was_asked_to(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"budget.json is damaged; say how far to go"):
         run_search(SearchOptions(run_dir=tmp_path, resume=True))
     assert run_search(SearchOptions(run_dir=tmp_path, resume=True, programs=32, workers=0))
+
+
+def test_precision_is_part_of_a_search(tmp_path: Path) -> None:
+    short = {"programs": 8, "batch": 8, "population": 8, "tournament": 2, "steps": 20, "workers": 0}
+    run_search(options(tmp_path / "plain", **short))
+    run_search(options(tmp_path / "rounded", precision="bf16", **short))
+    ledgers = [Ledger.open(tmp_path / name, read_only=True) for name in ("plain", "rounded")]
+    plain, rounded = ([record.fitness.score for record in ledger] for ledger in ledgers)
+    assert plain != rounded and plain[0] == pytest.approx(rounded[0], rel=0.1)
+    with pytest.raises(UserError, match="was begun with precision bf16"):
+        run_search(options(tmp_path / "rounded", precision="float32", resume=True, programs=16))
+    with pytest.raises(UserError, match="bf16, float32, tf32"):
+        run_search(options(tmp_path / "none", precision="fp8", **short))
