@@ -41,5 +41,5 @@ def build(source: str) -> ctypes.CDLL | None:
             if done.returncode == 0:
                 return ctypes.CDLL(str(library))
     said = done.stderr.decode(errors="replace").strip()[:400]
-    warnings.warn(f"{command} fails to compile an optimizer step, torch.compile is used instead: {said}", stacklevel=2)
+    warnings.warn(f"{command} fails to compile, and slower code is used instead: {said}", stacklevel=2)
     return None
