@@ -56,6 +56,10 @@ class Row(NamedTuple):
         return 4 * self.slots if set(slots) <= {"tensor"} else cost(parse_program(self.text)).state_bytes
 
 
+NUMBERS = tuple(name for name in Row._fields if name not in ("mutations", "text"))
+"""What a summary keeps of every program."""
+
+
 @dataclass(frozen=True)
 class SearchRun:
     """A search, finished or not.
@@ -184,8 +188,7 @@ def _from_summary(path: Path) -> dict[str, Any]:
     try:
         kept = json.loads(gzip.decompress(path.read_bytes()))
         columns, shown = kept["programs"], {int(number): tuple(row) for number, row in kept["shown"].items()}
-        each = zip(*(columns[n] for n in ("number", "parent", "score", "lr", "status", "statements", "live", "slots")),
-                   strict=True)  # fmt: skip
+        each = zip(*(columns[name] for name in NUMBERS), strict=True)
         rows = tuple(_row((n, parent, *shown.get(n, ("", "")), *others)) for n, parent, *others in each)
         found = {name: kept[name] for name in ("config", "seconds", "digest")}
         return found | {"rows": rows, "batches": _batches(kept["batches"])}

@@ -304,10 +304,10 @@ def _keep_budget(options: SearchOptions) -> None:
 
 def _config(options: SearchOptions) -> dict[str, Any]:
     """What determines a search; kept in its ledger."""
-    chosen = {name: getattr(options, name) for name in DEFAULTS}
-    config = {name: DEFAULTS[name] if value is None else value for name, value in chosen.items()}
     from search.gradients import PRECISIONS
 
+    chosen = {name: getattr(options, name) for name in DEFAULTS}
+    config = {name: DEFAULTS[name] if value is None else value for name, value in chosen.items()}
     get_task(config["task"])
     if config["precision"] not in PRECISIONS:
         raise unknown("precision", config["precision"], PRECISIONS)

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+from experiments.comparison import finite_or_null
 from experiments.errors import UserError
 from experiments.files import write_atomic
 from experiments.html_lineage import ancestors
-from experiments.html_runs import BESIDE, SUMMARY, SearchRun, read_search
+from experiments.html_runs import BESIDE, NUMBERS, SUMMARY, SearchRun, read_search
 from search.cache import Verdict
-
-_NUMBERS = ("parent", "score", "lr", "status", "statements", "live", "slots")
 
 
 def summarise(folder: Path, target: Path) -> None:
@@ -47,16 +45,11 @@ def _summary(run: SearchRun) -> dict[str, Any]:
     if run.champion is not None:
         shown |= {row.number for row in ancestors(run.rows, run.champion)}
     kept = [row for row in run.rows if row.number in shown or row.state_bytes() != 4 * row.slots]
-    columns = {name: [_finite(getattr(row, name)) for row in run.rows] for name in _NUMBERS}
-    return {
+    return finite_or_null({
         "config": run.config,
         "seconds": run.seconds,
         "digest": run.digest,
         "batches": [[size, *(by[v] for v in Verdict)] for size, by in run.batches],
-        "programs": {"number": [row.number for row in run.rows], **columns},
+        "programs": {name: [getattr(row, name) for row in run.rows] for name in NUMBERS},
         "shown": {row.number: [row.mutations, row.text] for row in kept},
-    }
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    })  # fmt: skip

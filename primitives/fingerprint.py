@@ -13,7 +13,7 @@ from torch import Tensor
 
 from primitives.op_loops import SHAPE
 from primitives.program import Program
-from primitives.together import Array, Ran, Together
+from primitives.together import CHUNK, Array, Ran, Together
 
 STEPS = 5
 # Values are compared to 34 bits of mantissa, about ten significant digits: far coarser than the rounding by which
@@ -91,11 +91,13 @@ def behave(program: Program) -> Behaviour:
 
 def behave_many(programs: Sequence[Program]) -> list[Behaviour]:
     """What `behave` says of each program, much faster for programs that are akin."""
-    if not programs:
-        return []
-    below = iter(behave_many([p.fallback for p in programs if p.fallback is not None]))
-    fallbacks = [None if p.fallback is None else next(below) for p in programs]
-    return _behaviours(programs, together()(programs), fallbacks)
+    found: list[Behaviour] = []
+    for start in range(0, len(programs), CHUNK):  # more would only take more memory
+        chunk = programs[start : start + CHUNK]
+        below = iter(behave_many([p.fallback for p in chunk if p.fallback is not None]))
+        fallbacks = [None if p.fallback is None else next(below) for p in chunk]
+        found += _behaviours(chunk, together()(chunk), fallbacks)
+    return found
 
 
 def _behaviours(

@@ -61,7 +61,12 @@ def loops() -> Loops | None:
 
 
 def calls_of(op: Op) -> list[Call]:
-    """The functions an op may be: one, or if it mixes elements one for each choice of its arguments' kinds."""
+    """The functions an op may be: one, or if it mixes elements one for each choice of its arguments' kinds.
+
+    None for ops of more than three arguments, which the engine cannot pass.
+    """
+    if op.arity > 3:
+        return []
     return [(op.name, kinds) for kinds in op.result] if op.reduces else [(op.name, ())]
 
 

@@ -57,6 +57,18 @@ class SpaceExhausted(RuntimeError):
     """No new program was found in a great many mutations."""
 
 
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Python's search for reference cycles among all programs took a sixth of the time; programs form none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 @dataclass(frozen=True)
 class Evolution:
     """The configuration of a search, and what follows from it.
@@ -167,6 +179,7 @@ class Evolution:
             score = random.Random(f"{self.seed}/rank/{individual.number}").random()
         return score, -individual.number
 
+    @_no_search_for_cycles()
     def ask(
         self, history: Sequence[Individual], cache: DuplicateCache, batch: int, size: int | None = None
     ) -> tuple[list[Candidate], Counter[Verdict]]:
@@ -187,21 +200,8 @@ class Evolution:
             identity = cache.identify(self.start[number])
             cache.add(identity, number)
             candidates[number] = Candidate(number, -1, ("start",), self.start[number], identity)
-        with _no_search_for_cycles():
-            self._breed(history, cache, [n for n in numbers if n not in candidates], candidates, counts)
-        return [candidates[n] for n in numbers], counts
-
-    def _breed(
-        self,
-        history: Sequence[Individual],
-        cache: DuplicateCache,
-        numbers: Sequence[int],
-        candidates: dict[int, Candidate],
-        counts: Counter[Verdict],
-    ) -> None:
-        """Find a new program for each of `numbers`."""
         pools: dict[tuple[int, str | int], list[Individual]] = {}
-        offers = {n: self._offers(n, self._pool_of(history, n, pools)) for n in numbers}
+        offers = {n: self._offers(n, self._pool_of(history, n, pools)) for n in numbers if n not in candidates}
         while offers:  # a child of each is judged together with the others'; those that were no good offer another
             wave = {n: offer for n, more in offers.items() if (offer := next(more, None)) is not None}
             if len(wave) < len(offers):
@@ -215,6 +215,7 @@ class Evolution:
                 if found.verdict is Verdict.NEW:
                     candidates[number] = Candidate(number, *offer, found)
                     del offers[number]
+        return [candidates[n] for n in numbers], counts
 
     def _pool_of(
         self, history: Sequence[Individual], number: int, known: dict[tuple[int, str | int], list[Individual]]
@@ -258,18 +259,6 @@ class Evolution:
             return Individual(number, 0, self.start[number], 0.0)
         rivals = [pool[rng.randrange(len(pool))] for _ in range(min(self.tournament, len(pool)))]
         return min(rivals, key=self._rank)
-
-
-@contextmanager
-def _no_search_for_cycles() -> Iterator[None]:
-    """Python's search for reference cycles among all programs took a sixth of the time; programs form none."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _number(individual: Individual) -> int:

@@ -18,7 +18,8 @@ from primitives import Builder, Const, Instr, Kind, Program, Slot, execute, subs
 from primitives.fingerprint import Behaviour, behave, behave_many
 from primitives.fingerprint import _probes as probes
 from primitives.interpret import initial_slot, slot_shape
-from primitives.op_loops import SHAPE
+from primitives.op import Op
+from primitives.op_loops import SHAPE, calls_of
 from primitives.ops import OPS
 from primitives.together import Together
 from search.mutation import Space, mutate
@@ -193,3 +194,8 @@ def test_what_is_not_finite_is_told(op: str) -> None:
     assert not behave_many([p])[0].finite
     safe = Program((), (), (*p.body, Instr("mul", ("g", Const(2.0)))), 2, (), p)
     assert not behave(safe).finite, "nor is one whose fallback is not"
+
+
+def test_ops_of_four_arguments_are_left_to_torch() -> None:
+    row = Op("sum4", 4, "{0} + {1} + {2} + {3}", None, domain=("real",) * 4, source="test")
+    assert calls_of(row) == [] and calls_of(OPS["lerp"]) == [("lerp", ())]
