@@ -153,6 +153,8 @@ class LearnedOptimizer(WatchedOptimizer):
         super()._before_step(ready)
         if not any(self._ready):
             raise ProgramError("no parameter has a gradient: call loss.backward() before optimizer.step()")
+        if self._moved is None or not self._moved.holds(ready):
+            self._moved, self._measured = Moved(ready), None
         for group in self.param_groups:
             group["log_factor"] = group["learning"]["log"]
         if self.rule != "two-sided" or self.hyper_lr == 0:
@@ -168,7 +170,7 @@ class LearnedOptimizer(WatchedOptimizer):
             if "lr" in self.what and not float(first["large"]):
                 norm = global_norm(gradients).double()
                 squares = [self._probe(group, p, norm).to(norm.device) for group, p in self._pairs()]
-                self._bound_from_above(*torch.stack(squares, 1))
+                self._bound_from_above(self._moved, *torch.stack(squares, 1))
                 for group in self.param_groups:
                     group["log_factor"] = group["learning"]["log"]
 
@@ -180,9 +182,9 @@ class LearnedOptimizer(WatchedOptimizer):
         for group in self.param_groups:
             self._set(group, **values)
 
-    def _bound_from_above(self, u2: Tensor, p2: Tensor) -> None:
+    def _bound_from_above(self, moved: Moved, u2: Tensor, p2: Tensor) -> None:
         """Lower the factor to its cap; squares of norms of the updates and of the parameters of this step, ``[n]``."""
-        moved, base = self._moving(), self.param_groups[0]["base_lr"]
+        base = self.param_groups[0]["base_lr"]
         if not len(moved.matrices):
             return
         rates = [max(float(group["lr"]), group["base_lr"]) / base for group in self.param_groups]
@@ -200,18 +202,14 @@ class LearnedOptimizer(WatchedOptimizer):
     def _step(self) -> None:
         super()._step()
         self.hypergradient = None
-        self._learn()
+        assert self._moved is not None
+        self._learn(self._moved)
         for group in self.param_groups:
             group["applied_lr"] = float(group["lr"])
 
-    def _moving(self) -> Moved:
-        if self._moved is None or not self._moved.holds(self._ready):
-            self._moved, self._measured = Moved(self._ready), None
-        return self._moved
-
-    def _learn(self) -> None:
+    def _learn(self, moved: Moved) -> None:
         """Move what is learned, by what the step has measured: for the next one."""
-        moved, base = self._moving(), self.param_groups[0]["base_lr"]
+        base = self.param_groups[0]["base_lr"]
         states = [self.state[p] for p in moved.params]
         if self._measured is None or not self._measured.holds(states):
             self._measured = Measured(states, [self._watch(p) for p in moved.params], self.compile)
@@ -235,7 +233,7 @@ class LearnedOptimizer(WatchedOptimizer):
                 share = share * torch.cat([f.view(1).to(norm.device) for f in factors]).double()
             self._learn_rate(share * sums["dot"], sums["g2"], share.square() * sums["u2"], numbers, factors)
             if guarded and u2 is not None and p2 is not None:
-                self._bound_from_above(u2, p2)
+                self._bound_from_above(moved, u2, p2)
         for name in self.what:
             have = [k for k, watch in enumerate(watches) if f"dot {name}" in watch.sums] if name != "lr" else []
             if have and self.hyper_lr:
