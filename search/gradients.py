@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from primitives import Task
 from primitives.task import initial_model
+from search.replay import Replay
 
 CACHE_BYTES = 4 << 20  # activations of a block on a CPU; measured: 2 to 5 MB are equally fast, 15 MB are not
 DEVICE_SHARE = 0.3  # of a GPU's free memory, for the activations of a block
@@ -40,6 +41,15 @@ class Like(NamedTuple):
         return cls(tuple(x.shape), x.dtype)
 
 
+class _Recorded(NamedTuple):
+    """What was recorded, and where it reads and writes."""
+
+    arena: Tensor
+    gradient: Tensor
+    like: tuple[Like, Like]
+    replay: Replay[Tensor]
+
+
 class Gradients:
     """Losses and gradients of all members of an arena ``[seeds, members, elements]``.
 
@@ -48,12 +58,17 @@ class Gradients:
         precision: of forward and backward pass: "float32" (that is, the arena's own), "bf16" (autocast), or "tf32",
             which on CUDA rounds the factors of matrix products to 10 bits and elsewhere changes nothing.
         block: most members in one call; by default what `fitting_block` finds.
+
+    Attributes:
+        replays: whether all launches of a call become one (see `search.replay`); if None, on CUDA.
     """
 
     def __init__(self, task: Task, precision: str = "float32", block: int | None = None) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
         self.task, self.precision, self.block = task, precision, block
+        self.replays: bool | None = None
+        self._recorded: _Recorded | None = None
 
     def __call__(self, arena: Tensor, inputs: Tensor, targets: Tensor, gradient: Tensor) -> Tensor:
         """Write all gradients into `gradient`, which is like the arena, and return the losses ``[seeds, members]``.
@@ -62,13 +77,24 @@ class Gradients:
         """
         if self.block is None:
             self.block = fitting_block(self.task, Like.of(inputs[0]), Like.of(targets[0]), arena.dtype, arena.device)
+        replays = arena.device.type == "cuda" if self.replays is None else self.replays
+        run = self._replay if replays else self._run
         while True:
             try:
-                return self._run(arena, inputs, targets, gradient, min(self.block, arena.shape[1]))
+                return run(arena, inputs, targets, gradient, min(self.block, arena.shape[1]))
             except (torch.OutOfMemoryError, MemoryError):
+                self._recorded = None
                 if self.block == 1:
                     raise
                 self.block = (min(self.block, arena.shape[1]) + 1) // 2
+
+    def _replay(self, arena: Tensor, inputs: Tensor, targets: Tensor, gradient: Tensor, block: int) -> Tensor:
+        """The same, recorded anew for every other arena, which is then always where it was."""
+        kept, like = self._recorded, (Like.of(inputs), Like.of(targets))
+        if kept is None or kept.arena is not arena or kept.gradient is not gradient or kept.like != like:
+            replay = Replay(lambda x, y: self._run(arena, x, y, gradient, block), arena.device)
+            kept = self._recorded = _Recorded(arena, gradient, like, replay)
+        return kept.replay(inputs, targets).clone()
 
     @torch.no_grad()
     def _run(self, arena: Tensor, inputs: Tensor, targets: Tensor, gradient: Tensor, block: int) -> Tensor:

@@ -73,7 +73,7 @@ class MergedRules:
         following = [self._following(*slot) for slot in self.slots]
         self._run = self._define(following)
         self.replays = arena.device.type == "cuda"
-        self._replay: Replay | None = None
+        self._replay = Replay(self._in_place, arena.device)
         self.known = list(zip(*(c.unbind(0) for c in self.columns), strict=True)) or [()] * steps
 
     def step(self, index: int, global_norm: Tensor | None) -> None:
@@ -83,19 +83,13 @@ class MergedRules:
         if not self.replays:
             self.state = self._run(self.state, self.known[index], global_norm, self.segments)
             return
-        now = [*self.known[index], *([] if global_norm is None else [global_norm])]
-        if self._replay is None:
-            self._now = [x.clone() for x in now]
-            self._replay = Replay(self._in_place, self.arena.device)
-        elif now:
-            torch._foreach_copy_(self._now, now)
-        self._replay()
+        self._replay(*self.known[index], *([] if global_norm is None else [global_norm]))
 
-    def _in_place(self) -> None:
-        """One step on tensors that stay where they are."""
+    def _in_place(self, *now: Tensor) -> None:
+        """One step on tensors that stay where they are: numbers known in advance, and the norm if it is needed."""
         known = len(self.columns)
-        norm = self._now[known] if len(self._now) > known else None
-        following = self._run(self.state, self._now[:known], norm, self.segments)
+        norm = now[known] if len(now) > known else None
+        following = self._run(self.state, now[:known], norm, self.segments)
         places = {x.untyped_storage().data_ptr() for x in self.state}  # a slot may become what another one was
         following = [x.clone() if x.untyped_storage().data_ptr() in places else x for x in following]
         for state, value in zip(self.state, following, strict=True):

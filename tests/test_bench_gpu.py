@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from baselines import BASELINES
 from experiments import bench_gpu
 from search.gradients import PRECISIONS
 from search.replay import Replay
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
@@ -32,9 +35,18 @@ def test_every_precision_is_measured_and_compared_with_one_candidate() -> None:
         assert ratio.value == pytest.approx(rate.value / single)
 
 
-def test_replay_calls_its_function_each_time() -> None:
-    x = torch.zeros(3)
-    add = Replay(lambda: torch._foreach_add_([x], 1), x.device)
-    for _ in range(3):
-        add()
-    assert x.tolist() == [3, 3, 3]
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+@pytest.mark.parametrize("waits", [False, True])
+def test_replay_calls_its_function_each_time(device: str, waits: bool) -> None:
+    x = torch.zeros(3, device=device)
+
+    def add(y: Tensor, z: Tensor) -> Tensor:
+        assert not waits or y.sum().item() > 0  # which no graph can record
+        return x.add_(y).mul(z)
+
+    replay, results = Replay(add, x.device), []
+    for i in range(1, 5):
+        results.append(replay(torch.full((3,), float(i), device=device), torch.tensor(i, device=device)).tolist())
+    assert x.tolist() == [10, 10, 10]
+    assert results == [[1] * 3, [6] * 3, [18] * 3, [40] * 3]
+    assert replay.records == (device == "cuda" and not waits)

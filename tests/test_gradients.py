@@ -64,6 +64,24 @@ def test_any_block_gives_what_autograd_gives(block: int | None) -> None:
     check(SMALL, Gradients(SMALL, block=block))
 
 
+def test_replayed_gradients_follow_inputs_weights_and_arena() -> None:
+    gradients = Gradients(SMALL, block=2)
+    gradients.replays = True  # as on CUDA
+    arena, inputs, targets = setting(SMALL)
+    for _ in range(2):
+        buffer = torch.full_like(arena, torch.nan)
+        kept = []
+        for change in range(3):
+            kept.append(gradients(arena, inputs, targets, buffer))
+            torch.testing.assert_close(
+                (kept[-1], buffer), expected(SMALL, arena, inputs, targets), rtol=1e-12, atol=1e-14
+            )
+            inputs, targets = inputs + change, (targets + 1) % 10
+            arena.mul_(1.1)
+        assert len({float(x.sum()) for x in kept}) == 3  # none was overwritten
+        arena = arena[:, :3].clone()  # others have left, as in a race
+
+
 def test_a_model_that_cannot_be_recorded_is_run_as_it_is() -> None:
     check(TANGLED, Gradients(TANGLED, block=1))
     like = Like((16, 64), torch.float64), Like((16,), torch.int64)

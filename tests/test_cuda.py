@@ -1,0 +1,105 @@
+"""What runs on a CUDA device is what runs on a CPU, and a step does not wait for the device."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import lightning
+import pytest
+import torch
+from torch import Tensor, nn
+
+from baselines import BASELINES
+from experiments.tasks import get_task
+from learned import learn
+from primitives import Program, ProgramOptimizer
+from search import population
+from search.population import Outcome, train_members
+from search.race import Race
+from tests.test_stacked import ADAMW, relatives
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+STEPS = 20
+Make = Callable[..., torch.optim.Optimizer]
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def trained(device: str, make: Make, wait: bool = True) -> list[Tensor]:
+    """Parameters after some steps in float64, the later ones without waiting for the device if it must not be."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    x, y = torch.randn(STEPS, 16, 5).double().to(device), torch.randn(STEPS, 16, 3).double().to(device)
+    model = copy.deepcopy(model).to(device)
+    optimizer = make(model.parameters())
+
+    def step(index: int) -> None:
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x[index]), y[index]).backward()
+        optimizer.step()
+
+    for index in range(STEPS):
+        if wait or index < 3:  # it compiles
+            step(index)
+        else:
+            with no_waiting():
+                step(index)
+    return [p.detach().cpu() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_programs_step_on_both_alike(name: str) -> None:
+    make = functools.partial(ProgramOptimizer, program=BASELINES[name].program, lr=1e-3, total_steps=STEPS)
+    torch.testing.assert_close(trained("cuda", make), trained("cpu", make), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "lamb"])
+def test_a_step_does_not_wait(name: str, compiled: bool) -> None:
+    make = functools.partial(ProgramOptimizer, program=BASELINES[name].program, lr=1e-3, compile=compiled)
+    trained("cuda", make, wait=False)
+
+
+@pytest.mark.parametrize("what", [("lr",), ("lr", "beta1")])
+@pytest.mark.parametrize("per", ["global", "group", "tensor"])
+def test_learned_rates_are_the_same_and_do_not_wait(what: tuple[str, ...], per: str) -> None:
+    make = functools.partial(learn, program=ADAMW, lr=1e-3, what=what, per=per)
+    torch.testing.assert_close(trained("cuda", make, wait=False), trained("cpu", make), rtol=1e-5, atol=1e-8)
+
+
+def both(monkeypatch: pytest.MonkeyPatch, members: list[tuple[Program, float]], **options: object) -> list[Outcome]:
+    task = get_task("digits")
+    train = functools.partial(train_members, task, members, (0, 1), steps=STEPS, dtype=torch.float64)
+    found = [train(**options)]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            population,
+            "quiet_trainer",
+            lambda: lightning.Trainer(barebones=True, max_epochs=1, accelerator="cpu", devices=1),
+        )
+        found.append(train(**options))
+    return found
+
+
+@pytest.mark.parametrize("race", [False, True])
+def test_a_population_trains_on_both_alike(race: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = [row.program for row in BASELINES.values()] + relatives(ADAMW, 3, 12)
+    members = [(program, lr) for program in programs for lr in (1e-4, 1e-3, 1e-2)]
+    options = {"race": Race()} if race else {}
+    on_gpu, on_cpu = both(monkeypatch, members, **options)
+    good = on_cpu.losses["valid"] < 10
+    assert good.float().mean() > 0.5
+    torch.testing.assert_close(on_gpu.losses["valid"][good], on_cpu.losses["valid"][good], rtol=1e-5, atol=1e-7)
+    assert [why is None for why in on_gpu.dropped] == [why is None for why in on_cpu.dropped]
+    assert torch.equal(on_gpu.diverged_at, on_cpu.diverged_at)
