@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -25,7 +26,7 @@ from search.gradients import PRECISIONS
 from search.population import train_members
 
 STEPS = 200
-RATES = 32  # of each program: a GPU wants thousands of members
+RATES = (32, 256)  # of each program: a GPU wants thousands of members
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -38,7 +39,9 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def throughput(programs: list[Program], rates: int, repeats: int, steps: int, device: str = "cuda") -> list[Figure]:
+def throughput(
+    programs: list[Program], rates: Sequence[int], repeats: int, steps: int, device: str = "cuda"
+) -> list[Figure]:
     """Candidate-steps per second on digits with each precision, and their ratio to one candidate at a time."""
     task = get_task("digits")
     inputs, targets = (x.to(device) for x in task.data().train.batch(torch.arange(task.batch_size)))
@@ -46,10 +49,10 @@ def throughput(programs: list[Program], rates: int, repeats: int, steps: int, de
         alone = functools.partial(adamw_loop, inputs, targets, steps)
         alone()
         single = steps / median(seconds(alone) for _ in range(repeats))
-    spread = [LADDER[0] * (LADDER[-1] / LADDER[0]) ** (i / max(1, rates - 1)) for i in range(rates)]
-    members = [(p, lr) for p in programs for lr in spread]
     found = [Figure("one candidate, torch.optim.AdamW", single, "candidate-steps/s")]
-    for precision in PRECISIONS:
+    for count, precision in itertools.product(rates, PRECISIONS):
+        spread = [LADDER[0] * (LADDER[-1] / LADDER[0]) ** (i / max(1, count - 1)) for i in range(count)]
+        members = [(p, lr) for p in programs for lr in spread]
         population = functools.partial(train_members, task, members, (0,), steps=steps, precision=precision)
         population()  # warm up
         rate = len(members) * steps / median(seconds(population) for _ in range(repeats))

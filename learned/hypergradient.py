@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from learned.measured import Measured, Moved
+from learned.measured import Measured, Moved, placed
 from learned.rules import RULES, Seen, cap, on_scale, towards_parent
 from learned.spikes import damping, follow, sampled
 from learned.watched_optimizer import WatchedOptimizer
@@ -188,7 +188,7 @@ class LearnedOptimizer(WatchedOptimizer):
         if not len(moved.matrices):
             return
         rates = [max(float(group["lr"]), group["base_lr"]) / base for group in self.param_groups]
-        weights = torch.tensor(rates, dtype=torch.float64).to(u2.device)[moved.group]
+        weights = placed(rates, u2.device)[moved.group]
         # weights of a layer with n inputs keep its sums at size 1 if their variance is 1/n
         change = (u2[moved.matrices] / torch.maximum(p2[moved.matrices], moved.inputs)).sqrt()
         found = (change * weights[moved.matrices]).median()
@@ -221,7 +221,7 @@ class LearnedOptimizer(WatchedOptimizer):
         if old == []:
             return
         applied = [group["applied_lr"] / base for group in self.param_groups]
-        share = torch.tensor(applied, dtype=torch.float64, device=norm.device)[moved.group]  # of the program's step
+        share = placed(applied, norm.device)[moved.group]  # of the program's step
         numbers, watches, u2, p2 = moved.numbers, self._measured.watches, sums.get("n2"), sums.get("p2")
         if old is not None:
             sums, share = {name: row[old] for name, row in sums.items()}, share[old]
@@ -237,9 +237,10 @@ class LearnedOptimizer(WatchedOptimizer):
         for name in self.what:
             have = [k for k, watch in enumerate(watches) if f"dot {name}" in watch.sums] if name != "lr" else []
             if have and self.hyper_lr:
-                dot = (share * sums[f"dot {name}"])[have].sum()
-                u2_own = (share.square() * sums[f"u2 {name}"])[have].sum()
-                self._learn_hyper(name, dot / (sums["g2"][have].sum().sqrt() * u2_own.sqrt()))
+                own = placed(have, norm.device)
+                dot = (share * sums[f"dot {name}"])[own].sum()
+                u2_own = (share.square() * sums[f"u2 {name}"])[own].sum()
+                self._learn_hyper(name, dot / (sums["g2"][own].sum().sqrt() * u2_own.sqrt()))
 
     def _learn_rate(
         self, dot: Tensor, g2: Tensor, u2: Tensor, numbers: Sequence[int], factors: Sequence[Tensor]
@@ -259,7 +260,8 @@ class LearnedOptimizer(WatchedOptimizer):
         for number, group in enumerate(self.param_groups):
             mine = [k for k, of in enumerate(numbers) if of == number] if deviates else []
             if mine:
-                cosine = Seen(dot[mine].sum(), g2[mine].sum(), u2[mine].sum(), seen.alpha).cosine
+                at = placed(mine, dot.device)
+                cosine = Seen(dot[at].sum(), g2[at].sum(), u2[at].sum(), seen.alpha).cosine
                 own[number] = towards_parent(own[number], deviates * (cosine - seen.cosine))
             self._set(group, memory=memory, own=own[number], log=(common + own[number]).clamp(-_LIMIT, _LIMIT))
         for k, factor in enumerate(factors if deviates else ()):

@@ -18,6 +18,12 @@ from learned.watch import Watched
 State = dict[str, Any]
 
 
+def placed(numbers: Sequence[float] | Sequence[int], device: torch.device) -> Tensor:
+    """Numbers on `device`, int64 or float64, without waiting for it."""
+    kind = torch.int64 if all(isinstance(x, int) for x in numbers) else torch.float64
+    return torch.tensor(numbers, dtype=kind).to(device, non_blocking=device.type != "cpu")
+
+
 class Moved:
     """The parameters that a step moves, in order.
 
@@ -32,12 +38,11 @@ class Moved:
         self.params = [p for params in ready for p in params]
         device = self.params[0].device
         self.numbers = [k for k, params in enumerate(ready) for _ in params]
-        self.group = torch.tensor(self.numbers, device=device)
+        self.group = placed(self.numbers, device)
         alone = len(self.params) == 1
         which = [i for i, p in enumerate(self.params) if p.ndim > 1 or alone]
         rows = [float(p.shape[0]) if (p := self.params[i]).ndim > 1 else 1e-12 for i in which]
-        self.matrices = torch.tensor(which, dtype=torch.long, device=device)
-        self.inputs = torch.tensor(rows, dtype=torch.float64, device=device)
+        self.matrices, self.inputs = placed(which, device).long(), placed(rows, device)
 
     def holds(self, ready: Sequence[Sequence[Tensor]]) -> bool:
         """Whether these are the parameters."""
@@ -98,4 +103,4 @@ class Measured:
         return None
 
 
-__all__ = ["Measured", "Moved"]
+__all__ = ["Measured", "Moved", "placed"]

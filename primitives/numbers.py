@@ -42,8 +42,11 @@ class Numbers:
         """The same, the learning rate and the sign of gradients as one vector."""
         key = (dtype, device)
         if key not in self._packed:
-            rate, signed = self.values["lr"], torch.tensor(sign, dtype=torch.float64)
-            self._packed[key] = torch.stack([n.cpu() for n in (*self._known, rate, signed)]).to(device, dtype)
+            numbers = (*self._known, self.values["lr"], torch.tensor(sign, dtype=torch.float64))
+            mixed = any(n.device != numbers[-1].device for n in numbers)  # learned, or a norm, on a device
+            if device.type == "cpu" or mixed:
+                numbers = tuple(n.to(device, non_blocking=device.type != "cpu") for n in numbers)
+            self._packed[key] = torch.stack(numbers).to(device, dtype, non_blocking=device.type != "cpu")
         return self._packed[key]
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import lightning
 import torch
@@ -137,9 +137,13 @@ def memory() -> int:
 
 def member_bytes(protocol: Protocol, program: Program) -> int:
     """Bytes of one member over all seeds: weights, gradients, state, and as much again for its next value."""
-    elements = sum(p.numel() for p in initial_model(protocol.task, 0).parameters())
     slots = max(len(p.live_state) for p in (program, program.fallback) if p is not None)
-    return elements * protocol.dtype.itemsize * len(protocol.seeds) * (2 + 2 * slots)
+    return _elements(protocol.task) * protocol.dtype.itemsize * len(protocol.seeds) * (2 + 2 * slots)
+
+
+@lru_cache(maxsize=64)
+def _elements(task: Task) -> int:
+    return sum(p.numel() for p in initial_model(task, 0).parameters())
 
 
 def train_members(
@@ -179,7 +183,7 @@ def train_members(
     training = PopulationTraining(task, members, seeds, steps, dtype, race, standards, precision, native,
                                   data.valid if watch else None)  # fmt: skip
     batches = DataLoader(Batches(data.train, task.batch_size, steps, seeds, dtype), batch_size=None)
-    start = measure(task, training.arena[:, :1], data.valid)[0][0]
+    start = measure(task, training.arena[:, :1].to(device), data.valid)[0][0]
     with quiet(), matmul_precision("high" if precision == "tf32" else torch.get_float32_matmul_precision()):
         fit(trainer, training, batches)
     arena = training.arena.to(device)  # Lightning has taken it from there

@@ -99,7 +99,7 @@ def test_a_population_trains_on_both_alike(race: bool, monkeypatch: pytest.Monke
     options = {"race": Race()} if race else {}
     on_gpu, on_cpu = both(monkeypatch, members, **options)
     good = on_cpu.losses["valid"] < 10
-    assert good.float().mean() > 0.5
+    assert good.float().mean() > 0.2  # a race drops most
     torch.testing.assert_close(on_gpu.losses["valid"][good], on_cpu.losses["valid"][good], rtol=1e-5, atol=1e-7)
     assert [why is None for why in on_gpu.dropped] == [why is None for why in on_cpu.dropped]
     assert torch.equal(on_gpu.diverged_at, on_cpu.diverged_at)

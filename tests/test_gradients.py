@@ -43,7 +43,7 @@ def expected(task: Task, arena: Tensor, inputs: Tensor, targets: Tensor) -> tupl
     losses, gradients = torch.zeros(arena.shape[:2], dtype=arena.dtype), torch.zeros_like(arena)
     model = initial_model(task, 3).double()
     for seed in range(SEEDS):
-        for member in range(MEMBERS):
+        for member in range(arena.shape[1]):
             nn.utils.vector_to_parameters(arena[seed, member], model.parameters())
             loss = task.loss(model(inputs[seed]), targets[seed])
             found = torch.autograd.grad(loss, list(model.parameters()))

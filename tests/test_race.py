@@ -141,7 +141,11 @@ def test_batches_are_cut_to_memory() -> None:
     programs = [ADAMW] * 5
     tight = Counting(protocol, memory=2 * 4 * member + 1)(programs)
     assert sizes == [2, 2, 1]
-    assert tight == Population(protocol)(programs)
+    whole = Population(protocol)(programs)
+    if torch.cuda.is_available():  # where sums of other batches are other sums
+        assert [f.score for f in tight] == pytest.approx([f.score for f in whole], rel=1e-9)
+    else:
+        assert tight == whole
     sizes.clear()
     assert Counting(protocol, memory=1)([ADAMW, ADAMW]) == tight[:2]  # one at a time is the least
     assert sizes == [1, 1]

@@ -18,15 +18,16 @@ from primitives.task import batch_indices, initial_model
 
 DIGITS = TASKS["digits"]
 ADAMW = BASELINES["adamw"].program
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where Lightning trains
 
 
 def test_equals_the_plain_loop_bit_for_bit():
     result = train(DIGITS, ADAMW, 3e-3, seed=5, steps=30)
-    splits, model = DIGITS.data(), initial_model(DIGITS, 5)
+    splits, model = DIGITS.data(), initial_model(DIGITS, 5).to(DEVICE)
     optimizer = ProgramOptimizer(model.parameters(), ADAMW, 3e-3)
     curve = []
     for indices in batch_indices(len(splits.train), DIGITS.batch_size, 30, 5):
-        inputs, targets = splits.train.batch(indices)
+        inputs, targets = (x.to(DEVICE) for x in splits.train.batch(indices))
         optimizer.zero_grad()
         loss = DIGITS.loss(model(inputs), targets)
         loss.backward()
@@ -64,11 +65,11 @@ def test_schedule_free_is_evaluated_at_its_averages():
     task = DIGITS
     by_hand = train(task, ScheduleFreeAdamW, 0.03, steps=20)
     program = train(task, BASELINES["schedule-free-adamw"].program, 0.03, steps=20)
-    model = initial_model(task, 0)
+    model = initial_model(task, 0).to(DEVICE)
     optimizer = ScheduleFreeAdamW(model.parameters(), lr=0.03)
     splits = task.data()
     for step in batch_indices(len(splits.train), task.batch_size, 20, 0):
-        inputs, targets = splits.train.batch(step)
+        inputs, targets = (x.to(DEVICE) for x in splits.train.batch(step))
         optimizer.zero_grad()
         task.loss(model(inputs), targets).backward()
         optimizer.step()
