@@ -167,7 +167,7 @@ def training_seconds(workers: int, batches: int, programs: Sequence[Program]) ->
     """Wall-clock seconds for each of so many real batches in local processes, and the processes' CPU seconds."""
     pool = Workers(digits, workers)
     try:
-        for job in [pool.submit(programs[:2]) for _ in range(2 * workers)]:  # so that all have begun
+        for job in [pool.submit(programs) for _ in range(2 * workers)]:  # so that all have begun, and recorded graphs
             pool.result(job)
         begin, begin_cpu = time.perf_counter(), sum(map(_cpu_of, pool.pids))
         for job in [pool.submit(programs) for _ in range(batches)]:

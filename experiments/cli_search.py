@@ -61,7 +61,9 @@ def search(
     ] = None,
     batch: Annotated[Number, typer.Option(min=1, metavar="N", help="Programs trained together.")] = None,
     lag: Annotated[Number, typer.Option(min=1, metavar="N", help="Batches in flight at once.")] = None,
-    workers: Annotated[Number, typer.Option(min=0, metavar="N", help="Processes that evaluate.")] = None,
+    workers: Annotated[
+        Number, typer.Option(min=0, metavar="N", help="Processes that evaluate; one for each GPU or core.")
+    ] = None,
     ray: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Evaluate on this Ray cluster, as in: head:6379, auto, local."),

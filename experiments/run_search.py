@@ -252,10 +252,12 @@ def _executor(factory: Callable[[], Evaluator], options: SearchOptions, lag: int
 
 
 def _workers(options: SearchOptions, lag: int) -> int:
-    """How many processes to use."""
+    """How many processes to use: one for each GPU, where several would only take turns, or for each core."""
+    from search.workers import visible_gpus
+
     cores, asked = _cores(), options.workers
     if asked is None:
-        return min(cores, lag)
+        return min(len(visible_gpus()) or cores, lag)
     if asked > MAX_WORKERS * cores and options.ray is None:
         raise UserError(
             f"{asked} workers on {cores} core{'s' * (cores > 1)} would only get in each other's way; choose at most "

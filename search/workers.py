@@ -9,10 +9,13 @@ import os
 import signal
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
+
+import torch
 
 from primitives import Program, parse_program, print_program
 from search.fitness import Evaluator, Fitness
@@ -22,7 +25,7 @@ MEMORY = 0.9  # of the machine's: what one worker may ask for
 
 
 class Workers(Pool["_Process | _Here"]):
-    """Evaluating processes on this machine, which see to it that none outlives the driver.
+    """Evaluating processes on this machine, which see to it that none outlives the driver. They share GPUs evenly.
 
     Args:
         factory: makes the evaluator inside each process; must be picklable.
@@ -45,7 +48,10 @@ class Workers(Pool["_Process | _Here"]):
         return [p.pid for p in processes if p.pid is not None]
 
     def _make(self) -> _Process | _Here:
-        return _Here(self.factory()) if self.here else _Process(self.factory, self.memory)
+        if self.here:
+            return _Here(self.factory())
+        taken = Counter(w.gpu for w in (*self.idle, *self.busy) if isinstance(w, _Process))
+        return _Process(self.factory, self.memory, min(visible_gpus(), key=taken.__getitem__, default=None))
 
     def _wait(self, busy: Sequence[_Process | _Here], timeout: float) -> Sequence[_Process | _Here]:
         processes = {w.connection: w for w in busy if isinstance(w, _Process)}
@@ -74,10 +80,11 @@ class _Here:
 class _Process:
     """A worker process at the other end of a pipe."""
 
-    def __init__(self, factory: Callable[[], Evaluator], memory: int) -> None:
+    def __init__(self, factory: Callable[[], Evaluator], memory: int, gpu: str | None) -> None:
+        self.gpu = gpu
         context = _context()
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, factory, memory), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, factory, memory, gpu), daemon=True)
         try:
             self.process.start()
         except KeyboardInterrupt:  # while processes start: what they were asked for must not start after all
@@ -136,8 +143,16 @@ def _kill_forkserver() -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _serve(connection: Connection, factory: Callable[[], Evaluator], memory: int) -> None:
+def visible_gpus() -> list[str]:
+    """Names of this machine's GPUs, as ``CUDA_VISIBLE_DEVICES`` takes them."""
+    count, names = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return names.split(",")[:count] if names else list(map(str, range(count)))
+
+
+def _serve(connection: Connection, factory: Callable[[], Evaluator], memory: int, gpu: str | None) -> None:
     """What a worker process does: an empty answer when it is ready, then one for each batch."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # heard if CUDA has not been used yet, as in a process that begins
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what an interrupt means
     parent = multiprocessing.parent_process()
     if parent is not None:  # a killed driver must not leave workers behind
@@ -166,8 +181,6 @@ class TextEvaluator:
         """Fitness of each program, in order. The first call makes the evaluator."""
         try:
             if self.evaluator is None:
-                import torch
-
                 torch.set_num_threads(1)
                 self.evaluator = self.factory()
             return self.evaluator([parse_program(text) for text in texts]) if texts else []

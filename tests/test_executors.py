@@ -216,3 +216,27 @@ def test_the_bound_follows_the_time_that_batches_take(monkeypatch: pytest.Monkey
     (fitness,) = pool.result(pool.submit(PROGRAMS[:1]))
     assert fitness.status is Status.FAILED
     assert time.monotonic() - begin < 5  # instead of half an hour
+
+
+def tells_its_gpu() -> Evaluator:
+    def evaluate(programs: Sequence[Program]) -> list[Fitness]:
+        time.sleep(0.1)  # the others get some, too
+        return [Fitness(0.0, Status.OK, os.environ.get("CUDA_VISIBLE_DEVICES", "none"))] * len(programs)
+
+    return evaluate
+
+
+@pytest.mark.parametrize(("visible", "names"), [("", {"0", "1", "2"}), ("5,GPU-a,7", {"5", "GPU-a", "7"})])
+def test_processes_share_the_gpus(visible: str, names: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    workers = Workers(tells_its_gpu, 3)
+    try:
+        jobs = [workers.submit(PROGRAMS[:1]) for _ in range(24)]
+        told = [workers.result(job)[0].reason for job in jobs]
+        assert set(told) == names
+        os.kill(workers.pids[0], signal.SIGKILL)
+        jobs = [workers.submit(PROGRAMS[:1]) for _ in range(24)]
+        assert {workers.result(job)[0].reason for job in jobs} == names  # its GPU is not left out
+    finally:
+        workers.close()
