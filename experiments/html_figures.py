@@ -29,7 +29,7 @@ def fitness_panel(run: SearchRun, ancestors: Sequence[Row]) -> Panel:
         line = [r for r in ancestors if r.score <= top]
         axes.plot([r.number + 1 for r in line], [r.score for r in line], linestyle="--", linewidth=1.2, marker="o",
                   markersize=5, markerfacecolor="none", color=COLOURS[1], label="ancestors of the best")  # fmt: skip
-        _finish(axes, "programs trained", "score (lower is better)")
+        _finish(axes, "programs trained", "score (lower is better)", above=True)
 
     caption = "Score of every program (dots), the best so far, and the lineage of the best."
     caption += f" {above} programs with scores above {top:.3g} lie outside." if above else ""
@@ -79,7 +79,7 @@ def pareto_panel(run: SearchRun, front: Sequence[Row]) -> Panel:
             axes.plot([r.live for r in rows], [r.score for r in rows], marker=MARKERS[index % len(MARKERS)],
                       markersize=8, linewidth=1.2, linestyle=":", color=COLOURS[index % len(COLOURS)],
                       label=f"{size:.4g} B of state")  # fmt: skip
-        _finish(axes, "statements with effect", "score (lower is better)")
+        _finish(axes, "statements with effect", "score (lower is better)", above=True)
 
     caption = (
         "Programs that none other beats in one of score, state (bytes for each parameter) and statements without "
@@ -171,10 +171,15 @@ def _steps(axes: Any, run: SearchRun, index: int, label: str, scale: float = 1.0
               color=COLOURS[index % len(COLOURS)], linestyle=DASHES[index % len(DASHES)])  # fmt: skip
 
 
-def _finish(axes: Any, x: str, y: str) -> None:
+def _finish(axes: Any, x: str, y: str, above: bool = False) -> None:
+    """Labels and a legend, which with `above` gets room over all points."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.legend(frameon=False, fontsize=10, labelcolor=axes.ink)
+    if above:
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high + 0.15 * (high - low))
+    place: dict[str, Any] = {"loc": "upper center", "ncols": 3} if above else {}
+    axes.legend(frameon=False, fontsize=10, labelcolor=axes.ink, **place)
 
 
 def _short(name: str, longest: int = 28) -> str:

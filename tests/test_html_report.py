@@ -213,6 +213,13 @@ def test_controls_are_set_beside_the_search_at_equal_budgets(run: Path, tmp_path
     assert f"At equal budgets of 16 programs ({16 * each:,} candidate-steps)" in sentence
     best = {r.strategy: min(row.score for row in r.rows[:16]) for r in runs}
     assert all(f"{name} {score:.4g}" in sentence for name, score in best.items())
+    assert ("no discovery" in sentence) == (best["random"] <= best["evolution"])
+    for better in runs:  # whoever of them has by far the best program
+        told = [
+            dataclasses.replace(r, rows=(r.rows[0]._replace(score=1e-9), *r.rows[1:])) if r is better else r
+            for r in runs
+        ]
+        assert ("not ahead of random: it has shown no discovery" in search_verdict(told)[1]) == (better is runs[0])
     assert labels(runs) == ["random", "evolution"]
     twin = dataclasses.replace(runs[0], folder=tmp_path / "twin" / "null")
     assert len(set(labels([*runs, twin]))) == 3
