@@ -178,7 +178,9 @@ def _finish(axes: Any, x: str, y: str, above: bool = False) -> None:
     if above:
         low, high = axes.get_ylim()
         axes.set_ylim(low, high + 0.15 * (high - low))
-    place: dict[str, Any] = {"loc": "upper center", "ncols": 3} if above else {}
+    place: dict[str, Any] = (
+        {"loc": "upper center", "ncols": 3, "columnspacing": 1.0, "handlelength": 1.4} if above else {}
+    )
     axes.legend(frameon=False, fontsize=10, labelcolor=axes.ink, **place)
 
 
