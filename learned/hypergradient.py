@@ -188,10 +188,10 @@ class LearnedOptimizer(WatchedOptimizer):
         if not len(moved.matrices):
             return
         rates = [max(float(group["lr"]), group["base_lr"]) / base for group in self.param_groups]
-        weights = placed(rates, u2.device)[moved.group]
+        weights = moved.of_groups(rates)[moved.matrices]
         # weights of a layer with n inputs keep its sums at size 1 if their variance is 1/n
         change = (u2[moved.matrices] / torch.maximum(p2[moved.matrices], moved.inputs)).sqrt()
-        found = (change * weights[moved.matrices]).median()
+        found = (change * weights).median()
         large, given = (self.param_groups[0]["learning"][name].to(u2.device) for name in ("large", "given"))
         bound, large, given = cap(large, given, torch.where(torch.isfinite(found), found, large))
         bound = bound - math.log(base)
@@ -221,7 +221,7 @@ class LearnedOptimizer(WatchedOptimizer):
         if old == []:
             return
         applied = [group["applied_lr"] / base for group in self.param_groups]
-        share = placed(applied, norm.device)[moved.group]  # of the program's step
+        share = moved.of_groups(applied)  # of the program's step
         numbers, watches, u2, p2 = moved.numbers, self._measured.watches, sums.get("n2"), sums.get("p2")
         if old is not None:
             sums, share = {name: row[old] for name, row in sums.items()}, share[old]

@@ -43,6 +43,13 @@ class Moved:
         which = [i for i, p in enumerate(self.params) if p.ndim > 1 or alone]
         rows = [float(p.shape[0]) if (p := self.params[i]).ndim > 1 else 1e-12 for i in which]
         self.matrices, self.inputs = placed(which, device).long(), placed(rows, device)
+        self._latest: tuple[float, ...] = ()
+
+    def of_groups(self, numbers: Sequence[float]) -> Tensor:
+        """Numbers of the groups as numbers of their parameters, float64; kept for as long as they are the same."""
+        if self._latest != (latest := tuple(numbers)):
+            self._latest, self._spread = latest, placed(numbers, self.group.device)[self.group]
+        return self._spread
 
     def holds(self, ready: Sequence[Sequence[Tensor]]) -> bool:
         """Whether these are the parameters."""

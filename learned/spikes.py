@@ -22,7 +22,7 @@ _GRADIENTS = 16  # of these, evenly spaced: each takes as long as a thousand ele
 def sampled(gradients: Sequence[Tensor]) -> Tensor:
     """Norm of about 64 elements each of 16 to 31 gradients, evenly spaced; of all, if they are fewer."""
     flat = [g.reshape(-1) for g in gradients[:: max(1, len(gradients) // _GRADIENTS)]]
-    return torch.linalg.vector_norm(torch.cat([g[:: max(1, len(g) // _SAMPLED)].double() for g in flat]))
+    return torch.linalg.vector_norm(torch.cat([g[:: max(1, g.numel() // _SAMPLED)] for g in flat]).double())
 
 
 def damping(gradients: Sequence[Tensor], usual: Tensor, sample: Tensor, usual_sample: Tensor) -> Tensor:
