@@ -40,7 +40,7 @@ search: setup  ## Search for an optimizer on a small task, in a fresh folder und
 	@$(BIN)/optforge search $(SEARCH_ARGS)
 
 compare: setup  ## Compare the newest search's best program with tuned AdamW and Lion on other tasks
-	@found=$$($(BIN)/python -c 'from experiments.compare_command import newest_search; print(newest_search() or "")'); \
+	@found=$$($(BIN)/python -c 'from experiments.compare.command import newest_search; print(newest_search() or "")'); \
 	if [ -z "$$found" ]; then echo "compare: there is no search under runs/ yet (make search makes one), so baselines only"; fi; \
 	$(BIN)/optforge compare $${found:+"$$found"} $(COMPARE_ARGS)
 
@@ -48,11 +48,11 @@ bench: setup  ## Measure how long the optimizers' steps take
 	@$(BIN)/python -m experiments.bench $(BENCH_ARGS)
 
 bench-learned: setup  ## Measure how far results depend on the initial learning rate
-	@$(BIN)/python -m experiments.bench_learned $(BENCH_ARGS)
-	@$(BIN)/python -m experiments.bench_meta
+	@$(BIN)/python -m experiments.bench.learned $(BENCH_ARGS)
+	@$(BIN)/python -m experiments.bench.meta
 
 bench-gpu: setup  ## Measure populations on a CUDA device, if there is one
-	@$(BIN)/python -m experiments.bench_gpu $(BENCH_ARGS)
+	@$(BIN)/python -m experiments.bench.gpu $(BENCH_ARGS)
 
 # One thread in each test process: they share the cores already.
 test: setup  ## Run the tests

@@ -3,7 +3,8 @@
 A search selects on one task, its *proxy*. Each further stage trains what is left on other tasks and keeps the best, and
 the last one, *meta-validation*, keeps nothing back: no program is ever chosen by it, so that it says how much of the
 gain on the proxy holds elsewhere. Chen et al. 2023 (arXiv:2302.06675, §2.3) select from their search in this way, and
-call it meta-overfitting when only the proxy still improves. Here are the rules; `experiments.funnel_run` trains.
+call it meta-overfitting when only the proxy still improves. Here are the rules; `experiments.searching.funnel_run`
+trains.
 """
 
 from __future__ import annotations

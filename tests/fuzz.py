@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from baselines import BASELINES, NAMED
-from experiments.random_programs import random_program
+from experiments.programs.random_programs import random_program
 from primitives import OPS, Program, ProgramError, parse_program, print_program, subset
 from primitives.text import MAX_CHARACTERS
 from search.mutation import Space, mutate

@@ -8,8 +8,8 @@ import time
 import pytest
 from test_executors import Scripted
 
-from experiments import bench_driver
-from experiments.bench_driver import InstantPool, Prepared, bred, driven, ledger_costs, results_per_second
+from experiments.bench import driver
+from experiments.bench.driver import InstantPool, Prepared, bred, driven, ledger_costs, results_per_second
 from primitives import subset
 from search.draft import Space
 from search.engine import Budget
@@ -57,7 +57,7 @@ def test_the_costs_of_the_ledger_are_for_one_result() -> None:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
 def test_cpu_seconds_of_a_process_are_counted() -> None:
-    begin, begin_cpu = time.process_time(), bench_driver._cpu_of(os.getpid())
+    begin, begin_cpu = time.process_time(), driver._cpu_of(os.getpid())
     while time.process_time() - begin < 0.2:
         pass
-    assert bench_driver._cpu_of(os.getpid()) - begin_cpu == pytest.approx(0.2, abs=0.1)
+    assert driver._cpu_of(os.getpid()) - begin_cpu == pytest.approx(0.2, abs=0.1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from baselines import BASELINES
-from experiments import bench_gpu
+from experiments.bench import gpu
 from search.gradients import PRECISIONS
 from search.replay import Replay
 
@@ -20,15 +20,15 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 def test_without_a_device_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["bench_gpu", "--json", str(tmp_path / "figures.json")])
-    bench_gpu.main()
+    monkeypatch.setattr("sys.argv", ["gpu", "--json", str(tmp_path / "figures.json")])
+    gpu.main()
     assert "no CUDA device" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="population and loop would run on different devices")
 def test_every_precision_is_measured_and_compared_with_one_candidate() -> None:
-    figures = bench_gpu.throughput([BASELINES["adamw"].program], (1, 2), 1, 2, "cpu")
+    figures = gpu.throughput([BASELINES["adamw"].program], (1, 2), 1, 2, "cpu")
     assert len(figures) == 1 + 2 * 2 * len(PRECISIONS)
     single = figures[0].value
     for rate, ratio in zip(figures[1::2], figures[2::2], strict=True):

@@ -314,7 +314,7 @@ def test_run_directories_that_cannot_be(tmp_path):
 
 @pytest.fixture
 def searched(monkeypatch):
-    from experiments import run_search
+    from experiments.searching import run as run_search
 
     calls = []
 
@@ -362,10 +362,10 @@ def test_an_interrupted_search_says_how_to_go_on(run, searched):
 
 
 def test_compare_passes_on_what_was_asked_for(run, monkeypatch):
-    from experiments import compare_command
+    from experiments.compare import command
 
     calls = []
-    monkeypatch.setattr(compare_command, "compare_command", lambda programs, asked: calls.append((programs, asked)))
+    monkeypatch.setattr(command, "compare_command", lambda programs, asked: calls.append((programs, asked)))
     asked = ["--seeds", 4, "--tune-seeds", 1, "--steps", 7, "--json", "c.json", "--task", "charlm", "--horizons", "all"]
     assert run("compare", "lion", "runs/a#1", *asked)[0] == 0
     assert run("compare")[0] == 0
@@ -383,7 +383,7 @@ def test_digest_needs_a_run_directory(run, tmp_path):
 
 
 def test_an_unforeseen_failure_keeps_its_traceback(run, monkeypatch):
-    from experiments import listings
+    from experiments.report import listings
 
     monkeypatch.setattr(listings, "print_tasks", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):

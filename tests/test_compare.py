@@ -11,11 +11,11 @@ from torch import nn
 
 import search.population
 from baselines import BASELINES
-from experiments import batches, ladder
-from experiments.compare import compare, unique_names
-from experiments.comparison import LADDER, SEEDS, TUNE_SEEDS, Comparison, Protocol, finite_or_null
-from experiments.ladder import widen
-from experiments.statistics import Verdict
+from experiments.compare import batches, compare, ladder
+from experiments.compare.comparison import LADDER, SEEDS, TUNE_SEEDS, Comparison, Protocol, finite_or_null
+from experiments.compare.ladder import widen
+from experiments.compare.simple import unique_names
+from experiments.compare.statistics import Verdict
 from primitives import Builder, Kind, Program, Split, Splits, Task, TensorSplit
 from primitives.task import batch_indices, initial_model
 

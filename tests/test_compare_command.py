@@ -17,15 +17,15 @@ import pytest
 import torch
 
 from baselines import BASELINES
-from experiments import compare_work
-from experiments.compare_command import Asked, compare_command, make_plan, newest_search
-from experiments.compare_contest import contest
-from experiments.compare_json import contest_from_json
-from experiments.compare_plan import FACTORS, Plan, Row, check_plan, pending, quick, tuning
-from experiments.compare_work import run_job, study_name, work_together
+from experiments.compare import work
+from experiments.compare.command import Asked, compare_command, make_plan, newest_search
+from experiments.compare.contest import contest
+from experiments.compare.plan import FACTORS, Plan, Row, check_plan, pending, quick, tuning
+from experiments.compare.tuning import Jobs, proposals
+from experiments.compare.work import run_job, study_name, work_together
 from experiments.errors import UserError
-from experiments.report_command import write_run_report
-from experiments.tuning import Jobs, proposals
+from experiments.report.command import write_run_report
+from experiments.report.comparison_json import contest_from_json
 from primitives import print_program
 
 # a task of the user's own, so that every process finds it
@@ -153,7 +153,7 @@ def test_only_one_gets_a_job_and_the_dead_lose_theirs(tmp_path: Path) -> None:
 def test_kill_loses_at_most_the_job_in_flight_and_nothing_is_computed_twice(line: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ["--task", line, "--trials", "4", "--seeds", "2", "--steps", "20", "--run-dir", str(run)]
-    script = "from experiments import cli, compare_plan; compare_plan.BLOCK = 1; cli.main()"
+    script = "from experiments import cli; from experiments.compare import plan; plan.BLOCK = 1; cli.main()"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", script, "compare", *options], env=environment,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
@@ -262,7 +262,7 @@ def test_plan_survives_json_and_equal_plans_have_one_study(line: str) -> None:
     plan = plan_of(line, horizons=(0.25, 4.0))
     again = Plan.from_json(json.loads(json.dumps(plan.as_json())))
     assert again == plan and study_name(again) == study_name(plan) != study_name(replace(plan, trials=5))
-    assert [plan.protocol(compare_work.get_task(line), h).steps for h in plan.horizons] == [5, 80]
+    assert [plan.protocol(work.get_task(line), h).steps for h in plan.horizons] == [5, 80]
     assert quick(replace(plan, trials=16)).trials == 8
 
 
@@ -284,7 +284,7 @@ def test_a_searched_program_brings_its_search(tmp_path: Path, monkeypatch: pytes
     plan = make_plan(["runs/first#1"], asked)
     assert "digits" not in plan.tasks and plan.rows[0].rate == 0.05
     assert plan.origins[0]["steps"] == 30 * 2 * 2 * 50
-    from experiments.compare_origin import count_seen, origin_sentences
+    from experiments.compare.origin import count_seen, origin_sentences
 
     programs = {r.name: r.program for r in plan.rows}
     assert count_seen(plan.origins, programs, ["mnist1d"]) == {"mnist1d": 1}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.compare_measures import (
+from experiments.compare.measures import (
     best_of,
     detectable,
     median_or_censored,
@@ -17,7 +17,7 @@ from experiments.compare_measures import (
     steps_to_target,
     width,
 )
-from experiments.statistics import compare_pairs
+from experiments.compare.statistics import compare_pairs
 
 
 @pytest.mark.parametrize(("count", "effect", "alpha"), [(10, 1.0, 0.05), (10, 0.7, 0.005), (5, 2.0, 0.05)])

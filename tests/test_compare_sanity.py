@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from test_compare import regression
 
-import experiments.tasks
 from baselines import BASELINES
-from experiments.compare_contest import contest
-from experiments.compare_measures import power
-from experiments.compare_plan import Plan, Row, pending
-from experiments.compare_work import run_job
-from experiments.statistics import Verdict, compare_pairs
+from experiments.compare.contest import contest
+from experiments.compare.measures import power
+from experiments.compare.plan import Plan, Row, pending
+from experiments.compare.statistics import Verdict, compare_pairs
+from experiments.compare.work import run_job
+from experiments.tasks import get_task
 from primitives import Const, Instr, Program, print_program
 from search.population import train_members
 
@@ -83,8 +83,8 @@ def test_planted_two_percent_is_found_with_the_promised_power(runs: dict[str, np
 
 def test_a_bad_constant_loses_through_the_whole_harness(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tuned as AdamW is, in the learning rate alone, which cannot mend a weight decay of 20."""
-    monkeypatch.setattr("experiments.tasks.TASKS", {"regression": regression()})
-    assert experiments.tasks.get_task("regression").steps == 30
+    monkeypatch.setattr("experiments.tasks.table.TASKS", {"regression": regression()})
+    assert get_task("regression").steps == 30
     bad = ADAMW.with_defaults(weight_decay=20.0)
     rows = tuple(Row(name, print_program(p), 0.05) for name, p in (("adamw", ADAMW), ("same", ADAMW), ("bad", bad)))
     plan = Plan(rows, ("regression",), trials=4, dimensions=1, seeds=6)

@@ -8,7 +8,7 @@ from torch import nn
 
 from baselines import BASELINES
 from baselines import schedules as torch_schedules
-from experiments.compare_schedule import SCHEDULES, scheduled
+from experiments.compare.schedule import SCHEDULES, scheduled
 from primitives import Program, ProgramOptimizer, parse_program
 from search.native_code import encode
 

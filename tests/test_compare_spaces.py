@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from baselines import BASELINES
-from experiments.compare_spaces import Dimension, Space, configured, declared, spaces
+from experiments.compare.spaces import Dimension, Space, configured, declared, spaces
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from baselines import BASELINES
 from experiments.cli import app
-from experiments.constants import BATCH, SEEDS, places, tune_constants, with_numbers
 from experiments.errors import UserError
 from experiments.programs import resolve_program
-from experiments.run_search import SearchOptions, run_search
+from experiments.searching.constants import BATCH, SEEDS, places, tune_constants, with_numbers
+from experiments.searching.run import SearchOptions, run_search
 from experiments.tasks import get_task
 from primitives import Program, print_program
 from primitives.text import parse_program

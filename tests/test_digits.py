@@ -6,7 +6,7 @@ import pytest
 
 from baselines import BASELINES
 from experiments.tasks import TASKS
-from experiments.training import train
+from experiments.training.train import train
 
 
 @pytest.mark.parametrize("name", BASELINES)

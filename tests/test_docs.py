@@ -15,35 +15,35 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from baselines import BASELINES, NAMED
-from experiments import docs, docs_optimizers, docs_tasks
 from experiments.cli import app
-from experiments.docs_optimizers import linked, math_block
-from experiments.docs_optimizers_text import ABOUT, WHEN
-from experiments.file_tasks import FILE_TASKS
-from experiments.listings import named_programs
+from experiments.docs import language, optimizers, tasks
+from experiments.docs.optimizers import linked, math_block
+from experiments.docs.optimizers_text import ABOUT, WHEN
+from experiments.report.listings import named_programs
 from experiments.tasks import TASKS
-from experiments.transformers import SIZES
+from experiments.tasks.file_tasks import FILE_TASKS
+from experiments.tasks.transformers import SIZES
 from primitives import OPS, SCALES, SIGNALS, Builder, Op, ProgramOptimizer, parse_program
 from primitives.lion45 import LION45
 from primitives.pseudocode import pseudo_code
 from primitives.rules import RULES
 from primitives.testing import check_op
 
-PAGE = docs.PAGE.read_text(encoding="utf-8")
-OPTIMIZERS = docs_optimizers.PAGE.read_text(encoding="utf-8")
+PAGE = language.PAGE.read_text(encoding="utf-8")
+OPTIMIZERS = optimizers.PAGE.read_text(encoding="utf-8")
 
 
 def test_the_pages_are_current_whatever_the_hash_seed() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "experiments.docs", "--check"],
-        capture_output=True, text=True, timeout=120, cwd=docs.PAGE.parent.parent,
+        capture_output=True, text=True, timeout=120, cwd=language.PAGE.parent.parent,
         env=os.environ | {"PYTHONHASHSEED": "7"},
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stderr}; run: make docs"
 
 
 def test_everything_is_there() -> None:
-    for op in docs.BUILTIN:
+    for op in language.BUILTIN:
         assert len(re.findall(rf"^\| `{op.name}\([wxyz, ]*\)`(?: ⇄)? \| (?:any|.*→.*) \|", PAGE, re.MULTILINE)) == 1, (
             op.name
         )
@@ -77,17 +77,17 @@ def test_the_example_of_an_op_passes_the_checks() -> None:
 
 
 def test_a_stale_page_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(docs, "pages", lambda: {tmp_path / "language.md": docs.language_page()})
+    monkeypatch.setattr(language, "pages", lambda: {tmp_path / "language.md": language.language_page()})
     monkeypatch.setattr(sys, "argv", ["docs", "--check"])
     with pytest.raises(SystemExit, match="make docs"):
-        docs.main()
+        language.main()
     monkeypatch.setattr(sys, "argv", ["docs"])
-    docs.main()
-    assert (tmp_path / "language.md").read_text(encoding="utf-8") == docs.language_page()
+    language.main()
+    assert (tmp_path / "language.md").read_text(encoding="utf-8") == language.language_page()
     (tmp_path / "language.md").write_text("something else")
     monkeypatch.setattr(sys, "argv", ["docs", "--check"])
     with pytest.raises(SystemExit, match="is stale"):
-        docs.main()
+        language.main()
 
 
 # optimizers
@@ -113,7 +113,7 @@ def test_every_optimizer_has_a_section_with_everything() -> None:
 
 
 def test_texts_are_for_optimizers_that_exist() -> None:
-    assert set(WHEN) == {*BASELINES, *NAMED}, "write or remove texts in experiments/docs_optimizers_text.py"
+    assert set(WHEN) == {*BASELINES, *NAMED}, "write or remove texts in experiments/docs/optimizers_text.py"
     assert set(ABOUT) == set(NAMED)
 
 
@@ -144,7 +144,7 @@ def test_pictures_are_there_and_small() -> None:
     shown = re.findall(r"!\[[^]]+\]\((.*?)\)", OPTIMIZERS)
     assert len(shown) == 3
     for name in shown:
-        size = (docs_optimizers.PAGE.parent / name).stat().st_size
+        size = (optimizers.PAGE.parent / name).stat().st_size
         assert size < (1_000_000 if name.endswith("gif") else 200_000)
 
 
@@ -157,13 +157,13 @@ def test_the_example_of_the_page_runs() -> None:
 
 
 def test_the_readme_has_the_table() -> None:
-    text = docs_optimizers.README.read_text(encoding="utf-8")
+    text = optimizers.README.read_text(encoding="utf-8")
     assert "\n| [adafactor](docs/optimizers.md#adafactor) | Shazeer & Stern 2018, [arXiv:1804.04235]" in text
     assert text.count("](docs/optimizers.md#") == len(BASELINES) + len(NAMED)
     emptied = re.sub(r"^\| \[adam.*\n", "", text, flags=re.MULTILINE)
-    assert emptied != text and docs_optimizers.readme(emptied) == docs_optimizers.readme(text) == text
+    assert emptied != text and optimizers.readme(emptied) == optimizers.readme(text) == text
     with pytest.raises(ValueError, match="must have the lines"):
-        docs_optimizers.readme("# optforge")
+        optimizers.readme("# optforge")
 
 
 def test_sources_become_links() -> None:
@@ -178,7 +178,7 @@ def test_sources_become_links() -> None:
 
 
 def test_every_task_has_a_row_with_everything() -> None:
-    page = docs_tasks.PAGE.read_text(encoding="utf-8")
+    page = tasks.PAGE.read_text(encoding="utf-8")
     for name, task in TASKS.items():
         (row,) = re.findall(rf"^\| `{name}` \|.*\|$", page, re.MULTILINE)
         target = "–" if task.target is None else f"{task.target:g}"
@@ -191,7 +191,7 @@ def test_every_task_has_a_row_with_everything() -> None:
 
 
 def test_the_task_of_the_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = docs_tasks.PAGE.read_text(encoding="utf-8")
+    page = tasks.PAGE.read_text(encoding="utf-8")
     code = re.search(r"^```python\n# sines.py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     commands = re.findall(r"^optforge (.* --task sines.py)$", page, re.MULTILINE)
     assert code is not None and len(commands) == 2
@@ -211,7 +211,7 @@ def test_the_task_of_the_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 # commands
 
-ROOT = docs.PAGE.parent.parent
+ROOT = language.PAGE.parent.parent
 
 
 def commands(text: str) -> list[str]:
@@ -221,7 +221,7 @@ def commands(text: str) -> list[str]:
     return [line.split("  #")[0] for line in [*lines, *re.findall(r"`optforge ([a-z][^`]*)`", text)]]
 
 
-@pytest.mark.parametrize("page", [docs_optimizers.README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", [optimizers.README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.stem)
 def test_commands_are_spelled_as_they_are(page: Path) -> None:
     """Every command in a page is one, and has the options that it is given there; nothing is run."""
     known = get_command(app)
@@ -236,7 +236,7 @@ def test_commands_are_spelled_as_they_are(page: Path) -> None:
 
 
 def test_the_study_of_fingerprints_is_published() -> None:
-    text = (docs.PAGE.parent / "fingerprints.md").read_text(encoding="utf-8")
+    text = (language.PAGE.parent / "fingerprints.md").read_text(encoding="utf-8")
     drawn = re.search(r"^\| programs drawn \|.*\| ([0-9,]+) \|$", text, re.MULTILINE)
     assert drawn is not None and int(drawn[1].replace(",", "")) >= 20_000
-    assert "python -m experiments.fingerprint_study" in text
+    assert "python -m experiments.bench.fingerprint_study" in text

@@ -25,7 +25,7 @@ from test_search import evolution, toy_factory
 from typer.testing import CliRunner
 
 from experiments.cli import app
-from experiments.run_search import BUDGET, digest
+from experiments.searching.run import BUDGET, digest
 from search.engine import Budget, Search
 from search.ledger import Ledger
 from search.workers import Workers

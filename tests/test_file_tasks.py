@@ -17,15 +17,14 @@ import torch
 from typer.testing import CliRunner
 
 from baselines import BASELINES
-from experiments import places, tasks, user_tasks
-from experiments.arrays import arrays
 from experiments.cli import app
 from experiments.errors import UserError
-from experiments.file_tasks import FILE_TASKS, file_task
-from experiments.images import cifar10, idx_images
-from experiments.tasks import TASKS, get_task, with_data
-from experiments.text_files import text_bytes, text_tokens
-from experiments.training import train
+from experiments.tasks import TASKS, get_task, places, user_tasks, with_data
+from experiments.tasks.arrays import arrays
+from experiments.tasks.file_tasks import FILE_TASKS, file_task
+from experiments.tasks.images import cifar10, idx_images
+from experiments.tasks.text_files import text_bytes, text_tokens
+from experiments.training.train import train
 from primitives.task import Splits, initial_model
 
 
@@ -369,4 +368,4 @@ def test_tasks_of_distributions(run, monkeypatch):
         get_task("broken")
     with pytest.raises(UserError, match="theirs"):
         get_task("their")
-    assert tasks.installed() == ("broken", "theirs")
+    assert user_tasks.installed() == ("broken", "theirs")

@@ -13,7 +13,7 @@ from strategies import programs, random_gradients, seeds, train
 from torch import Tensor
 
 from baselines import BASELINES
-from experiments.random_programs import random_program
+from experiments.programs.random_programs import random_program
 from primitives import Builder, Const, Instr, Kind, Program, Slot, execute, subset
 from primitives.fingerprint import Behaviour, behave, behave_many
 from primitives.fingerprint import _probes as probes

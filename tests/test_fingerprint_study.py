@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from baselines import BASELINES
-from experiments.fingerprint_report import report
-from experiments.fingerprint_study import SETTING, classes, divided, draw_programs, same, study, trajectories
-from experiments.random_programs import random_program
+from experiments.bench.fingerprint_report import report
+from experiments.bench.fingerprint_study import SETTING, classes, divided, draw_programs, same, study, trajectories
+from experiments.programs.random_programs import random_program
 from primitives import Builder, Program, parse_program, print_program, subset
 
 LION, ADAMW = BASELINES["lion"].program, BASELINES["adamw"].program

@@ -14,13 +14,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from baselines import BASELINES
-from experiments import funnel_run, funnel_store
 from experiments.errors import UserError
-from experiments.funnel_report import sentences, stage_table, write_archive, write_picture
-from experiments.funnel_run import Funnel, correlation, is_large, run_funnel, stages_for
-from experiments.funnel_watch import Watch
-from experiments.presets import DEFAULTS
-from experiments.run_search import SearchOptions, run_search
+from experiments.searching import funnel_run, funnel_store
+from experiments.searching.funnel_report import sentences, stage_table, write_archive, write_picture
+from experiments.searching.funnel_run import Funnel, correlation, is_large, run_funnel, stages_for
+from experiments.searching.funnel_watch import Watch
+from experiments.searching.presets import DEFAULTS
+from experiments.searching.run import SearchOptions, run_search
 from experiments.tasks import TASKS
 from primitives import Program, Task, parse_program
 from primitives.task import Splits, TensorSplit

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from baselines import BASELINES, AdamW
 from baselines.groups import layers_by_name, parameter_groups
-from experiments.models import MLP
-from experiments.transformers import GPT
+from experiments.tasks.models import MLP
+from experiments.tasks.transformers import GPT
 from learned import learn
 from primitives import Program, ProgramError, ProgramOptimizer, parse_program
 from primitives.export import export

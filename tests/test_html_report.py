@@ -23,15 +23,15 @@ from typer.testing import CliRunner
 from baselines import BASELINES
 from experiments.cli import app
 from experiments.errors import UserError
-from experiments.html_blocks import Code, Text, block_html, block_markdown, plain
-from experiments.html_comparison import comparison_from_json
-from experiments.html_formula import svg_lines
-from experiments.html_lineage import ancestors, lineage
-from experiments.html_page import STYLE
-from experiments.html_runs import SUMMARY, Row, SearchRun, read_search
-from experiments.html_search import labels, search_verdict
-from experiments.report_command import report_command, write_run_report
-from experiments.run_summary import summarise
+from experiments.report.blocks import Code, Text, block_html, block_markdown, plain
+from experiments.report.command import report_command, write_run_report
+from experiments.report.comparison_sections import comparison_from_json
+from experiments.report.formula import svg_lines
+from experiments.report.lineage import ancestors, lineage
+from experiments.report.page import STYLE
+from experiments.report.runs import SUMMARY, Row, SearchRun, read_search
+from experiments.report.search_sections import labels, search_verdict
+from experiments.report.summary import summarise
 from primitives import Program, print_program, subset
 from search.archive import pareto, point
 from search.draft import Space

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import bench_learned, bench_learned_suite
-from experiments.bench_learned_tables import BEGIN, END, insert, reference, score, suite_table
-from experiments.comparison_optimizers import OPTIMIZERS
+from experiments.bench import learned, learned_suite
+from experiments.bench.comparison_optimizers import OPTIMIZERS
+from experiments.bench.learned_tables import BEGIN, END, insert, reference, score, suite_table
 from experiments.errors import UserError
 
 
@@ -53,24 +53,22 @@ def test_tables_go_between_their_marks(tmp_path):
 
 def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     """The second call measures only what the first did not; all is in the file, and the page has the tables."""
-    digits = bench_learned.digits()
+    digits = learned.digits()
     short = digits._replace(batches=lambda seed: digits.batches(seed)[:3])
-    monkeypatch.setattr(bench_learned, "PROBLEMS", {"digits": lambda: short})
-    monkeypatch.setattr(bench_learned, "RATES", (1e-3, 1.0))
-    monkeypatch.setattr(bench_learned, "TUNED", (1e-3,))
-    monkeypatch.setattr(bench_learned, "OFFLINE", ("breast-cancer",))
+    monkeypatch.setattr(learned, "PROBLEMS", {"digits": lambda: short})
+    monkeypatch.setattr(learned, "RATES", (1e-3, 1.0))
+    monkeypatch.setattr(learned, "TUNED", (1e-3,))
+    monkeypatch.setattr(learned, "OFFLINE", ("breast-cancer",))
     runs = []
-    measured = bench_learned.train
-    monkeypatch.setattr(bench_learned, "train", lambda *args: runs.append(args) or measured(*args))
-    monkeypatch.setattr(
-        bench_learned_suite, "train", lambda *args, **how: SimpleNamespace(valid_loss=1.0 + how["seed"])
-    )
+    measured = learned.train
+    monkeypatch.setattr(learned, "train", lambda *args: runs.append(args) or measured(*args))
+    monkeypatch.setattr(learned_suite, "train", lambda *args, **how: SimpleNamespace(valid_loss=1.0 + how["seed"]))
     page, file = tmp_path / "learned.md", tmp_path / "bench.json"
     page.write_text(f"{BEGIN}\n{END}\n")
     common = ["", "--json", str(file), "--seeds", "1", "--docs", str(page), "--parts", "sweep", "suite"]
     for methods, expected in ((["AdamW"], 4), (["AdamW", "optforge two-sided"], 6)):
         monkeypatch.setattr("sys.argv", [*common, "--methods", *methods])
-        bench_learned.main()
+        learned.main()
         assert len(runs) == expected
     record = json.loads(file.read_text())
     assert len(record["sweep"]) == 6 and len(record["suite"]) == 2
@@ -79,9 +77,9 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
 
 
 def test_charlm_without_its_text_is_skipped(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench_learned, "TEXT", tmp_path / "missing.txt")
+    monkeypatch.setattr(learned, "TEXT", tmp_path / "missing.txt")
     monkeypatch.setattr("sys.argv", ["", "--json", str(tmp_path / "x.json"), "--parts", "sweep", "--tasks", "charlm"])
-    bench_learned.main()
+    learned.main()
     assert "charlm is skipped: tiny-shakespeare is not at" in capsys.readouterr().out
 
 

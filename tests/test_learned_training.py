@@ -16,11 +16,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 from baselines import BASELINES
-from experiments import training
 from experiments.cli import app
-from experiments.run_options import RunOptions
 from experiments.tasks import TASKS
-from experiments.training import train
+from experiments.training import train as training
+from experiments.training.options import RunOptions
+from experiments.training.train import train
 from learned import learn
 from learned.reasons import LARGE, Moves
 from primitives import ProgramError

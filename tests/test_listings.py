@@ -9,9 +9,9 @@ import torch
 from typer.testing import CliRunner
 
 from baselines import BASELINES, NAMED
-from experiments import listings
 from experiments.cli import app
-from experiments.listings import measure, state_words
+from experiments.report import listings
+from experiments.report.listings import measure, state_words
 from primitives import ProgramOptimizer
 from primitives.cost import cost
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import bench_meta
-from experiments.bench_meta import CASES, METHODS, Case, drawn, hand_made, measure, table
-from experiments.meta_command import digit_images
+from experiments.bench import meta
+from experiments.bench.meta import CASES, METHODS, Case, drawn, hand_made, measure, table
+from experiments.training.meta_command import digit_images
 from learned.meta_tasks import classifier, quadratics
 
 
@@ -37,15 +37,15 @@ def test_functions_of_a_seed_do_not_mix(method):
 
 
 def test_the_best_of_all_rates_is_used(monkeypatch):
-    monkeypatch.setattr(bench_meta, "FINE", (1e-4, 0.01, 0.02, 10.0))
+    monkeypatch.setattr(meta, "FINE", (1e-4, 0.01, 0.02, 10.0))
     case = Case(lambda: quadratics(3, 20), "quadratics", 16, True)
     row = measure("x", case, "momentum 0.9", range(2))
     problem = case.problem()
 
     def tuned(lr):
-        return np.mean([hand_made("momentum 0.9", lr, problem, [s], 16).finals for s in bench_meta.TUNING])
+        return np.mean([hand_made("momentum 0.9", lr, problem, [s], 16).finals for s in meta.TUNING])
 
-    assert row["lr"] == min(bench_meta.FINE, key=tuned)
+    assert row["lr"] == min(meta.FINE, key=tuned)
     assert not row["edge"]
     assert len(row["finals"]) == 2
     assert len(row["curve"]) == 20

@@ -9,8 +9,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from experiments import meta_command
 from experiments.cli import app
+from experiments.training import meta_command
 from learned.meta_tasks import quadratics
 from learned.meta_trainer import MetaTrainer
 from learned.meta_weights import load

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from experiments.meta_command import digit_images
+from experiments.training.meta_command import digit_images
 from learned import MetaOptimizer
 from learned.meta_features import default_features
 from learned.meta_models import LSTMRule, MLPRule, flatten, initial_weights

@@ -15,7 +15,7 @@ from torch.amp import GradScaler
 from torch.utils.data import DataLoader
 
 from baselines import AdamW
-from experiments.monitor import OptimizerMonitor
+from experiments.training.monitor import OptimizerMonitor
 from search.lightning_fit import quiet
 
 

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from baselines import BASELINES
-from experiments.comparison import Comparison, Entry, Protocol, Run, Tuning
-from experiments.comparison_tables import entry_table, interval_text, notes, number, pair_table
-from experiments.console import print_comparison
+from experiments.compare.comparison import Comparison, Entry, Protocol, Run, Tuning
+from experiments.compare.console import print_comparison
+from experiments.compare.statistics import compare_pairs, mean_interval
+from experiments.compare.tables import entry_table, interval_text, notes, number, pair_table
+from experiments.compare.verdict import verdict_sentence
 from experiments.files import write_atomic
-from experiments.plots import panels, svg
-from experiments.report import html, markdown, write_report
-from experiments.statistics import compare_pairs, mean_interval
+from experiments.report.comparison_report import html, markdown, write_report
+from experiments.report.plots import panels, svg
 from experiments.tasks import TASKS
-from experiments.verdict import verdict_sentence
 
 NASTY = "mine<script>alert(1)</script>|`*"
 SEARCH = {

@@ -20,12 +20,12 @@ from typer.testing import CliRunner
 from baselines import BASELINES, AdamW
 from baselines.schedules import SCHEDULES
 from experiments.cli import app
-from experiments.cli import train as train_on_the_command_line
+from experiments.cli.commands import train as train_on_the_command_line
 from experiments.errors import UserError
-from experiments.results import evaluate
-from experiments.run_options import PLAIN, PRECISIONS, RunOptions
 from experiments.tasks import TASKS
-from experiments.training import train
+from experiments.training.options import PLAIN, PRECISIONS, RunOptions
+from experiments.training.results import evaluate
+from experiments.training.train import train
 from primitives import ProgramError, ProgramOptimizer, Task
 from primitives.task import batch_indices, initial_model
 

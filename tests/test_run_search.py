@@ -15,10 +15,10 @@ import pytest
 
 from baselines import BASELINES
 from experiments.errors import UserError
-from experiments.hall_of_fame import _distinct
-from experiments.presets import DEFAULTS, PRESETS
 from experiments.programs import resolve_program
-from experiments.run_search import SearchOptions, digest, evolution, run_search
+from experiments.searching.hall_of_fame import _distinct
+from experiments.searching.presets import DEFAULTS, PRESETS
+from experiments.searching.run import SearchOptions, digest, evolution, run_search
 from primitives import print_program
 from search.fitness import Fitness, Status
 from search.ledger import Ledger, Record

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from baselines import BASELINES
-from experiments.quit_key import QuitKey
-from experiments.search_view import Diversity
+from experiments.searching.quit_key import QuitKey
+from experiments.searching.view import Diversity
 
 pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
 
 SCRIPT = """
 import sys, time
-from experiments.quit_key import QuitKey
+from experiments.searching.quit_key import QuitKey
 try:
     with QuitKey() as key:
         print("listens" if key.listens else "deaf", flush=True)

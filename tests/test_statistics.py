@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.statistics import (
+from experiments.compare.statistics import (
     Verdict,
     censor,
     compare_pairs,

@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import data
-from experiments.mnist1d import generate, mnist1d
-from experiments.models import GRU, ConvNet
-from experiments.objectives import Quadratic, Rosenbrock, normal_noise
-from experiments.tasks import TASKS
-from experiments.transformers import GPT, SIZES, Attention, ViT
+from experiments.tasks import TASKS, data
+from experiments.tasks.mnist1d import generate, mnist1d
+from experiments.tasks.models import GRU, ConvNet
+from experiments.tasks.objectives import Quadratic, Rosenbrock, normal_noise
+from experiments.tasks.transformers import GPT, SIZES, Attention, ViT
 from primitives.task import initial_model
 
 

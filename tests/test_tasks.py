@@ -11,13 +11,12 @@ import torch
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 from baselines import BASELINES
-from experiments import texts
 from experiments.errors import UserError
-from experiments.file_tasks import FILE_TASKS
 from experiments.programs import usual_rate
-from experiments.results import evaluate
-from experiments.tasks import TASKS, cross_entropy, get_task
-from experiments.training import train
+from experiments.tasks import TASKS, cross_entropy, get_task, texts
+from experiments.tasks.file_tasks import FILE_TASKS
+from experiments.training.results import evaluate
+from experiments.training.train import train
 from primitives.task import TensorSplit, batch_indices, initial_model
 from search.fitness import Protocol, Status
 from search.population import Population

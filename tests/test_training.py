@@ -10,9 +10,9 @@ import torch
 
 from baselines import BASELINES, AdamW, ScheduleFreeAdamW
 from experiments.errors import UserError
-from experiments.results import evaluate
 from experiments.tasks import TASKS
-from experiments.training import train
+from experiments.training.results import evaluate
+from experiments.training.train import train
 from primitives import ProgramError, ProgramOptimizer
 from primitives.task import batch_indices, initial_model
 

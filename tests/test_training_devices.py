@@ -15,13 +15,13 @@ import torch
 
 from baselines import BASELINES
 from experiments.errors import UserError
-from experiments.losses import cross_entropy
-from experiments.run_batches import RunBatches
-from experiments.run_options import RunOptions
 from experiments.tasks import TASKS
-from experiments.training import is_first_process, train
-from experiments.training_run import TrainingRun
-from experiments.transformers import GPT
+from experiments.tasks.losses import cross_entropy
+from experiments.tasks.transformers import GPT
+from experiments.training.batches import RunBatches
+from experiments.training.module import TrainingRun
+from experiments.training.options import RunOptions
+from experiments.training.train import is_first_process, train
 from primitives import ProgramError
 from primitives.task import Splits, Task, TensorSplit
 

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from baselines.monitor import Monitor
 from baselines.schedules import SCHEDULES
 from experiments.cli import app
-from experiments.cli import train as train_on_the_command_line
-from experiments.run_options import PRECISIONS
+from experiments.cli.commands import train as train_on_the_command_line
+from experiments.training.options import PRECISIONS
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\$ optforge (.*)$", PAGE, re.MULTILINE)

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 from baselines import BASELINES, AdamW
 from experiments.cli import app
 from experiments.errors import UserError
-from experiments.run_options import RunOptions
 from experiments.tasks import TASKS
-from experiments.training import CHECKPOINT, train
-from experiments.training_run import TrainingRun
+from experiments.training.module import TrainingRun
+from experiments.training.options import RunOptions
+from experiments.training.train import CHECKPOINT, train
 from primitives import ProgramError
 
 DIGITS = TASKS["digits"]

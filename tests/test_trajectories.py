@@ -13,10 +13,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from baselines import BASELINES
-from experiments import trajectories
 from experiments.cli import app
-from experiments.surfaces import SURFACES
-from experiments.trajectories import LADDER, Picture, as_json, follow, trajectory
+from experiments.programs import trajectories
+from experiments.programs.surfaces import SURFACES
+from experiments.programs.trajectories import LADDER, Picture, as_json, follow, trajectory
 from primitives import Builder, Kind, ProgramError, print_program
 from primitives.routing import route
 

@@ -1,0 +1,1 @@
+"""Measurements of this code itself, and the studies behind pages of docs/."""

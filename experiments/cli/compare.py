@@ -1,0 +1,97 @@
+"""`optforge compare` on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    programs: Annotated[list[str] | None, typer.Argument(metavar="PROGRAM...", show_default="adamw lion")] = None,
+    tasks: Annotated[
+        str, typer.Option("--tasks", "--task", metavar="NAMES", help="Names with commas between them, or: suite.")
+    ] = "digits",
+    trials: Annotated[int, typer.Option(min=1, metavar="N", help="Configurations tried for each optimizer.")] = 16,
+    seeds: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Fresh seeds that the reported numbers come from.")
+    ] = 10,
+    tune_seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Seeds of each configuration tried.")] = 2,
+    dimensions: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tuned quantities of each optimizer, the learning rate included.")
+    ] = 3,
+    sampler: Annotated[str, typer.Option(metavar="NAME", help="Of configurations: qmc or tpe.")] = "qmc",
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Length of a run.", show_default="the task's own")
+    ] = None,
+    horizons: Annotated[
+        str, typer.Option(metavar="X,...", help="Lengths of runs, as multiples of that; all: 0.25,1,4.")
+    ] = "1",
+    schedule: Annotated[
+        str, typer.Option(metavar="NAME", help="Of the learning rate: cosine, wsd or constant.")
+    ] = "cosine",
+    warmup: Annotated[
+        float, typer.Option(min=0, max=0.99, metavar="X", help="Share of a run in which the rate rises.")
+    ] = 0.05,
+    clip: Annotated[
+        float, typer.Option(min=0, metavar="X", help="Largest norm of all gradients together; 0: no limit.")
+    ] = 0.0,
+    effect: Annotated[
+        float, typer.Option(min=0, max=0.99, metavar="X", help="Share of the loss below which a difference is none.")
+    ] = 0.01,
+    control: Annotated[bool, typer.Option("--control", help="Add a random program, tuned as all others.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few minutes: 8 trials, one horizon, a short suite.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that train.")] = 1,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Database that machines share.", show_default="SQLite in the run directory"),
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="For all that is written.", show_default="a new one in runs/"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in --run-dir.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there as JSON.")
+    ] = None,
+) -> None:
+    """Compare programs with AdamW and Lion: equal tuning budgets for all, fresh seeds, paired intervals.
+
+    \b
+    Examples:
+      optforge compare adamw lion
+      optforge compare runs/first#1 adamw lion muon --tasks suite --trials 16 --seeds 10
+      optforge compare runs/first#1 --quick --control --tasks suite --workers 2
+    """
+    from experiments.compare.command import Asked, compare_command
+
+    settings = {
+        "trials": trials,
+        "seeds": seeds,
+        "tune_seeds": tune_seeds,
+        "dimensions": dimensions,
+        "sampler": sampler,
+        "steps": steps,
+        "schedule": schedule,
+        "warmup": warmup,
+        "clip": clip,
+        "smallest_effect": effect,
+    }
+    asked = Asked(
+        tasks=tasks,
+        horizons="0.25,1,4" if horizons == "all" else horizons,
+        settings=settings,
+        control=control,
+        quick=quick,
+        workers=workers,
+        storage=storage,
+        json=json_file,
+        run_dir=run_dir,
+        resume=resume,
+    )
+    code = compare_command(programs or [], asked)
+    if code:
+        raise typer.Exit(code)

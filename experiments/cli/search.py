@@ -1,0 +1,203 @@
+"""The command that searches; `cli.commands` makes a command of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.errors import UserError
+
+INTERRUPTED = 130
+MAX_SEED = 2**63 - 1  # what torch's generators take
+
+Number = int | None
+
+
+def search(
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="What to search on.", show_default="digits")] = None,
+    programs: Annotated[Number, typer.Option(min=1, metavar="N", help="Stop after so many evaluated programs.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, metavar="M", help="Stop after so much time.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Named settings: seconds, minutes, hour or gpu.")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(metavar="PROGRAM,…", help="What evolution starts from, one or several.", show_default="adamw"),
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="evolution, or a control: random, constants or shuffled.",
+            show_default="evolution",
+        ),
+    ] = None,
+    population: Annotated[Number, typer.Option(min=2, metavar="N", help="Programs alive at once.")] = None,
+    tournament: Annotated[
+        Number,
+        typer.Option(min=1, metavar="N", help="Programs drawn for each parent; the best of them has the child."),
+    ] = None,
+    islands: Annotated[Number, typer.Option(min=1, metavar="N", help="Lineages that do not mix.")] = None,
+    migrate_every: Annotated[
+        Number, typer.Option(min=0, metavar="M", help="Every so many programs of an island, one is its neighbour's.")
+    ] = None,
+    restart_every: Annotated[
+        Number, typer.Option(min=0, metavar="N", help="Begin anew every so many programs: from the start or the best.")
+    ] = None,
+    descent: Annotated[
+        bool, typer.Option("--descent", help="Train only what goes downhill on simulated quadratics.")
+    ] = False,
+    race: Annotated[
+        bool, typer.Option("--race", help="Break off training that is hopelessly behind AdamW's, or another rate's.")
+    ] = False,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of training: float32, or tf32 or bf16, for GPUs.", show_default="float32"),
+    ] = None,
+    seed: Annotated[
+        Number, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Of all randomness.", show_default="0")
+    ] = None,
+    batch: Annotated[Number, typer.Option(min=1, metavar="N", help="Programs trained together.")] = None,
+    lag: Annotated[Number, typer.Option(min=1, metavar="N", help="Batches in flight at once.")] = None,
+    workers: Annotated[
+        Number, typer.Option(min=0, metavar="N", help="Processes that evaluate; one for each GPU or core.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Evaluate on this Ray cluster, as in: head:6379, auto, local."),
+    ] = None,
+    steps: Annotated[
+        Number, typer.Option(min=1, metavar="N", help="Length of a run.", show_default="the task's own")
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="For all that is written.", show_default="a new one in runs/"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --run-dir.")] = False,
+    funnel: Annotated[
+        bool | None,
+        typer.Option("--funnel/--no-funnel", help="Then send the best through other tasks.", show_default="by preset"),
+    ] = None,
+    tune: Annotated[
+        Number,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Trials for the numbers in each finalist, AdamW and Lion before they are compared.",
+            show_default="by preset",
+        ),
+    ] = None,
+    stop_overfitting: Annotated[
+        bool, typer.Option("--stop-overfitting", help="End where only the search's own task still improves.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there as JSON.")
+    ] = None,
+) -> None:
+    """Evolve update rules on a task; ends with the best beside tuned AdamW and Lion.
+
+    Whichever of --programs and --minutes is reached first ends the search. Ctrl-C does too; --resume goes on.
+
+    \b
+    Examples:
+      optforge search --minutes 5 --run-dir runs/first
+      optforge search --preset hour --islands 4 --migrate-every 50
+      optforge search --programs 2000 --start adamw,lion,runs/first#1 --restart-every 500
+      optforge search --programs 2000 --strategy shuffled
+      optforge search --programs 4000 --funnel --stop-overfitting
+      optforge search --run-dir runs/first --resume --minutes 5
+    """
+    from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
+    from experiments.searching.presets import DEFAULTS
+    from experiments.searching.run import SearchOptions, run_search
+    from experiments.tasks import get_task
+
+    if resume and run_dir is None:
+        raise UserError("--resume needs the --run-dir of the search to go on with")
+    if resume and run_dir is not None:
+        folder = existing_run_dir(run_dir)
+    else:
+        folder = new_run_dir(run_dir, "search", get_task(task or DEFAULTS["task"]).name)
+    options = SearchOptions(
+        run_dir=folder,
+        task=task,
+        start=start,
+        strategy=strategy,
+        seed=seed,
+        programs=programs,
+        minutes=minutes,
+        population=population,
+        tournament=tournament,
+        islands=islands,
+        migrate_every=migrate_every,
+        restart_every=restart_every,
+        descent=descent or None,
+        race=race or None,
+        precision=precision,
+        batch=batch,
+        lag=lag,
+        workers=workers,
+        ray=ray,
+        steps=steps,
+        resume=resume,
+        json=json_file,
+        preset=preset,
+        funnel=funnel,
+        tune=tune,
+        stop_overfitting=stop_overfitting or None,
+    )
+    try:
+        finished = run_search(options)
+    finally:
+        remove_if_empty(folder)
+    if not finished:
+        typer.echo(f"interrupted; go on with: optforge search --resume --run-dir {folder}", err=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+def tune(
+    program: Annotated[str, typer.Argument(metavar="PROGRAM")],
+    task: Annotated[str, typer.Option(metavar="NAME", help="What to train.")] = "digits",
+    trials: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Configurations, the program as it is included.")
+    ] = 64,
+    lr: Annotated[
+        float | None,
+        typer.Option(min=1e-12, metavar="RATE", help="Of the first trial.", show_default="middle of the usual range"),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Length of a run.", show_default="the task's own")
+    ] = None,
+    sampler: Annotated[str, typer.Option(metavar="NAME", help="tpe or cmaes.")] = "tpe",
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Of the sampler.")] = 0,
+    storage: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the trials in this SQLite file, and go on from there.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tuned program there.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the outcome there as JSON.")
+    ] = None,
+) -> None:
+    """Tune the numbers in a program with Optuna: literals, hyperparameters and learning rate.
+
+    \b
+    Examples:
+      optforge tune runs/first#1 --trials 128 --output tuned.txt
+      optforge tune adamw --task charlm --trials 32 --storage trials.sqlite
+    """
+    from experiments.searching.tune_command import tune_command
+
+    tune_command(
+        program,
+        task,
+        trials=trials,
+        lr=lr,
+        steps=steps,
+        sampler=sampler,
+        seed=seed,
+        storage=storage,
+        output=output,
+        json_file=json_file,
+    )

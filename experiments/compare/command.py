@@ -1,0 +1,182 @@
+"""`optforge compare`: from what was asked for to a plan, its jobs, and the report."""
+
+from __future__ import annotations
+
+import json as json_format
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.compare.comparison import SEEDS, TUNE_SEEDS
+from experiments.compare.contest import contest
+from experiments.compare.origin import count_seen, origin, origin_sentences, random_control
+from experiments.compare.plan import Plan, Row, check_plan, quick
+from experiments.compare.simple import check_trains, unique_names
+from experiments.compare.verdict import CONTROL
+from experiments.compare.work import study_name, work_together
+from experiments.errors import UserError
+from experiments.files import check_can_write, write_atomic
+from experiments.programs import HALL_OF_FAME, resolve_program, usual_rate
+from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
+from experiments.tasks import TASKS, get_task
+from primitives import print_program
+from primitives.task import initial_model
+
+ALWAYS = ("adamw", "lion")
+"""Baselines that are rows of every comparison on the command line."""
+
+SUITE = (
+    "digits", "digits-conv", "digits-autoencoder", "breast-cancer", "mnist1d", "noisy-quadratic", "copy", "charlm",
+)  # fmt: skip
+"""Tasks that ``suite`` stands for: those that learn from data or noise and need no file."""
+
+QUICK_SUITE = ("digits", "digits-autoencoder", "breast-cancer", "mnist1d")
+"""The same with ``--quick``."""
+
+PLAN, DATABASE, RESULT = "plan.json", "compare.sqlite", "compare.json"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for beside the programs; `experiments.compare.plan.Plan` says what it means."""
+
+    tasks: str = "digits"
+    horizons: str = "1"
+    settings: dict[str, Any] | None = None
+    control: bool = False
+    quick: bool = False
+    workers: int = 1
+    storage: str | None = None
+    json: Path | None = None
+    run_dir: Path | None = None
+    resume: bool = False
+
+
+def compare_command(programs: Sequence[str], asked: Asked) -> int:
+    """Compare AdamW, Lion and `programs`; prints the verdict and tables, and writes the report.
+
+    Raises:
+        UserError: if something named does not exist, or what was asked for makes no comparison.
+    """
+    from experiments.compare.tuning import check_storage
+
+    check_can_write("--json", asked.json)
+    if asked.storage is not None:
+        check_storage(asked.storage)
+    if asked.workers < 1:
+        raise UserError(f"--workers must be at least 1, got {asked.workers}")
+    if asked.resume:
+        folder, plan = _resumed(asked.run_dir)
+        return _run(plan, folder, asked)
+    try:
+        plan = make_plan(programs or ALWAYS, asked)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    folder = new_run_dir(asked.run_dir, "compare", get_task(plan.tasks[0]).name if len(plan.tasks) == 1 else "suite")
+    try:
+        write_atomic(folder / PLAN, json_format.dumps(plan.as_json(), indent=1, ensure_ascii=False) + "\n")
+        return _run(plan, folder, asked)
+    finally:
+        remove_if_empty(folder)
+
+
+def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
+    """The plan that the command line describes.
+
+    Raises:
+        UserError: if something named does not exist.
+        ValueError: if a program cannot train a task's model, or the numbers make no comparison.
+    """
+    given = list(dict.fromkeys(programs))
+    found = [(text, *resolve_program(text)) for text in given]
+    found += [(name, *resolve_program(name)) for name in ALWAYS if name not in given]
+    origins, rows = [], []
+    for (text, _, program), name in zip(found, unique_names([name for _, name, _ in found]), strict=True):
+        known = origin(text, name)
+        origins += [known] if known else []
+        rows.append(Row(name, print_program(program), (known and known["lr"]) or usual_rate(text)))
+    if asked.control:
+        like = next((program for text, _, program in found if text not in ALWAYS), found[0][2])
+        rows.append(Row(CONTROL, print_program(random_control(like)), usual_rate(CONTROL), control=True))
+    tasks = _tasks(asked, {row["task"] for row in origins})
+    horizons = tuple(_number(part, "--horizons") for part in asked.horizons.split(","))
+    plan = Plan(tuple(rows), tasks, horizons, origins=tuple(origins), **(asked.settings or {}))
+    plan = quick(plan) if asked.quick else plan
+    check_plan(plan)
+    if plan.tune_seeds > SEEDS[0] - TUNE_SEEDS[0]:
+        raise UserError(f"--tune-seeds must be at most {SEEDS[0] - TUNE_SEEDS[0]}, got {plan.tune_seeds}")
+    for name in tasks:
+        shapes = [tuple(p.shape) for p in initial_model(get_task(name), SEEDS[0]).parameters()]
+        for row in plan.rows:
+            check_trains(row.name, row.program, shapes)
+    return plan
+
+
+def _tasks(asked: Asked, bred_on: set[str]) -> tuple[str, ...]:
+    """Names of tasks; ``suite`` leaves out what a compared program was bred on, as it was chosen by that."""
+    if asked.tasks == "suite":
+        suite = QUICK_SUITE if asked.quick else SUITE
+        return tuple(name for name in suite if name in TASKS and name not in bred_on)
+    names = [name.strip() for name in asked.tasks.split(",") if name.strip()]
+    for name in names:
+        get_task(name)
+    return tuple(dict.fromkeys(names))
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{option} takes numbers with commas between them, got {text[:40]!r}") from None
+
+
+def _resumed(run_dir: Path | None) -> tuple[Path, Plan]:
+    if run_dir is None:
+        raise UserError("--resume needs the --run-dir of the comparison that is to go on")
+    folder = existing_run_dir(run_dir)
+    try:
+        return folder, Plan.from_json(json_format.loads((folder / PLAN).read_text()))
+    except OSError:
+        raise UserError(f"{folder} holds no comparison to resume (there is no {PLAN} in it)") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / PLAN} is not a plan of a comparison: {error}; was it edited?") from None
+
+
+def _run(plan: Plan, folder: Path, asked: Asked) -> int:
+    from experiments.compare.console import jobs_progress, print_contest
+    from experiments.compare.tuning import Jobs
+    from experiments.report.command import write_run_report
+    from search.ledger_file import LedgerError, lock_directory
+
+    try:
+        lock = lock_directory(folder)
+    except LedgerError as error:
+        raise UserError(str(error)) from None
+    try:
+        url = asked.storage or f"sqlite:///{(folder / DATABASE).resolve()}"
+        with jobs_progress() as progress:
+            results = work_together(url, plan, asked.workers, progress, alone=asked.storage is None)
+        seconds = Jobs(url, study_name(plan)).seconds()
+        found = contest(plan, results, seconds, _notes(plan))
+        text = json_format.dumps(found.as_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        write_atomic(folder / RESULT, text)
+        if asked.json is not None:
+            write_atomic(asked.json, text)
+        written = write_run_report([folder])
+    finally:
+        lock.close()
+    print_contest(found)
+    print(f"report: {written.html}")
+    return 0
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    counts = count_seen(plan.origins, {row.name: row.program for row in plan.rows}, plan.tasks)
+    return tuple(origin_sentences(plan.origins, plan.tasks, counts))
+
+
+def newest_search(root: Path = Path("runs")) -> str | None:
+    """The best program of the newest search under `root`, as ``RUN_DIR#1``; None if there is none."""
+    found = sorted(root.glob(f"*/{HALL_OF_FAME}"), key=lambda path: path.stat().st_mtime)
+    return f"{found[-1].parent}#1" if found else None

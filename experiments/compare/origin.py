@@ -1,0 +1,157 @@
+"""Where a discovered program comes from: what its search cost, on what it was bred, and who else saw the other tasks.
+
+A program from a search was chosen among thousands on the search's task, where it cannot be compared fairly any more.
+On other tasks it can, unless many candidates were tried there too and the best was kept: therefore every search keeps
+count of its candidates that were ever trained on other tasks, by the funnel or by comparisons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.compare.spaces import spaces
+from experiments.errors import UserError
+from experiments.files import write_atomic
+from experiments.programs import HALL_OF_FAME
+from experiments.searching.funnel_store import FILE as FUNNEL
+from primitives import OPS, Program
+
+SEEN = "held_out.json"
+"""In a search's run directory: for each other task, the structural keys of candidates that were trained on it."""
+
+DRAWN = 1000
+
+
+def origin(text: str, name: str) -> dict[str, Any] | None:
+    """What is known of a program given as ``RUN_DIR#RANK``; None for any other.
+
+    Keys: ``name``, ``run_dir``, ``task`` of the search, ``strategy``, ``programs`` trained, ``seconds`` of evaluation,
+    ``steps`` of training in all, and ``lr``, the rate that the search found.
+    """
+    folder, mark, rank = text.rpartition("#")
+    if not mark or Path(text).is_file() or not (Path(folder) / HALL_OF_FAME).is_file():
+        return None
+    try:
+        config, programs, seconds = _search(Path(folder))
+        fame = json.loads((Path(folder) / HALL_OF_FAME).read_text())
+        rate = next((float(row["lr"]) for row in fame if int(row["rank"]) == int(rank)), 0.0)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is not a search that can be read: {error}") from None
+    from experiments.tasks import get_task
+
+    task = str(config["task"])
+    steps = int(config.get("steps") or get_task(task, ready=False).steps)
+    return {
+        "name": name,
+        "run_dir": folder,
+        "task": task,
+        "strategy": str(config.get("strategy", "evolution")),
+        "programs": programs,
+        "seconds": round(seconds, 1),
+        "steps": programs * len(config["ladder"]) * len(config["seeds"]) * steps,
+        "lr": rate,
+    }
+
+
+def _search(run_dir: Path) -> tuple[dict[str, Any], int, float]:
+    """Configuration, programs trained and seconds of a search; from what it wrote last if the ledger is of old."""
+    from search.ledger import Ledger, LedgerError
+
+    try:
+        ledger = Ledger.open(run_dir, read_only=True)
+    except LedgerError as error:
+        if not (run_dir / "search.json").is_file():
+            raise ValueError(str(error)) from None
+        found = json.loads((run_dir / "search.json").read_text())["search"]
+        return found["config"], int(found["programs"]), float(found["seconds"])
+    try:
+        return dict(ledger.config), sum(1 for _ in ledger), ledger.seconds()
+    except LedgerError as error:
+        raise ValueError(str(error)) from None
+    finally:
+        ledger.close()
+
+
+def seen(run_dir: Path) -> dict[str, set[str]]:
+    """Structural keys of a search's candidates that were trained on each other task, so far as it was written down."""
+    found: dict[str, set[str]] = {}
+    if (run_dir / SEEN).is_file():
+        found = {task: set(keys) for task, keys in json.loads((run_dir / SEEN).read_text()).items()}
+    if (run_dir / FUNNEL).is_file():
+        db = sqlite3.connect(f"{(run_dir / FUNNEL).resolve().as_uri()}?mode=ro", uri=True)
+        try:
+            for protocol, key in db.execute("select protocol, program from outcomes"):
+                found.setdefault(json.loads(protocol)[0], set()).add(key)
+        finally:
+            db.close()
+    return found
+
+
+def count_seen(origins: Sequence[dict[str, Any]], programs: dict[str, Program], tasks: Sequence[str]) -> dict[str, int]:
+    """Write down that these programs were trained on `tasks`; how many of their searches' candidates were, by task.
+
+    Where a run directory cannot be written to, the count is still right for this once.
+    """
+    counts = dict.fromkeys(tasks, 0)
+    for folder in dict.fromkeys(row["run_dir"] for row in origins):
+        keys = {programs[row["name"]].pruned().key for row in origins if row["run_dir"] == folder}
+        own = seen(Path(folder))
+        for task in tasks:
+            own[task] = own.get(task, set()) | keys
+            counts[task] += len(own[task])
+        content = json.dumps({task: sorted(found) for task, found in sorted(own.items())}, indent=1)
+        with contextlib.suppress(OSError):
+            write_atomic(Path(folder) / SEEN, content + "\n")
+    return counts
+
+
+def origin_sentences(origins: Sequence[dict[str, Any]], tasks: Sequence[str], counts: dict[str, int]) -> list[str]:
+    """What a reader has to know of discovered programs, for the notes of a comparison."""
+    found = []
+    for folder in dict.fromkeys(row["run_dir"] for row in origins):
+        rows = [row for row in origins if row["run_dir"] == folder]
+        row, names = rows[0], ", ".join(r["name"] for r in rows)
+        where = "is compared here all the same, which flatters it" if row["task"] in tasks else "is therefore left out"
+        found.append(
+            f"{names}: found by a search ({row['strategy']}) on {row['task']}, which {where}; it trained "
+            f"{row['programs']:,} programs in {row['steps']:,} steps and {row['seconds']:,.0f} seconds."
+        )
+    if origins:
+        seen_by = ", ".join(f"{task} {count}" for task, count in counts.items())
+        found.append(f"Candidates of these searches ever trained on the tasks of this comparison: {seen_by}.")
+    return found
+
+
+def random_control(program: Program, seed: int = 0) -> Program:
+    """A random program like `program`: of `DRAWN` with as many statements and slots, the largest that could train.
+
+    They come from the control strategy ``random`` of searches, and have to pass what is asked of every candidate before
+    it is trained: to read the gradient, be finite on probes, keep state bounded, and go downhill on simulated
+    quadratics. Those with two hyperparameters to tune come first.
+
+    Raises:
+        UserError: if none does.
+    """
+    from search.cache import DuplicateCache, Verdict
+    from search.draft import Space
+    from search.strategies import STRATEGIES
+
+    rng = random.Random(seed)
+    space = Space(tuple(name for name, op in OPS.items() if not op.needs_matrix))
+    cache = DuplicateCache(check_descent=True)
+    like = program.pruned()
+    drawn = (STRATEGIES["random"].child(like, space, rng, lambda: like)[0] for _ in range(DRAWN))
+
+    def size(candidate: Program) -> tuple[int, int]:
+        return min(2, len(spaces([candidate], [1.0], 3)[0].dimensions) - 1), len(candidate.live.instructions)
+
+    for candidate in sorted(drawn, key=size, reverse=True):
+        if cache.identify(candidate).verdict is Verdict.NEW:
+            return candidate.pruned()
+    raise UserError(f"none of {DRAWN} random programs of this size could train; leave out --control")

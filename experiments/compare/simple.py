@@ -1,0 +1,121 @@
+"""The simple comparison that ends a search: one task, one ladder of learning rates for every optimizer, all else equal.
+
+`experiments.compare.command` has the full one, of which this shares protocol, runs and statistics.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from experiments.compare.batches import Progress, train_all
+from experiments.compare.comparison import LADDER, SEEDS, TUNE_SEEDS, Comparison, Protocol
+from experiments.compare.entries import make_entry, runs_of
+from experiments.compare.ladder import tune
+from experiments.compare.statistics import compare_pairs
+from experiments.compare.verdict import verdict_sentence
+from experiments.provenance import data_hash, provenance
+from primitives import Program, Task
+from primitives.task import initial_model
+
+
+def compare(
+    programs: Sequence[tuple[str, Program]],
+    task: Task,
+    *,
+    ladder: Sequence[float] | None = None,
+    tune_seeds: Sequence[int] = TUNE_SEEDS,
+    seeds: Sequence[int] = SEEDS,
+    steps: int | None = None,
+    smallest_effect: float = 0.01,
+    against: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Comparison:
+    """Tune every optimizer on the same ladder of learning rates, then compare them on fresh seeds.
+
+    A rate is selected by mean validation loss over `tune_seeds`. If any optimizer's best rate is on an end of
+    the ladder, the ladder is widened there by a decade for all of them, at most twice. The reported runs use
+    `seeds`, with the same initial weights and batches for all optimizers; only they touch the test split.
+
+    Args:
+        programs: names and update rules; a name that occurs again gets a number.
+        task: what is trained.
+        ladder: learning rates, ascending; quarter-decades from 1e-5 to 1 by default.
+        tune_seeds: seeds of the tuning runs.
+        seeds: seeds of the reported runs, disjoint from `tune_seeds`.
+        steps: length of every run; the task's own by default.
+        smallest_effect: share of the loss below which a difference does not matter.
+        against: names of the optimizers that all others are tested against; every pair is tested if there are none.
+        progress: called after each batch of runs.
+
+    Raises:
+        ValueError: if there is no program, one of them cannot train this task's model, or the protocol is
+            unsound (see `Protocol`).
+    """
+    if not programs:
+        raise ValueError("there is nothing to compare; name at least one optimizer")
+    protocol = Protocol(
+        task,
+        LADDER if ladder is None else tuple(ladder),
+        tuple(tune_seeds),
+        tuple(seeds),
+        task.steps if steps is None else steps,
+        smallest_effect,
+    )
+    names = unique_names([name for name, _ in programs])
+    rules = [program for _, program in programs]
+    shapes = [tuple(p.shape) for p in initial_model(task, protocol.seeds[0]).parameters()]
+    for name, program in zip(names, rules, strict=True):
+        check_trains(name, program, shapes)
+    elements = sum(math.prod(s) for s in shapes)
+    report = progress or (lambda what, done, total: None)
+
+    begin = time.perf_counter()
+    tunings = tune(rules, protocol, elements, report)
+    tuned = time.perf_counter()
+    members = [(program, tuning.lr) for program, tuning in zip(rules, tunings, strict=True)]
+    results = train_all(protocol, members, protocol.seeds, ("valid", "test"), elements, "reported runs", report)
+    measured = time.perf_counter()
+    entries = tuple(
+        make_entry(name, program, tuning, runs_of(protocol, results, index), protocol)
+        for index, (name, program, tuning) in enumerate(zip(names, rules, tunings, strict=True))
+    )
+    pairs = compare_pairs(
+        {e.name: [run.counted for run in e.runs] for e in entries},
+        {e.name: [run.failed for run in e.runs] for e in entries},
+        against=against,
+        smallest_effect=smallest_effect,
+        alpha=protocol.alpha,
+    )
+    source = provenance() | {
+        "data": data_hash(task.data()),
+        "seconds": {"tuning": round(tuned - begin, 3), "reported runs": round(measured - tuned, 3)},
+        "runs": {
+            "tuning, each optimizer": len(tunings[0].rates) * len(protocol.tune_seeds),
+            "reported, each optimizer": len(protocol.seeds),
+        },
+    }
+    return Comparison(protocol, entries, pairs, verdict_sentence(protocol, entries, pairs), source)
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names in order; one that occurred before gets the first free number: ``adamw``, ``adamw (2)``."""
+    taken: list[str] = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate in taken:
+            number += 1
+            candidate = f"{name} ({number})"
+        taken.append(candidate)
+    return taken
+
+
+def check_trains(name: str, program: Program, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Raise `ValueError` if `program` cannot train a model with parameters of `shapes`."""
+    small = [shape for shape in shapes if len(shape) < 2]
+    if small and program.needs_matrix and program.fallback is None:
+        raise ValueError(
+            f"{name} works on rows and columns, but the model has a parameter of shape {small[0]}; "
+            "give the program a fallback for such parameters"
+        )

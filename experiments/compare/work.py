@@ -1,0 +1,158 @@
+"""Doing the jobs of a comparison, in any number of processes that meet in one storage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments.compare.batches import Results, train_all
+from experiments.compare.comparison import Protocol, finite_or_null
+from experiments.compare.costs import measure_costs
+from experiments.compare.plan import Job, Plan, block_size, pending, rule
+from experiments.compare.schedule import scheduled
+from experiments.compare.spaces import RATE
+from experiments.compare.statistics import censor
+from experiments.compare.tuning import Jobs
+from experiments.tasks import get_task
+from primitives import Task
+from primitives.task import initial_model
+
+IDLE = 0.5
+"""Seconds between looks while others have everything that can be done."""
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, how many jobs are finished, and how many are known to be needed."""
+
+
+def study_name(plan: Plan) -> str:
+    """The same for equal plans, so that machines which are told the same work together."""
+    return "optforge-" + hashlib.sha256(json.dumps(plan.as_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def work(url: str, plan: Plan, report: Report = lambda what, done, total: None) -> None:
+    """Take and do jobs of `plan` from the storage at `url` until all are done, here or elsewhere.
+
+    `report` is called before each job. A process that was started by another one ends with it.
+    """
+    torch.set_num_threads(1)  # processes share the cores; within one, members are stacked
+    jobs = Jobs(url, study_name(plan))
+    parent = multiprocessing.parent_process()
+    blocks = {name: block_size(parameters(get_task(name))) for name in plan.tasks}
+    while parent is None or parent.is_alive():
+        results = jobs.results()
+        waiting = {job.name: job for job in pending(plan, results, blocks)}
+        if not waiting:
+            return
+        claimed = jobs.claim(waiting)
+        if claimed is None:
+            jobs.release_dead()
+            time.sleep(IDLE)
+            continue
+        name, claim = claimed
+        report(f"{waiting[name].task}: {_WORDS[waiting[name].kind]}", len(results), len(results) + len(waiting))
+        begin = time.perf_counter()
+        with jobs.alive(claim):
+            result = run_job(plan, waiting[name])
+        jobs.finish(claim, finite_or_null(result), time.perf_counter() - begin)
+
+
+_WORDS = {"tune": "tuning", "final": "reported runs", "rates": "learning rates", "costs": "costs"}
+
+
+def work_together(url: str, plan: Plan, workers: int, report: Report, *, alone: bool) -> dict[str, Any]:
+    """`work` in this process and in `workers` − 1 more; returns all results.
+
+    With `alone`, no other machine uses the storage, so that claims from before are of processes that have died.
+
+    Raises:
+        RuntimeError: if another process failed; what was finished is kept.
+    """
+    if alone:
+        Jobs(url, study_name(plan)).release()
+    context = multiprocessing.get_context("spawn")
+    others = [context.Process(target=work, args=(url, plan), daemon=True) for _ in range(workers - 1)]
+    for process in others:
+        process.start()
+    try:
+        work(url, plan, report)
+        for process in others:
+            process.join()
+        if failed := [process.exitcode for process in others if process.exitcode]:
+            raise RuntimeError(f"{len(failed)} of {workers} processes failed, with exit code {failed[0]}")
+    finally:
+        for process in others:
+            process.terminate()
+    return Jobs(url, study_name(plan)).results()
+
+
+def run_job(plan: Plan, job: Job) -> dict[str, Any]:
+    """Train what a job asks for, and tell what came of it in JSON's own types; the same wherever it is done."""
+    task = get_task(job.task)
+    if job.kind == "costs":
+        program = rule(plan, job, job.configurations[0])
+        costs = measure_costs(task, program, job.configurations[0][RATE], job.task == plan.tasks[0])
+        return {name: getattr(costs, name) for name in costs.__dataclass_fields__}
+    protocol = plan.protocol(task, job.horizon)
+    members = [
+        (scheduled(rule(plan, job, c), protocol.schedule, protocol.steps, protocol.warmup, protocol.clip), c[RATE])
+        for c in job.configurations
+    ]
+    final = job.kind == "final"
+    seeds, splits = (protocol.seeds, ("valid", "test")) if final else (protocol.tune_seeds, ("valid",))
+    results = train_all(
+        protocol, members, seeds, splits, parameters(task), "", lambda what, done, total: None, watch=final
+    )
+    return _final(results) if final else {"trials": _trials(job, protocol, results)}
+
+
+def _trials(job: Job, protocol: Protocol, results: Results) -> list[dict[str, Any]]:
+    counted, failed = censor(results.losses["valid"], results.diverged_at >= 0, results.start)
+    return [
+        {
+            "values": configuration,
+            "loss": float(np.mean(counted[k])),
+            "losses": results.losses["valid"][k].tolist(),
+            "counted": counted[k].tolist(),
+            "failed": failed[k].tolist(),
+            "at": list(job.points[k]) if job.points else [],
+        }
+        for k, configuration in enumerate(job.configurations)
+    ]
+
+
+def _final(results: Results) -> dict[str, Any]:
+    arrays = {"start": results.start, "diverged_at": results.diverged_at, "curve": results.curve}
+    found = {name: array.tolist() for name, array in arrays.items()} | {"valid_curve": results.valid_curve.tolist()}
+    for kind in ("losses", "accuracy"):
+        found[kind] = {name: array.tolist() for name, array in getattr(results, kind).items()}
+    return found
+
+
+def final_results(found: dict[str, Any]) -> Results:
+    """What `run_job` told of reported runs, as it was trained; null is NaN."""
+
+    def array(value: Any) -> np.ndarray:
+        return np.array(value, dtype=np.float64)  # None becomes NaN
+
+    return Results(
+        losses={name: array(value) for name, value in found["losses"].items()},
+        accuracy={name: array(value) for name, value in found["accuracy"].items()},
+        start=array(found["start"]),
+        diverged_at=np.array(found["diverged_at"]),
+        curve=array(found["curve"]),
+        valid_curve=array(found["valid_curve"]),
+    )
+
+
+@lru_cache(maxsize=64)
+def parameters(task: Task) -> int:
+    """Number of parameters of a task's model."""
+    return sum(p.numel() for p in initial_model(task, 0).parameters())

@@ -1,0 +1,1 @@
+"""What people read of runs: reports as HTML and Markdown, pictures, and lists."""

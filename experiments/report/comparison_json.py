@@ -1,0 +1,116 @@
+"""Comparisons as they were written to JSON, read back for reports."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from experiments.compare.comparison import Comparison, Costs, Entry, Protocol, Run, Trial, Tuning
+from experiments.compare.contest import Contest
+from experiments.compare.statistics import Interval, Pair, Verdict
+from experiments.errors import UserError
+from experiments.report.runs import read_program
+from primitives import Task
+
+
+def contest_from_json(found: dict[str, Any], source: Path) -> Contest:
+    """The comparisons in `found`, on several tasks or on one.
+
+    Raises:
+        UserError: if there is none; `source` is the file to blame.
+    """
+    if "comparisons" not in found:
+        comparison = comparison_from_json(found, source)
+        return Contest((comparison,), comparison.verdict, {}, (), {})
+    try:
+        comparisons = tuple(comparison_from_json(row, source) for row in found["comparisons"])
+        names = [entry.name for entry in comparisons[0].entries]
+        if any([e.name for e in c.entries] != names for c in comparisons):
+            raise ValueError("not the same optimizers on every task")
+        profiles = {str(name): [float(x) for x in ratios] for name, ratios in found["profiles"].items()}
+        notes = tuple(map(str, found["notes"]))
+        return Contest(comparisons, str(found["verdict"]), profiles, notes, dict(found["plan"]))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{source} is not a comparison's JSON ({type(error).__name__}: {error}); was it edited?"
+        ) from None
+
+
+def comparison_from_json(found: dict[str, Any], source: Path) -> Comparison:
+    """The comparison that `Comparison.as_json` described; its task has a name and a metric, but no data or model.
+
+    Raises:
+        UserError: if it is none; `source` is the file to blame.
+    """
+    try:
+        entries = tuple(_entry(e, source) for e in found["optimizers"])
+        about: dict[str, Any] = {name: str(found["task"][name]) for name in ("name", "summary", "metric", "licence")}
+        accuracy = any(e.accuracy is not None for e in entries)
+        task = Task(
+            **about, model=_absent, data=_absent, loss=_absent, steps=int(found["protocol"]["steps"]),
+            batch_size=int(found["task"]["batch_size"]), accuracy=accuracy,
+        )  # fmt: skip
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found["protocol"].items()}
+        pairs = tuple(_pair(p) for p in found["pairs"])
+        names = {e.name for e in entries}
+        if not entries or any({p.first, p.second} - names for p in pairs):
+            raise ValueError("pairs of optimizers that are not listed")
+        protocol, target = Protocol(task, **settings), found.get("target")
+        return Comparison(protocol, entries, pairs, str(found["verdict"]), dict(found["provenance"]), target)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{source} is not a comparison's JSON ({type(error).__name__}: {error}); was it edited?"
+        ) from None
+
+
+def _entry(found: dict[str, Any], source: Path) -> Entry:
+    tuning = found["tuning"] | {
+        "rates": tuple(found["tuning"]["rates"]),
+        "losses": tuple(tuple(map(finite_or_nan, row)) for row in found["tuning"]["losses"]),
+        "counted": tuple(tuple(map(finite_or_nan, row)) for row in found["tuning"]["counted"]),
+        "failed": tuple(map(tuple, found["tuning"]["failed"])),
+        "trials": tuple(map(Trial.from_json, found["tuning"].get("trials", ()))),
+        "space": tuple(found["tuning"].get("space", ())),
+    }
+    runs = []
+    for run in found["runs"]:
+        fields = {k: v for k, v in run.items() if k in Run.__dataclass_fields__}
+        fields |= {k: finite_or_nan(run[k]) for k in ("start", "valid", "test")}
+        fields |= {k: tuple(map(finite_or_nan, run.get(k, ()))) for k in ("curve", "valid_curve")}
+        runs.append(Run(**fields))
+    names = ("mean", "valid_mean", "accuracy", "state_bytes", "statements", "all_statements")
+    numbers = {name: found[name] for name in names} | {
+        k: finite_or_nan(found[k]) for k in ("mean", "valid_mean", "state_bytes")
+    }
+    program = read_program(found["program"], source)
+    kept = {k: v for k, v in tuning.items() if k in Tuning.__dataclass_fields__}
+    return Entry(
+        name=str(found["name"]), program=program, tuning=Tuning(**kept), runs=tuple(runs),
+        interval=_interval(found["interval"]), costs=Costs(**found["costs"]) if found.get("costs") else None, **numbers,
+    )  # fmt: skip
+
+
+def _pair(found: dict[str, Any]) -> Pair:
+    others = ("first", "second", "interval", "verdict", "bootstrap", "count")
+    numbers = {k: finite_or_nan(v) for k, v in found.items() if k not in others}
+    bootstrap = _interval(found["bootstrap"]) if found.get("bootstrap") else None
+    return Pair(
+        first=str(found["first"]), second=str(found["second"]), interval=_interval(found["interval"]),
+        verdict=Verdict(found["verdict"]), bootstrap=bootstrap, count=int(found.get("count", 0)), **numbers,
+    )  # fmt: skip
+
+
+def _interval(found: dict[str, Any]) -> Interval:
+    return Interval(
+        finite_or_nan(found["low"]), finite_or_nan(found["high"]), float(found["level"]), str(found["method"])
+    )
+
+
+def finite_or_nan(value: Any) -> float:
+    """The number, or NaN for null."""
+    return math.nan if value is None else float(value)
+
+
+def _absent(*_: Any) -> Any:
+    raise NotImplementedError("a comparison that was read from a file has neither data nor model")

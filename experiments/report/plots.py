@@ -1,0 +1,294 @@
+"""The pictures of a comparison: one PNG for Markdown, and SVGs that follow a web page's light or dark theme."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from experiments.compare.comparison import Comparison
+from experiments.compare.measures import best_of
+
+# Okabe & Ito 2008, Color Universal Design, without black (unseen on dark) and yellow (unseen on white).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+
+_INK, _GRID = "#0A0B0C", "#0D0E0F"  # in SVGs, stand-ins for the page's colours
+_SIZE = (4.7, 3.4)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture: a title, what it shows in a sentence, and the function that draws it on axes."""
+
+    title: str
+    caption: str
+    draw: Callable[[Any], None]
+
+
+def panels(comparison: Comparison, search: dict[str, Any] | None = None) -> list[Panel]:
+    """The pictures that a comparison (and the search before it, if any) has data for.
+
+    `search["curve"]` is a list of (number of the program, best score so far); `search["references"]`, if
+    there, maps names to scores that are drawn as lines.
+    """
+    protocol = comparison.protocol
+    seeds = len(protocol.seeds)
+    level = f"{1 - protocol.alpha:.0%}"
+    watched = all(run.valid_curve for entry in comparison.entries for run in entry.runs)
+    found = [
+        Panel(
+            "Final test loss",
+            f"Mean and {level} interval over seeds; pale dots are single runs, crosses failed ones "
+            "(counted as the loss before training)."
+            if seeds > 1
+            else "A single run each.",
+            lambda ax: _draw_final(ax, comparison),
+        ),
+        Panel(
+            "Learning-rate sensitivity",
+            "Mean validation loss of the tuning runs, with their range; large marks are the tuned rates, "
+            "crosses rates at which a run failed.",
+            lambda ax: _draw_sensitivity(ax, comparison),
+        ),
+        Panel(
+            "Validation loss" if watched else "Training loss",
+            f"{'Validation loss' if watched else 'Loss of the batch'} as tuned, mean and range over the reported runs"
+            + (", and the target." if watched and comparison.target is not None else "."),
+            lambda ax: _draw_curves(ax, comparison, watched),
+        ),
+    ]
+    if any(entry.tuning.trials for entry in comparison.entries):
+        caption = "Lowest validation loss in tuning among the first k trials: what a smaller budget would have found."
+        found.append(Panel("Best of k trials", caption, lambda ax: _draw_best_of(ax, comparison)))
+    if search is not None and search.get("curve"):
+        caption = "Lowest validation loss among the programs evaluated so far."
+        found.append(Panel("Search", caption, lambda ax: _draw_search(ax, search, comparison)))
+    return found
+
+
+def png(shown: Sequence[Panel]) -> bytes:
+    """All panels in one PNG, two abreast, on white."""
+    columns = min(2, len(shown))
+    rows = math.ceil(len(shown) / 2)
+    figure = _figure((columns * _SIZE[0], rows * _SIZE[1]))
+    for index, panel in enumerate(shown):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        _dress(axes, "#222222", "#dddddd")
+        axes.set_title(panel.title, loc="left", fontweight="bold", color="#222222")
+        panel.draw(axes)
+    return _save(figure, "png", "report", dpi=130, facecolor="white")
+
+
+def svg(panel: Panel) -> str:
+    """One panel as a transparent SVG element in the page's colours: ``--ink``, ``--grid``, ``--c0``, …"""
+    figure = _figure(_SIZE)
+    axes = figure.add_subplot()
+    _dress(axes, _INK, _GRID)
+    panel.draw(axes)
+    text = _save(figure, "svg", panel.title, transparent=True, metadata={"Date": None}).decode()
+    prefix = "".join(c for c in panel.title.lower() if c.isalpha())
+    colours = [(colour, f"var(--c{index})") for index, colour in enumerate(COLOURS)]
+    text = re.sub("#[0-9a-f]{6}", lambda found: found[0].upper(), text)
+    for old, new in (*colours, (_INK, "var(--ink)"), (_GRID, "var(--grid)"), (' id="', f' id="{prefix}-')):
+        text = text.replace(old, new)
+    text = text.replace("url(#", f"url(#{prefix}-").replace('href="#', f'href="#{prefix}-')
+    return text[text.index("<svg") :]
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
+
+
+def _save(figure: Any, kind: str, salt: str, **options: Any) -> bytes:
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        figure.savefig(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def _dress(axes: Any, ink: str, grid: str) -> None:
+    axes.set_facecolor("none")
+    axes.tick_params(colors=ink, which="both", labelsize=10)
+    for part in (axes.xaxis.label, axes.yaxis.label):
+        part.set_color(ink)
+        part.set_size(11)
+    for side, spine in axes.spines.items():
+        spine.set_color(ink)
+        spine.set_visible(side in ("left", "bottom"))
+    axes.grid(True, color=grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.ink = ink
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
+    }
+
+
+def _legend(axes: Any) -> None:
+    legend = axes.legend(frameon=False, fontsize=10, labelcolor=axes.ink)
+    legend.set_in_layout(True)
+
+
+def _log_if_positive(axes: Any, lowest: float) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if lowest > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_final(axes: Any, comparison: Comparison) -> None:
+    order = sorted(range(len(comparison.entries)), key=lambda i: comparison.entries[i].mean, reverse=True)
+    for row, index in enumerate(order):
+        entry, style = comparison.entries[index], _style(index)
+        counted = np.array([run.counted for run in entry.runs])
+        spread = np.linspace(-0.22, 0.22, len(counted)) if len(counted) > 1 else np.zeros(1)
+        failed = np.array([run.failed for run in entry.runs])
+        axes.scatter(counted[~failed], (row + spread)[~failed], s=16, color=style["color"], alpha=0.45, linewidths=0)
+        axes.scatter(counted[failed], (row + spread)[failed], s=36, color=style["color"], marker="x")
+        bounds = [[entry.mean - entry.interval.low], [entry.interval.high - entry.mean]]
+        error = None if math.isnan(entry.interval.low) else np.maximum(bounds, 0)
+        axes.errorbar(entry.mean, row, xerr=error, color=style["color"], marker=style["marker"],
+                      markersize=7, capsize=5, linewidth=2.2, linestyle="none")  # fmt: skip
+    axes.set_yticks(range(len(order)), [_short(comparison.entries[i].name) for i in order])
+    axes.set_ylim(-0.6, len(order) - 0.4)
+    axes.set_xlabel(f"test {comparison.protocol.task.metric}")
+    axes.grid(False, axis="y")
+
+
+def _draw_sensitivity(axes: Any, comparison: Comparison) -> None:
+    lowest = math.inf
+    for index, entry in enumerate(comparison.entries):
+        style, tuning = _style(index), entry.tuning
+        rates, counted = np.array(tuning.rates), np.array(tuning.counted)
+        failed = np.array(tuning.failed).any(axis=1)
+        mean = counted.mean(axis=1)
+        lowest = min(lowest, float(counted.min()))
+        axes.plot(rates, mean, **style, markersize=3.5, linewidth=1.8, label=_short(entry.name))
+        axes.fill_between(
+            rates, counted.min(axis=1), counted.max(axis=1), color=style["color"], alpha=0.15, linewidth=0
+        )
+        axes.plot(rates[failed], mean[failed], "x", color=style["color"], markersize=7)
+        best = tuning.rates.index(tuning.lr)
+        axes.plot(rates[best], mean[best], style["marker"], color=style["color"], markersize=11,
+                  markeredgecolor=axes.ink, markeredgewidth=1.2)  # fmt: skip
+    axes.set_xscale("log")
+    _log_if_positive(axes, lowest)
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("validation loss")
+    _legend(axes)
+
+
+def _draw_curves(axes: Any, comparison: Comparison, watched: bool) -> None:
+    lowest = math.inf
+    for index, entry in enumerate(comparison.entries):
+        style = _style(index)
+        curves = np.array([run.valid_curve if watched else run.curve for run in entry.runs if not run.failed])
+        if not curves.size:
+            continue
+        steps = np.arange(1, curves.shape[1] + 1) * comparison.protocol.steps / curves.shape[1]
+        lowest = min(lowest, float(curves.min()))
+        axes.plot(steps, curves.mean(axis=0), **style, markersize=3.5, linewidth=1.8, label=_short(entry.name))
+        axes.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=style["color"], alpha=0.15, linewidth=0)
+    if not math.isfinite(lowest):
+        axes.text(0.5, 0.5, "every run failed", ha="center", color=axes.ink, transform=axes.transAxes)
+        return
+    if watched and comparison.target is not None:
+        axes.axhline(comparison.target, color=axes.ink, linestyle=":", linewidth=1)
+    _log_if_positive(axes, lowest)
+    axes.set_xlabel("step")
+    axes.set_ylabel("validation loss" if watched else "training loss")
+    _legend(axes)
+
+
+def _draw_best_of(axes: Any, comparison: Comparison) -> None:
+    lowest = math.inf
+    for index, entry in enumerate(comparison.entries):
+        if entry.tuning.trials:
+            best = best_of([trial.loss for trial in entry.tuning.trials])
+            lowest = min(lowest, best[-1])
+            style = _style(index) | {"markevery": [2**k - 1 for k in range(len(best).bit_length())]}
+            axes.step(
+                range(1, len(best) + 1),
+                best,
+                **style,
+                where="post",
+                markersize=5,
+                linewidth=1.8,
+                label=_short(entry.name),
+            )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    _log_if_positive(axes, lowest)
+    axes.set_xlabel("trials")
+    axes.set_ylabel("best validation loss in tuning")
+    _legend(axes)
+
+
+def profile_panel(profiles: dict[str, list[float]]) -> Panel:
+    """Shares of problems on which each optimizer is within a factor of the best; see `compare.measures.profile`."""
+
+    def draw(axes: Any) -> None:
+        most = max(ratios[-1] for ratios in profiles.values())
+        end = min(max(most * 1.02, 1.05), 100.0)
+        for index, (name, ratios) in enumerate(profiles.items()):
+            style = _style(index) | {"marker": None}
+            shares = np.arange(1, len(ratios) + 1) / len(ratios)
+            axes.step([1, *ratios, end], [0, *shares, shares[-1]], where="post", **style, linewidth=2,
+                      label=_short(name))  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xlim(1, end)
+        axes.set_ylim(0, 1.03)
+        axes.set_xlabel("within this factor of the best test loss")
+        axes.set_ylabel("share of problems")
+        _plain_ticks(axes.xaxis)
+        _legend(axes)
+
+    caption = "A problem is a task, a horizon and a seed; higher is better. Runs that failed count as before training."
+    return Panel("Performance profile", caption, draw)
+
+
+def _plain_ticks(axis: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    wide = axis.get_view_interval()[1] > 5
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if wide else (1.0, 1.2, 1.5, 2.0, 3.0), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _draw_search(axes: Any, search: dict[str, Any], comparison: Comparison) -> None:
+    points = [(n, score) for n, score in search["curve"] if score is not None and math.isfinite(score)]
+    if points:
+        numbers, scores = zip(*points, strict=True)
+        last = max(search.get("programs", 0), *numbers)
+        axes.step([*numbers, last], [*scores, scores[-1]], where="post", color=axes.ink, linewidth=2.2,
+                  label="best so far")  # fmt: skip
+    names = [entry.name for entry in comparison.entries]
+    for index, (name, score) in enumerate(search.get("references", {}).items()):
+        style = _style(names.index(name) if name in names else len(names) + index)
+        axes.axhline(score, color=style["color"], linestyle=DASHES[1 + index % 4], linewidth=1.6, label=_short(name))
+    axes.set_xlabel("programs evaluated")
+    axes.set_ylabel("validation loss")
+    _legend(axes)
+
+
+def _short(name: str, longest: int = 24) -> str:
+    return name if len(name) <= longest else "…" + name[1 - longest :]

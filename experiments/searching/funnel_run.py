@@ -1,0 +1,262 @@
+"""Running the funnel over a search: further tasks for its best programs, then what the proxy said of other tasks."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from baselines import BASELINES
+from experiments.compare.comparison import finite_or_null
+from experiments.compare.statistics import mean_interval
+from experiments.files import write_atomic
+from experiments.searching.funnel_store import Report, Store, train
+from experiments.tasks import TASKS, get_task
+from primitives import Program, Task
+from primitives.task import initial_model
+from search.fitness import Status
+from search.funnel import Checkpoint, Stage, by_seed, check_unseen, checkpoints, overfitting_point, relative, select
+
+if TYPE_CHECKING:
+    from search.evolution import Individual
+
+FILE = "funnel.json"
+ENTRANTS = 128
+"""Best programs of a search that the funnel begins with."""
+
+FEW_ENTRANTS = 24
+"""The same where the search's own task is too large to train them on it again."""
+
+LARGE_MODEL = 20_000
+"""Parameters from which on a task counts as large."""
+
+PROXY = "proxy"
+"""Stands among a stage's tasks for the search's own."""
+
+LOOKS = 16
+"""Checkpoints of a search that meta-validation looks at, about."""
+
+STAGES = (
+    # the best of thousands on two seeds are the lucky ones (the winner's curse)
+    Stage("fresh seeds", (PROXY,), 0, (5, 6, 7, 8), keep=FEW_ENTRANTS),
+    Stage("small tasks", ("digits-conv", "digits-autoencoder", "noisy-quadratic"), 0, (10, 11, 12), keep=8),
+    Stage("text", ("charlm",), 60, (20,), keep=5),
+    Stage("meta-validation", ("mnist1d", "breast-cancer", "rosenbrock"), 0, (30, 31, 32), keep=0),
+)
+"""What follows the probes and the search itself, on a CPU. Searches count their seeds from 0, comparisons from 1000."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What became of the programs that entered a stage.
+
+    Attributes:
+        stage: which.
+        scores: of each by seed, mean over tasks of `search.funnel.relative`; lower is better, AdamW has 0.
+        by_task: of each its mean over seeds on each task.
+        passed: numbers of those that go on, best first.
+    """
+
+    stage: Stage
+    scores: Mapping[int, tuple[float, ...]]
+    by_task: Mapping[int, Mapping[str, float]]
+    passed: tuple[int, ...]
+
+    def mean(self, number: int) -> float:
+        """Score of a program, mean over its seeds."""
+        return math.fsum(self.scores[number]) / len(self.scores[number])
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation of the proxy with another score, over so many programs; and its p value.
+
+    Both NaN for fewer than three programs, or where all have the same score.
+    """
+
+    programs: int
+    rho: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """What the funnel found.
+
+    Attributes:
+        selecting: the stages that chose, in order.
+        meta: meta-validation of the survivors and of the checkpoints' programs; None without such a stage.
+        looks: checkpoints of the search.
+        overfitting: after how many trained programs only the proxy still improved; None if it never came to that.
+        correlations: of the proxy, with each stage's scores over what entered it, and with meta-validation over the
+            youngest programs of the checkpoints, which nothing selected.
+    """
+
+    selecting: tuple[Passage, ...]
+    meta: Passage | None
+    looks: tuple[Checkpoint, ...]
+    overfitting: int | None
+    correlations: Mapping[str, Correlation]
+
+    @property
+    def survivors(self) -> tuple[int, ...]:
+        """Numbers of the programs that passed every stage, best of the last one first."""
+        return self.selecting[-1].passed if self.selecting else ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, in JSON's own types."""
+        curve = [] if self.meta is None else [_look_json(look, self.meta) for look in self.looks]
+        return finite_or_null({
+            "stages": [_passage_json(p) for p in (*self.selecting, self.meta) if p is not None],
+            "survivors": list(self.survivors),
+            "curve": curve,
+            "overfitting": self.overfitting,
+            "correlations": {name: asdict(c) for name, c in self.correlations.items()},
+        })  # fmt: skip
+
+
+def stages_for(proxy: str) -> tuple[Stage, ...]:
+    """`STAGES` for a search on the task `proxy`, which is trained in the first of them only, if it is not large.
+
+    None at all if meta-validation has no other task.
+    """
+    others = set(TASKS) - {proxy}
+    if not others & set(STAGES[-1].tasks):
+        return ()
+    found = []
+    for stage in STAGES:
+        again = (proxy,) if PROXY in stage.tasks and not is_large(proxy) else ()
+        found.append(replace(stage, tasks=(*again, *(task for task in stage.tasks if task in others))))
+    return tuple(stage for stage in found if stage.tasks)
+
+
+def is_large(task: str) -> bool:
+    """Whether a run on a task takes long, by the size of its model."""
+    return sum(p.numel() for p in get_task(task).model().parameters()) > LARGE_MODEL
+
+
+def run_funnel(
+    run_dir: Path,
+    proxy: str,
+    entrants: Mapping[int, Program],
+    history: Sequence[Individual],
+    *,
+    stages: Sequence[Stage] | None = None,
+    every: int = 0,
+    workers: int = 0,
+    report: Report = lambda what, done, total: None,
+) -> Funnel:
+    """Send a search's best programs through the stages; writes ``funnel.json`` and returns what is in it.
+
+    What is trained is kept in ``funnel.sqlite``, so that a repetition, after an interruption or with a longer history,
+    trains only what is new.
+
+    Args:
+        run_dir: of the search.
+        proxy: task of the search.
+        entrants: by number, the programs that enter the first stage.
+        history: all individuals of the search, for the checkpoints.
+        stages: those after the search, `stages_for` by default; the last is meta-validation, which selects nothing.
+        every: programs between checkpoints; by default so many that there are about `LOOKS`.
+        workers: processes; 0 for none but this one.
+        report: called after each training with what is being done, how many are done, and how many there are.
+
+    Raises:
+        ValueError: if meta-validation is not unseen (`check_unseen`), or AdamW cannot be trained on a task.
+    """
+    stages = stages_for(proxy) if stages is None else tuple(stages)
+    *selecting, last = stages or (None,)
+    check_unseen(stages, proxy)
+    scores = {individual.number: individual.score for individual in history}
+    passages: list[Passage] = []
+    correlations: dict[str, Correlation] = {}
+    left = dict(entrants)
+    looks: list[Checkpoint] = []
+    meta = None
+    store = Store(run_dir)
+    try:
+        for stage in selecting:
+            passage = enter(store, stage, left, workers, report)
+            correlations[stage.name] = correlation([(scores[n], passage.mean(n)) for n in left])
+            left = {number: left[number] for number in passage.passed}
+            passages.append(passage)
+        if last is not None:
+            looks = checkpoints(history, every or max(1, len(history) // LOOKS))
+            sampled = {i.number: i.program for look in looks for i in (look.best, look.youngest)}
+            meta = enter(store, last, left | sampled, workers, report)
+            youngest = sorted({look.youngest.number for look in looks})
+            correlations[last.name] = correlation([(scores[n], meta.mean(n)) for n in youngest])
+    finally:
+        store.close()
+    point = None if meta is None else overfitting_point(curve(looks, meta))
+    found = Funnel(tuple(passages), meta, tuple(looks), point, correlations)
+    write_atomic(run_dir / FILE, json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n")
+    return found
+
+
+def enter(
+    store: Store,
+    stage: Stage,
+    programs: Mapping[int, Program],
+    workers: int,
+    report: Report = lambda what, done, total: None,
+) -> Passage:
+    """One stage: every program and AdamW trained on all its tasks, at every rate from every seed."""
+    adamw = BASELINES["adamw"].program
+    values: dict[int, dict[str, tuple[float, ...]]] = {number: {} for number in programs}
+    for task in stage.tasks:
+        outcomes = train(store, stage, task, {-1: adamw, **programs}, workers, report)
+        reference = outcomes.pop(-1)
+        if reference.status is not Status.OK:
+            raise ValueError(f"AdamW cannot be trained on {task}, so nothing can be set beside it: {reference.reason}")
+        start = loss_before_training(get_task(task), stage.seeds)
+        for number, outcome in outcomes.items():
+            values[number][task] = relative(outcome.by_seed, reference.by_seed, start)
+    found = {number: by_seed(list(tasks.values())) for number, tasks in values.items()}
+    means = {number: math.fsum(score) / len(score) for number, score in found.items()}
+    by_task = {n: {t: math.fsum(v) / len(v) for t, v in tasks.items()} for n, tasks in values.items()}
+    return Passage(stage, found, by_task, tuple(select(means, stage.keep)))
+
+
+def loss_before_training(task: Task, seeds: Sequence[int]) -> float:
+    """Validation loss of the initial weights, mean over seeds."""
+    valid = task.data().valid
+    inputs, targets = valid.batch(torch.arange(len(valid)))
+    with torch.no_grad():
+        return math.fsum(float(task.loss(initial_model(task, seed)(inputs), targets)) for seed in seeds) / len(seeds)
+
+
+def curve(looks: Sequence[Checkpoint], meta: Passage) -> list[tuple[int, float, float]]:
+    """At each checkpoint, programs trained, best score on the proxy, and that program's on meta-validation."""
+    return [(look.trained, look.best.score, meta.mean(look.best.number)) for look in looks]
+
+
+def correlation(pairs: Sequence[tuple[float, float]]) -> Correlation:
+    """Spearman's rank correlation of pairs of scores."""
+    from scipy.stats import spearmanr
+
+    columns = list(zip(*pairs, strict=True))
+    if len(pairs) < 3 or any(len(set(column)) == 1 for column in columns):
+        return Correlation(len(pairs), math.nan, math.nan)
+    found = spearmanr(*columns)
+    return Correlation(len(pairs), float(found.statistic), float(found.pvalue))
+
+
+def _look_json(look: Checkpoint, meta: Passage) -> dict[str, Any]:
+    number = look.best.number
+    interval = mean_interval(meta.scores[number])
+    row = {"trained": look.trained, "number": number, "proxy": look.best.score, "meta": meta.mean(number)}
+    return row | {"low": interval.low, "high": interval.high}
+
+
+def _passage_json(passage: Passage) -> dict[str, Any]:
+    rows = {
+        number: {"score": passage.mean(number), "by_seed": by, "by_task": passage.by_task[number]}
+        for number, by in passage.scores.items()
+    }
+    return asdict(passage.stage) | {"entered": len(rows), "passed": list(passage.passed), "scores": rows}

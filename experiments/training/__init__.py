@@ -1,0 +1,1 @@
+"""One training run, and the meta-training of learned optimizers."""

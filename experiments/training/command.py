@@ -1,0 +1,207 @@
+"""`optforge train`: one run, its logs, and what is said and written about it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from baselines import BASELINES
+from experiments.errors import UserError, nearest
+from experiments.files import check_can_write, write_atomic
+from experiments.programs import describe, resolve_program, usual_rate
+from experiments.provenance import provenance
+from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
+from experiments.tasks import get_task, with_data
+from experiments.training.options import RunOptions
+from experiments.training.results import RunResult
+from learned.meta_weights import Learned, load, shipped
+from primitives import Program, ProgramError, print_program
+from primitives.options import merged_hypers, with_fallback
+
+_MOVES = 4  # of what is learned, that the summary mentions
+COMMAND = "command.json"
+"""In the folder of a run with checkpoints: what was asked for."""
+
+
+def train_command(
+    optimizer: str,
+    task: str,
+    *,
+    lr: float | None,
+    steps: int | None,
+    seed: int,
+    learn: Sequence[str] | None,
+    settings: Sequence[str],
+    data: Path | None = None,
+    run_dir: Path | None,
+    json_file: Path | None,
+    resume: bool = False,
+    **others: Any,
+) -> None:
+    """Train once and print how it went; an optimizer meant for full batches gets them.
+
+    `settings` are values of hyperparameters, as in ``["beta1=0.95"]``; `others` are further `RunOptions`;
+    `data` is where the task's data lie, for those that read files; with `resume`, the run in `run_dir` goes on.
+
+    The run directory gets TensorBoard logs, the program as `program.txt`, and `result.json`: the result, the
+    program, and where the numbers come from. `json_file` gets a copy of the latter. With checkpoints, it has
+    `command.json` from the beginning: what was asked for, for `resume_command`. Of several processes that train
+    together one writes and prints.
+
+    Raises:
+        UserError, ProgramError: before anything is written, if what was asked for does not exist or fit.
+    """
+    asked: dict[str, Any] = {
+        "optimizer": optimizer,
+        "task": task,
+        "lr": lr,
+        "steps": steps,
+        "seed": seed,
+        "learn": learn,
+    }
+    asked |= {"settings": settings, "data": data and str(data.absolute()), **others}
+    problem = get_task(with_data(task, data))
+    name, rule = _resolve(optimizer)
+    row = BASELINES.get(optimizer)
+    full_batch = row is not None and row.full_batch
+    options = RunOptions(hypers=parse_settings(settings, name, rule), **others)
+    usual = usual_rate(optimizer) if isinstance(rule, Program) else 1.0
+    if full_batch and options.accumulate > 1:
+        raise UserError(f"{name} sees the whole training set in every step, so that there is nothing to accumulate")
+    check_can_write("--json", json_file)
+    first = options.devices == 1 or _is_first_process()
+    folder = run_dir if resume and run_dir is not None else Path(os.devnull)  # where other processes write nothing
+    if first and not resume:
+        folder = new_run_dir(run_dir, "train", problem.name)
+    try:
+        from experiments.training.train import train
+
+        if first and not resume and options.checkpoint_every:
+            write_atomic(folder / COMMAND, json.dumps(asked, indent=2) + "\n")
+        how: dict[str, Any] = {"seed": seed, "steps": steps, "learn": learn, "full_batch": full_batch}
+        result = train(
+            problem,
+            rule,
+            usual if lr is None else lr,
+            **how,
+            options=options,
+            log_dir=folder,
+            progress=first,
+            resume=resume,
+        )
+        if not first:
+            return
+        record = _record(name, rule, learn, result) | {"full_batch": full_batch, "options": asdict(options)}
+        text = json.dumps(record, indent=2) + "\n"
+        if isinstance(rule, Program):
+            write_atomic(folder / "program.txt", print_program(rule))
+        write_atomic(folder / "result.json", text)
+        if json_file is not None:
+            write_atomic(json_file, text)
+    except (UserError, ProgramError):
+        if first and not resume:
+            (folder / COMMAND).unlink(missing_ok=True)
+        raise
+    finally:
+        if first:
+            remove_if_empty(folder)
+    print(_summary(name, result, problem.metric, folder, " on the whole training set" if full_batch else ""))
+
+
+def resume_command(run_dir: Path | None, json_file: Path | None) -> None:
+    """Go on with the run in `run_dir` from its latest checkpoint, or from its start if it has none yet.
+
+    Raises:
+        UserError: if there is no such run, it has ended, or it keeps no checkpoints.
+    """
+    if run_dir is None:
+        raise UserError("--resume needs the --run-dir of the run to go on with")
+    folder = existing_run_dir(run_dir)
+    if (folder / "result.json").exists():
+        raise UserError(f"the run in {folder} has ended; begin another for more steps")
+    try:
+        asked = json.loads((folder / COMMAND).read_text(encoding="utf-8"))
+        data = Path(found) if (found := asked.pop("data")) else None
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no {COMMAND}: runs go on if they were begun with --checkpoint-every") from None
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(f"{folder / COMMAND} is damaged, so the run cannot go on") from None
+    train_command(**asked, data=data, run_dir=folder, json_file=json_file, resume=True)
+
+
+def _is_first_process() -> bool:
+    from experiments.training.train import is_first_process  # loads Lightning
+
+    return is_first_process()
+
+
+def _resolve(optimizer: str) -> tuple[str, Program | Learned]:
+    """The program that is meant, or the meta-trained rule: the name of shipped weights, or a file of them."""
+    if optimizer in shipped() or optimizer.endswith(".safetensors"):
+        return Path(optimizer).stem, load(optimizer)
+    return resolve_program(optimizer)
+
+
+def parse_settings(settings: Sequence[str], name: str, rule: Program | Learned) -> dict[str, float]:
+    """Values of hyperparameters from texts like ``beta1=0.95``, for the rule called `name`.
+
+    Raises:
+        UserError: for a text of another form, a name given twice, or one that the program does not have.
+        ProgramError: for a value out of range.
+    """
+    parts = with_fallback(rule) if isinstance(rule, Program) else ()
+    known = dict.fromkeys(hyper for part in parts for hyper in part.defaults())
+    values: dict[str, float] = {}
+    for text in settings:
+        hyper, mark, number = (part.strip() for part in text.partition("="))
+        if hyper == "lr":
+            raise UserError("the learning rate has an option of its own: --lr")
+        if mark and hyper not in known:
+            hint = f"{nearest(hyper, known)} (it has: {', '.join(known) or 'none'})"
+            raise UserError(f"--set {text[:80]}: {name} has no hyperparameter {hyper[:40]!r}{hint}")
+        try:
+            value = float(number)
+        except ValueError:
+            raise UserError(f"--set {text[:80]!r} is not of the form NAME=NUMBER, as in: --set beta1=0.95") from None
+        if hyper in values:
+            raise UserError(f"--set gives {hyper} twice")
+        values[hyper] = value
+    if isinstance(rule, Program):
+        merged_hypers(rule, values)
+    return values
+
+
+def _record(name: str, rule: Program | Learned, learn: Sequence[str] | None, result: RunResult) -> dict[str, Any]:
+    record = {"optimizer": name, **result.as_json(), "learn": list(learn or []), "provenance": provenance()}
+    if not isinstance(rule, Program):
+        return record | {"rule": rule.rule.name, "card": rule.card}
+    about = describe(name, rule)
+    told = {name: about[name] for name in ("key", "state_bytes_per_parameter")}
+    return record | {"program": print_program(rule), **told}
+
+
+def _summary(name: str, result: RunResult, metric: str, folder: Path, batches: str) -> str:
+    r = result
+    lines = [
+        f"{name} on {r.task}: lr {r.lr:g}, seed {r.seed}, {r.steps} steps{batches} in {r.seconds:.1f} s",
+        f"  {metric}: train {r.train_loss:.4f}, validation {r.valid_loss:.4f}, test {r.test_loss:.4f}",
+    ]
+    if r.status == "ok" and r.valid_accuracy is not None and r.test_accuracy is not None:
+        lines.append(f"  accuracy: validation {r.valid_accuracy:.1%}, test {r.test_accuracy:.1%}")
+    lines += [f"  learned {key}: {value:.3g}" for key, value in r.learned.items()]
+    lines += [f"    step {step}: {sentence}" for step, sentence in r.moves[-_MOVES:]]
+    if len(r.moves) > _MOVES:
+        lines.append(f"    and {len(r.moves) - _MOVES} large moves before, in result.json and TensorBoard")
+    if r.skipped:
+        lines.append(f"  skipped {r.skipped} of {r.steps} steps, whose gradients were not finite")
+    if r.clipped:
+        lines.append(f"  clipped the gradients of {r.clipped} of {r.steps} steps")
+    if r.reason:
+        lines.append(f"  {r.status}: {r.reason}")
+    lines.append("  This is a single run with a single seed; to tell optimizers apart, use: optforge compare")
+    lines.append(f"  written to {folder}; to see the curves: tensorboard --logdir {folder.parent}")
+    return "\n".join(lines)
