@@ -1,24 +1,15 @@
-"""docs/language.md, the reference of the language, written from the tables it describes.
-
-``python -m experiments.docs`` writes it, docs/optimizers.md, docs/tasks.md and a table of the README; with ``--check``
-it only says whether the files are current.
-"""
+"""docs/language.md, the reference of the language, written from the tables it describes."""
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import re
-import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from baselines import BASELINES, NAMED
-from experiments.docs import optimizers, tasks
 from experiments.docs.language_text import CHAPTERS
 from experiments.docs.optimizers import ROOT, math_block, table
-from experiments.files import write_atomic
 from primitives import OPS, SCALES, SIGNALS, Const, Kind, Op, Program
 from primitives.blocks import BLOCKS
 from primitives.cost import cost
@@ -31,6 +22,7 @@ from primitives.rules import RULES
 from primitives.text import MAX_CHARACTERS, VERSION
 
 PAGE = ROOT / "docs" / "language.md"
+BUILTIN = tuple(OPS.values())  # before any plug-in is loaded: the page does not depend on what is installed
 _LETTERS = ("x", "y", "z", "w")
 _SIGNALS = {
     "g": "gradient of the loss",
@@ -209,33 +201,3 @@ def _exhibit(name: str, program: Program, source: str) -> Iterator[str]:
         yield from (source.rstrip(".") + ".", "")
     yield from (*math_block(program), "", "```", pseudo_code(program), "```", "", "As a file:", "")
     yield from ("```", str(program).rstrip(), "```", "", f"Cost: {cost(program)}. Key `{program.key}`.")
-
-
-BUILTIN = tuple(OPS.values())  # before any plug-in is loaded: the page does not depend on what is installed
-
-
-def pages() -> dict[Path, str]:
-    """What each generated file should hold."""
-    other = optimizers
-    return {
-        PAGE: language_page(),
-        other.PAGE: other.optimizers_page(),
-        tasks.PAGE: tasks.tasks_page(),
-        other.README: other.readme(other.README.read_text(encoding="utf-8")),
-    }
-
-
-def main() -> None:
-    """Write the files, or with --check exit with 1 if one is stale."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.docs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is stale")
-    arguments = parser.parse_args()
-    for path, text in pages().items():
-        if not arguments.check:
-            write_atomic(path, text)
-        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            sys.exit(f"{path.name} is stale; write it again with: make docs")

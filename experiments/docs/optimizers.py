@@ -1,4 +1,4 @@
-"""docs/optimizers.md and the README's table of optimizers, written from the rows of `baselines.table`."""
+"""docs/optimizers.md, written from the rows of `baselines.table`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from primitives.formula import latex
 from primitives.pseudocode import number, pseudo_code
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE, README = ROOT / "docs" / "optimizers.md", ROOT / "README.md"
-_BEGIN, _END = "<!-- this table is written by: make docs -->", "<!-- end of the table -->"
+PAGE = ROOT / "docs" / "optimizers.md"
 _COMMON = ("params", "maximize", "state_dtype")  # parameters of every constructor
 
 
@@ -32,23 +31,6 @@ def optimizers_page() -> str:
     parts += ["\n".join(_section(name, programs[name])) for name in BASELINES]
     parts += [PROGRAMS_ONLY, *("\n".join(_section(name, programs[name])) for name in NAMED)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
-
-
-def readme(text: str) -> str:
-    """The README `text` with the table of optimizers in it as it should be.
-
-    Raises:
-        ValueError: if the comments between which the table belongs are not there, once and in order.
-    """
-    if not (text.count(_BEGIN) == text.count(_END) == 1 and text.index(_BEGIN) < text.index(_END)):
-        raise ValueError(f"README.md must have the lines {_BEGIN} and {_END}, once and in this order")
-    rows = (
-        (f"[{name}](docs/optimizers.md#{name})", _source(name), state_words(program))
-        for name, program in named_programs().items()
-    )
-    written = "\n".join(table("name", "paper", "state (× parameters)", rows=rows))
-    before, after = text.split(_BEGIN)[0], text.split(_END)[1]
-    return f"{before}{_BEGIN}\n{written}\n{_END}{after}"
 
 
 def _overview(programs: dict[str, Program]) -> Iterator[str]:
