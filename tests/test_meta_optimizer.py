@@ -264,6 +264,7 @@ def _packed(**metadata):
         (_packed(optforge="1", rule="lstm", p="10.0", scale="0.1"), "has nothing for 'weight_ih_l0'"),
         (_packed(optforge="1", rule="mlp", scale="0.01", features="{"), "no feature program"),
     ],
+    ids=["empty", "text", "bare", "gru", "unset", "shapeless", "features"],  # the bytes differ from process to process
 )
 def test_files_that_are_no_weights_are_refused(content, says, tmp_path):
     path = tmp_path / "w.safetensors"
