@@ -14,9 +14,13 @@ from torch import Tensor, nn
 
 from baselines import BASELINES
 from experiments.tasks import get_task
+from experiments.tasks.losses import cross_entropy
+from experiments.tasks.transformers import GPT
 from learned import learn
 from primitives import Program, ProgramOptimizer
+from primitives.task import Splits, Task, TensorSplit, initial_model
 from search import population
+from search.gradients import Gradients
 from search.population import Outcome, train_members
 from search.race import Race
 from tests.test_stacked import ADAMW, relatives
@@ -103,3 +107,25 @@ def test_a_population_trains_on_both_alike(race: bool, monkeypatch: pytest.Monke
     torch.testing.assert_close(on_gpu.losses["valid"][good], on_cpu.losses["valid"][good], rtol=1e-5, atol=1e-7)
     assert [why is None for why in on_gpu.dropped] == [why is None for why in on_cpu.dropped]
     assert torch.equal(on_gpu.diverged_at, on_cpu.diverged_at)
+
+
+@pytest.mark.parametrize(("vocabulary", "context"), [(1024, 64), (4096, 128)])
+def test_gradients_of_a_transformer_are_recorded(vocabulary: int, context: int) -> None:
+    text = torch.randint(vocabulary, (17, context + 1), generator=torch.Generator().manual_seed(0))
+    part = TensorSplit(text[:, :-1], text[:, 1:])
+    task = Task(
+        name="words", summary="", model=lambda: GPT(vocabulary, context, 64, 4, 2, tied=True),
+        data=lambda: Splits(part, part, part), loss=cross_entropy, metric="", steps=10, batch_size=16, licence="",
+        accuracy=True,
+    )  # fmt: skip
+    weights = nn.utils.parameters_to_vector(initial_model(task, 0).parameters()).detach()[None, None]
+    found = []
+    for device in ("cpu", "cuda"):
+        gradients, arena = Gradients(task), weights.to(device)
+        buffer = torch.zeros_like(arena)
+        for first in (0, 1, 1):
+            inputs, targets = (x[None, first : first + 16].to(device) for x in (part.inputs, part.targets))
+            losses = gradients(arena, inputs, targets, buffer)
+        found.append((losses.cpu(), buffer.cpu()))
+    assert gradients._recorded is not None and gradients._recorded.replay.graph is not None
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
