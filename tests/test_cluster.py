@@ -25,6 +25,7 @@ from search.pool import Job
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),  # Ray's processes are nice, and starve beside other work
     pytest.mark.xdist_group("ray"),
     pytest.mark.filterwarnings(
         "ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray", "ignore::ResourceWarning"
