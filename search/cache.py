@@ -71,7 +71,7 @@ class DuplicateCache:
         """
         unknown = {p.key: p for p in programs if depends_on_gradient(p) and not self._knows(p.key)}
         behaviours = dict(zip(unknown, behave_many(list(unknown.values())), strict=True))
-        fresh = {k: p for k, p in unknown.items() if behaviours[k].finite and not self._twin(behaviours[k])}
+        fresh = {k: p for k, p in unknown.items() if behaviours[k].finite}
         exploding = dict(zip(fresh, explode(list(fresh.values())), strict=True))
         found = []
         for program, number in zip(programs, numbers, strict=True):
@@ -109,16 +109,17 @@ class DuplicateCache:
             return Identity(key, "", self.judged[key])
         behaviour = behaviours[key]
         twin = self._twin(behaviour)
+        # what a program does alone comes before what is known by then, for a resumed search must judge it as before
         if not behaviour.finite:
             self.judged[key] = Verdict.NOT_FINITE
-        elif twin is not None:
-            self.judged[key] = twin
-            same = self.fingerprints if twin is Verdict.SAME_BEHAVIOUR else self.directions
-            self.aliases[key] = same[behaviour.fingerprint if twin is Verdict.SAME_BEHAVIOUR else behaviour.direction]
         elif exploding[key]:
             self.judged[key] = Verdict.UNBOUNDED_STATE
         elif self.check_descent and not descends(program):
             self.judged[key] = Verdict.NO_DESCENT
+        elif twin is not None:
+            self.judged[key] = twin
+            same = self.fingerprints if twin is Verdict.SAME_BEHAVIOUR else self.directions
+            self.aliases[key] = same[behaviour.fingerprint if twin is Verdict.SAME_BEHAVIOUR else behaviour.direction]
         return Identity(key, behaviour.fingerprint, self.judged.get(key, Verdict.NEW), behaviour.direction)
 
     def number(self, key: str) -> int:

@@ -41,6 +41,11 @@ class Like(NamedTuple):
         return cls(tuple(x.shape), x.dtype)
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out. torch has no class for that on CPUs, only words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 class _Recorded(NamedTuple):
     """What was recorded, and where it reads and writes."""
 
@@ -82,9 +87,9 @@ class Gradients:
         while True:
             try:
                 return run(arena, inputs, targets, gradient, min(self.block, arena.shape[1]))
-            except (torch.OutOfMemoryError, MemoryError):
+            except (RuntimeError, MemoryError) as error:
                 self._recorded = None
-                if self.block == 1:
+                if self.block == 1 or not out_of_memory(error):
                     raise
                 self.block = (min(self.block, arena.shape[1]) + 1) // 2
 
@@ -169,9 +174,9 @@ def graph(
     arena = nn.utils.parameters_to_vector(model.parameters()).detach().repeat(members, 1)
     try:
         recorded = make_fx(gradients)(arena, _zeros(inputs, device), _zeros(targets, device))
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception:  # whatever a model does that cannot be recorded
+    except Exception as error:  # whatever a model does that cannot be recorded
+        if out_of_memory(error):
+            raise
         return gradients
     return _without_idle_calls(recorded)
 

@@ -144,7 +144,7 @@ class Ledger:
         return Counter({v: int(n) for v, n in zip(Verdict, totals, strict=True)})
 
     def seconds(self) -> float:
-        """Time spent evaluating, summed over batches, in seconds."""
+        """Time from handing a batch out to its result, waiting included, summed over batches that overlap."""
         ((total,),) = self._query("select total(seconds) from batches")
         return float(total)
 

@@ -95,7 +95,10 @@ def test_blocks_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> No
     def small_memory(task: Task, members: int, *rest: object) -> object:
         asked.append(members)
         if members > 1:
-            raise MemoryError if members == 2 else torch.OutOfMemoryError
+            error: Exception = torch.OutOfMemoryError() if members == 5 else MemoryError()
+            if members == 3:  # what torch says of a CPU
+                error = RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
+            raise error
         return graph(task, members, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(search.gradients, "graph", small_memory)

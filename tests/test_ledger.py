@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from test_search import run
 
+from experiments.errors import UserError
+from experiments.searching.run import digest
 from search.ledger import Ledger, LedgerError
 
 PROGRAMS = 96  # in batches of 8
@@ -106,6 +108,15 @@ def test_a_reader_of_a_damaged_ledger_gets_a_sentence_and_changes_nothing(
     with pytest.raises(LedgerError, match="--resume saves what can be saved"):
         Ledger.open(folder, read_only=True)
     assert (folder / Ledger.FILE).read_bytes() == before
+
+
+def test_damage_that_shows_only_in_reading_is_a_sentence(whole: tuple[Path, str], tmp_path: Path) -> None:
+    noise = bytes(range(1, 256)) * 4096
+    folder = damaged(
+        whole[0], tmp_path / "run", lambda data: data.__setitem__(slice(len(data) // 2, None), noise[: len(data) // 2])
+    )
+    with pytest.raises(UserError, match="damaged"):
+        digest(folder)
 
 
 def test_an_older_version_is_named(whole: tuple[Path, str], tmp_path: Path) -> None:

@@ -105,6 +105,23 @@ def test_a_factor_of_a_known_program_is_not_trained_and_a_negative_one_is() -> N
     assert strict.identify(scaled(Builder().g, -1.0)).verdict is Verdict.NO_DESCENT
 
 
+def test_a_verdict_is_the_same_after_a_resume_where_a_factor_decides_it() -> None:
+    """Of two programs that differ by a factor one may go downhill; which was asked for first must not matter."""
+    b = Builder()
+    m = b.slot("m")
+    m.next = b.lerp(m, b.g, 0.1)
+    climbs, goes = (b.build((b.p * 0.1 - b.g + m.next * 1.5) * factor) for factor in (1.0, 2000.0))
+    if descends(climbs):
+        climbs, goes = goes, climbs
+    assert (descends(climbs), descends(goes)) == (False, True)
+    cache = DuplicateCache(check_descent=True)
+    found = cache.identify_all([climbs, goes, climbs], [0, 1, 2])
+    assert [i.verdict for i in found] == [Verdict.NO_DESCENT, Verdict.NEW, Verdict.NO_DESCENT]
+    resumed = DuplicateCache(check_descent=True)
+    resumed.restore([(1, goes)])
+    assert resumed.identify(climbs).verdict is Verdict.NO_DESCENT
+
+
 def test_a_cache_restored_from_its_programs_judges_as_before() -> None:
     several = [*ALL.values(), recursion(0.8), recursion(1.1)]
     cache, restored = DuplicateCache(), DuplicateCache()

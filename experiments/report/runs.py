@@ -69,7 +69,7 @@ class SearchRun:
         config: what determines it.
         rows: its trained programs in order.
         batches: for each batch its size and how many programs were generated for it, by verdict.
-        seconds: time spent evaluating, summed over batches.
+        seconds: time from handing a batch out to its result, waiting included, summed over batches.
         digest: SHA-256 of all that a repeated run reproduces.
         hall: the hall of fame, best first; empty where there is none yet.
         final: what the search's last comparison wrote (``search`` and ``table``), or empty.

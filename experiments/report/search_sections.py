@@ -213,7 +213,7 @@ def _provenance(run: SearchRun, label: str) -> Table:
     found: dict[str, Any] = {
         "run directory": run.folder.name,
         "programs trained": len(run.rows),
-        "seconds of evaluation": f"{run.seconds:,.1f}",
+        "seconds from batch to result, summed": f"{run.seconds:,.1f}",
         "digest": run.digest,
         "config": config,
         "start programs": len(run.config.get("programs", ())),

@@ -188,6 +188,8 @@ def digest(run_dir: Path) -> str:
         raise UserError(str(error)) from None
     try:
         return ledger.digest()
+    except LedgerError as error:  # damage that shows in what is read only now
+        raise UserError(str(error)) from None
     finally:
         ledger.close()
 
