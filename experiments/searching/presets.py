@@ -51,7 +51,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "minutes": 60.0,
             "population": 1000,
             "tournament": 2,
-            "batch": 1024,
+            "batch": 256,
+            "lag": 8,  # batches in flight, and so the most GPUs that are busy: the configuration is the same with fewer
             "funnel": True,
             "tune": 64,
         },
