@@ -42,7 +42,7 @@ class Moved:
         alone = len(self.params) == 1
         which = [i for i, p in enumerate(self.params) if p.ndim > 1 or alone]
         rows = [float(p.shape[0]) if (p := self.params[i]).ndim > 1 else 1e-12 for i in which]
-        self.matrices, self.inputs = placed(which, device).long(), placed(rows, device)
+        self.matrices, self.inputs = placed(which, device), placed(rows, device)
         self._latest: tuple[float, ...] = ()
 
     def of_groups(self, numbers: Sequence[float]) -> Tensor:

@@ -43,10 +43,10 @@ class Numbers:
         key = (dtype, device)
         if key not in self._packed:
             numbers = (*self._known, self.values["lr"], torch.tensor(sign, dtype=torch.float64))
-            mixed = any(n.device != numbers[-1].device for n in numbers)  # learned, or a norm, on a device
-            if device.type == "cpu" or mixed:
-                numbers = tuple(n.to(device, non_blocking=device.type != "cpu") for n in numbers)
-            self._packed[key] = torch.stack(numbers).to(device, dtype, non_blocking=device.type != "cpu")
+            later = device.type != "cpu"  # a device may get them when it comes to that
+            if len({n.device for n in numbers}) > 1:  # some are learned, or norms, on a device
+                numbers = tuple(n.to(device, non_blocking=later) for n in numbers)
+            self._packed[key] = torch.stack(numbers).to(device, dtype, non_blocking=later)
         return self._packed[key]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -84,6 +85,12 @@ def initial_model(task: Task, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return task.model()
+
+
+@lru_cache(maxsize=64)
+def parameter_count(task: Task) -> int:
+    """Number of parameters of the task's model."""
+    return sum(p.numel() for p in initial_model(task, 0).parameters())
 
 
 def batch_indices(examples: int, batch_size: int, steps: int, seed: int) -> Tensor:

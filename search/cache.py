@@ -71,8 +71,8 @@ class DuplicateCache:
         """
         unknown = {p.key: p for p in programs if depends_on_gradient(p) and not self._knows(p.key)}
         behaviours = dict(zip(unknown, behave_many(list(unknown.values())), strict=True))
-        fresh = {k: p for k, p in unknown.items() if behaviours[k].finite}
-        exploding = dict(zip(fresh, explode(list(fresh.values())), strict=True))
+        finite = {k: p for k, p in unknown.items() if behaviours[k].finite}
+        exploding = dict(zip(finite, explode(list(finite.values())), strict=True))
         found = []
         for program, number in zip(programs, numbers, strict=True):
             identity = self._judge(program, behaviours, exploding)
@@ -108,7 +108,6 @@ class DuplicateCache:
         if key in self.judged:
             return Identity(key, "", self.judged[key])
         behaviour = behaviours[key]
-        twin = self._twin(behaviour)
         # what a program does alone comes before what is known by then, for a resumed search must judge it as before
         if not behaviour.finite:
             self.judged[key] = Verdict.NOT_FINITE
@@ -116,7 +115,7 @@ class DuplicateCache:
             self.judged[key] = Verdict.UNBOUNDED_STATE
         elif self.check_descent and not descends(program):
             self.judged[key] = Verdict.NO_DESCENT
-        elif twin is not None:
+        elif (twin := self._twin(behaviour)) is not None:
             self.judged[key] = twin
             same = self.fingerprints if twin is Verdict.SAME_BEHAVIOUR else self.directions
             self.aliases[key] = same[behaviour.fingerprint if twin is Verdict.SAME_BEHAVIOUR else behaviour.direction]

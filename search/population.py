@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import lightning
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from primitives import Program, Task
-from primitives.task import initial_model
+from primitives.task import parameter_count
 from search.fitness import Fitness, Protocol, Status, summarise
 from search.lightning_fit import fit, quiet
 from search.measure import Batches, measure
@@ -138,12 +138,7 @@ def memory() -> int:
 def member_bytes(protocol: Protocol, program: Program) -> int:
     """Bytes of one member over all seeds: weights, gradients, state, and as much again for its next value."""
     slots = max(len(p.live_state) for p in (program, program.fallback) if p is not None)
-    return _elements(protocol.task) * protocol.dtype.itemsize * len(protocol.seeds) * (2 + 2 * slots)
-
-
-@lru_cache(maxsize=64)
-def _elements(task: Task) -> int:
-    return sum(p.numel() for p in initial_model(task, 0).parameters())
+    return parameter_count(protocol.task) * protocol.dtype.itemsize * len(protocol.seeds) * (2 + 2 * slots)
 
 
 def train_members(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +9,7 @@ from strategies import ALL_OPS, OPS, assert_same, programs, random_gradients
 from torch import Tensor, nn
 
 from baselines import BASELINES
+from experiments.bench.step import threads
 from primitives import Builder, Kind, Program, ProgramOptimizer, toolchain
 from primitives.compiled import NativeKernel, kernel
 from primitives.inductor import InductorKernel
@@ -20,16 +18,6 @@ from primitives.trace import Untraceable, trace
 TRACEABLE = tuple(name for name in ALL_OPS if name not in ("orthogonalise", "rows", "cols"))
 SHAPES = ((3, 4), (40, 3), (1, 5), (2, 3, 2), (7,), (), (9000,))
 CPU = torch.device("cpu")
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def parameters(

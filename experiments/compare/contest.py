@@ -13,9 +13,10 @@ from experiments.compare.plan import FACTORS, Plan, Results, Tuned, block_size, 
 from experiments.compare.spaces import RATE, declared
 from experiments.compare.statistics import compare_pairs, corrected
 from experiments.compare.verdict import contest_sentence, verdict_sentence
-from experiments.compare.work import final_results, parameters
+from experiments.compare.work import final_results
 from experiments.provenance import data_hash, provenance
 from experiments.tasks import get_task
+from primitives.task import parameter_count
 
 REFERENCE = "adamw"
 """Whose loss is the target of "time to target" on tasks that do not name one; without it, that of the first row."""
@@ -66,7 +67,7 @@ def _comparison(plan: Plan, name: str, horizon: float, results: Results, seconds
     """One unit; its p values are corrected later, together with those of the others."""
     task = get_task(name)
     protocol = plan.protocol(task, horizon)
-    tuned = tuning(plan, name, horizon, results, block_size(parameters(task)))
+    tuned = tuning(plan, name, horizon, results, block_size(parameter_count(task)))
     entries = []
     for row, what in enumerate(plan.rows):
         unit = f"{name} {horizon:g}"

@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import time
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,7 @@ from experiments.compare.spaces import RATE
 from experiments.compare.statistics import censor
 from experiments.compare.tuning import Jobs
 from experiments.tasks import get_task
-from primitives import Task
-from primitives.task import initial_model
+from primitives.task import parameter_count
 
 IDLE = 0.5
 """Seconds between looks while others have everything that can be done."""
@@ -45,7 +43,7 @@ def work(url: str, plan: Plan, report: Report = lambda what, done, total: None) 
     torch.set_num_threads(1)  # processes share the cores; within one, members are stacked
     jobs = Jobs(url, study_name(plan))
     parent = multiprocessing.parent_process()
-    blocks = {name: block_size(parameters(get_task(name))) for name in plan.tasks}
+    blocks = {name: block_size(parameter_count(get_task(name))) for name in plan.tasks}
     while parent is None or parent.is_alive():
         results = jobs.results()
         waiting = {job.name: job for job in pending(plan, results, blocks)}
@@ -108,7 +106,7 @@ def run_job(plan: Plan, job: Job) -> dict[str, Any]:
     final = job.kind == "final"
     seeds, splits = (protocol.seeds, ("valid", "test")) if final else (protocol.tune_seeds, ("valid",))
     results = train_all(
-        protocol, members, seeds, splits, parameters(task), "", lambda what, done, total: None, watch=final
+        protocol, members, seeds, splits, parameter_count(task), "", lambda what, done, total: None, watch=final
     )
     return _final(results) if final else {"trials": _trials(job, protocol, results)}
 
@@ -150,9 +148,3 @@ def final_results(found: dict[str, Any]) -> Results:
         curve=array(found["curve"]),
         valid_curve=array(found["valid_curve"]),
     )
-
-
-@lru_cache(maxsize=64)
-def parameters(task: Task) -> int:
-    """Number of parameters of a task's model."""
-    return sum(p.numel() for p in initial_model(task, 0).parameters())

@@ -114,8 +114,8 @@ def _control_sentence(runs: Sequence[SearchRun]) -> str:
         for name, s in sorted(scores.items(), key=lambda item: min(item[1]))
     ]
     single = all(len(s) == 1 for s in scores.values())
-    ahead = [name for name, s in scores.items() if min(s) <= min(scores.get("evolution", [-math.inf]))]
-    ahead = [name for name in ahead if name != "evolution"]
+    evolved = min(scores.get("evolution", [-math.inf]))
+    ahead = [name for name, s in scores.items() if name != "evolution" and min(s) <= evolved]
     return (
         f"At equal budgets of {budget:,} programs{steps}, the best scores are: {', '.join(told)}."
         + (f" Evolution is not ahead of {' and '.join(ahead)}: it has shown no discovery." if ahead else "")
