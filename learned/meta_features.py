@@ -27,6 +27,7 @@ from primitives.source import Emitter, define
 
 FIRST = (0.5, 0.9, 0.99)  # decays of averages of the gradient
 SECOND = (0.9, 0.99)  # decays of averages of its square
+ADAM = 10  # the feature that is Adam's step: the average at 0.9 over the root of the second moment at 0.99
 TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # in steps
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from learned.meta_features import Features, default_features
+from learned.meta_features import ADAM, Features, default_features
 from primitives.interpret import initial_slot
 
 Weights = Mapping[str, Tensor]
@@ -37,6 +37,10 @@ class Rule(Protocol):
 
     @property
     def settings(self) -> dict[str, str]: ...  # noqa: D102
+
+    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Weights to begin meta-training with, float32."""
+        ...
 
     def init(self, p: Tensor) -> State:
         """State of one parameter before its first step."""
@@ -80,6 +84,10 @@ class LSTMRule:
     def settings(self) -> dict[str, str]:
         """Of the preprocessing and of the output."""
         return {"p": repr(self.p), "scale": repr(self.scale)}
+
+    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Random weights; outputs are small at first."""
+        return _random(self.shapes, "out.weight", generator)
 
     def init(self, p: Tensor) -> State:
         """Zeros ``[layers, elements, hidden]``, for hidden state and cell."""
@@ -126,9 +134,10 @@ class MLPRule:
     (arXiv:2203.11860): two hidden layers, and outputs d and s that make the step ``scale · d · exp(s)``.
 
     The time is a feature, too. Variants: 32 units; s is bounded by ±6 softly; a second pair of outputs makes a step in
-    units of the gradient's size (the last feature), which is added, so that both Adam and momentum are close by; and
-    nothing rescales the steps of a tensor to one root mean square as Celo2 does (Moudgil et al. 2026,
-    arXiv:2602.19142): on functions with a minimum to be found in 100 steps, how far to go is what there is to learn.
+    units of the gradient's size (the last feature), which is added, so that both Adam and momentum are close by; a
+    linear function of the features is added to all four, and lets meta-training begin with Adam's step; and nothing
+    rescales the steps of a tensor to one root mean square as Celo2 does (Moudgil et al. 2026, arXiv:2602.19142): on
+    functions with a minimum to be found in 100 steps, how far to go is what there is to learn.
     """
 
     name = "mlp"
@@ -139,17 +148,28 @@ class MLPRule:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of three linear layers."""
+        """Of three linear layers, and of the linear part."""
         widths = [len(self.features.registers) - 1, self.hidden, self.hidden, 4]
         found: dict[str, tuple[int, ...]] = {}
         for k in range(3):
             found |= {f"layers.{k}.weight": (widths[k + 1], widths[k]), f"layers.{k}.bias": (widths[k + 1],)}
-        return found
+        return found | {"skip.weight": (4, widths[0])}
 
     @property
     def settings(self) -> dict[str, str]:
         """The feature program and the scale."""
         return {"features": self.features.text, "scale": repr(self.scale)}
+
+    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Random weights whose outputs are small, beside Adam's step (β 0.9 and 0.99) at a rate of 3 · scale.
+
+        Other features than the default may not have that step; the linear part begins with zeros then.
+        """
+        found = _random(self.shapes, "layers.2.weight", generator)
+        found["skip.weight"] = torch.zeros(self.shapes["skip.weight"])
+        if self.features == default_features():
+            found["skip.weight"][0, ADAM] = 3.0
+        return found
 
     def init(self, p: Tensor) -> State:
         """The slots of the feature program."""
@@ -162,9 +182,10 @@ class MLPRule:
         """One step; features are computed tensor by tensor, the network sees all coordinates together."""
         seen = [self.features({"g": g, "p": p, "step": step, **s}) for p, g, s in zip(ps, gs, states, strict=True)]
         inputs = torch.cat([features for features, _ in seen])
-        x = inputs[:, :-1]
+        x = known = inputs[:, :-1]
         for k in range(3):
             x = (x.relu() if k else x) @ weights[f"layers.{k}.weight"].T + weights[f"layers.{k}.bias"]
+        x = x + known @ weights["skip.weight"].T
         steps = x[:, :2] * torch.exp(6.0 * torch.tanh(x[:, 2:] / 6.0))
         out = self.scale * (steps[:, 0] + steps[:, 1] * inputs[:, -1])
         parts = out.split([p.numel() for p in ps])
@@ -180,17 +201,15 @@ RULES: dict[str, type[LSTMRule] | type[MLPRule]] = {"lstm": LSTMRule, "mlp": MLP
 """Kinds of rules by name."""
 
 
-def initial_weights(rule: Rule, generator: torch.Generator) -> dict[str, Tensor]:
-    """Random float32 weights: uniform within 1/√fan-in, biases 0, and outputs a tenth of that at first."""
+def _random(shapes: Mapping[str, tuple[int, ...]], last: str, generator: torch.Generator) -> dict[str, Tensor]:
+    """Uniform within 1/√fan-in, a tenth of that for the layer `last`; biases 0."""
     found = {}
-    for name, shape in rule.shapes.items():
+    for name, shape in shapes.items():
         if len(shape) == 1:
             found[name] = torch.zeros(shape)
             continue
-        bound = 1 / math.sqrt(shape[1])
+        bound = (0.1 if name == last else 1.0) / math.sqrt(shape[1])
         found[name] = (2 * torch.rand(shape, generator=generator) - 1) * bound
-        if name in ("out.weight", "layers.2.weight"):
-            found[name] *= 0.1
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learned.meta_models import Rule, flatten, initial_weights
+from learned.meta_models import Rule, flatten
 from learned.meta_tasks import Problem
 from learned.meta_training import Estimator, begin, unroll_all
 
@@ -49,7 +49,6 @@ class MetaTrainer:
         estimator: of the meta-gradient.
         steps: how many steps of Adam are planned; its rate falls to 0 over them as a cosine.
         seed: of initial weights, problems and perturbations.
-        truncation: steps of a segment; the paper's 20.
         lr: rate of Adam at first.
         clip: largest norm of a meta-gradient.
         start: weights to begin with, as one vector, in place of random ones.
@@ -63,15 +62,14 @@ class MetaTrainer:
         steps: int,
         *,
         seed: int = 0,
-        truncation: int = 20,
         lr: float = 3e-3,
         clip: float = 1.0,
         start: Tensor | None = None,
     ) -> None:
         self.rule, self.problems, self.estimator, self.steps = rule, list(problems), estimator, steps
-        self.seed, self.truncation, self.lr, self.clip = seed, truncation, lr, clip
+        self.seed, self.lr, self.clip = seed, lr, clip
         self.generator = torch.Generator().manual_seed(seed)
-        self.theta = flatten(initial_weights(rule, self.generator), rule) if start is None else start.clone()
+        self.theta = flatten(rule.initial(self.generator), rule) if start is None else start.clone()
         self.adam = torch.optim.Adam([self.theta], lr=lr)
         self.done, self.runs = 0, 0  # steps of Adam, and training runs
         self.best, self.best_theta = math.inf, self.theta.clone()
@@ -83,8 +81,9 @@ class MetaTrainer:
         instances, params = problem.draw(self.generator, problem.workers)
         carried = self.estimator.begin(self.rule, self.theta, params)
         losses, norms, skipped = [], [], 0
-        for at in range(0, problem.horizon, self.truncation):
-            steps = min(self.truncation, problem.horizon - at)
+        length = self.estimator.truncation or problem.horizon
+        for at in range(0, problem.horizon, length):
+            steps = min(length, problem.horizon - at)
             batches = problem.batches(self.generator, problem.workers, steps)
             estimate, carried = self.estimator.segment(
                 self.rule, problem, self.theta, carried, instances, batches, at, self.generator
@@ -108,8 +107,8 @@ class MetaTrainer:
         found = {}
         for problem in self.problems:
             losses = evaluate(self.rule, problem, self.theta, VALIDATION + self.seed, min(workers, 2 * problem.workers))
-            values = (losses + problem.log).log() if problem.log else losses
-            found[problem.name] = values.mean().item()
+            steps = torch.arange(1, losses.shape[1] + 1)
+            found[problem.name] = problem.objective(losses, steps).mean().item()
         total = sum(found.values())
         if total < self.best:
             self.best, self.best_theta = total, self.theta.clone()

@@ -1,19 +1,20 @@
-"""Estimators of meta-gradients behind one interface: truncated backpropagation, ES and PES.
+"""Estimators of meta-gradients behind one interface: backpropagation, truncated or not, ES and PES.
 
 Training runs are cut into segments. An estimator takes θ and what it carries from the segment before, and gives a
-gradient of the mean loss of this one, and what the next needs. Workers, which differ in problem and start, and
+gradient of the mean objective of this one, and what the next needs. Workers, which differ in problem and start, and
 perturbations run as one by `torch.func.vmap`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import grad, grad_and_value, vmap
 
 from learned.meta_models import Rule, State, unflatten
 from learned.meta_tasks import Params, Problem
@@ -61,7 +62,7 @@ def unroll(
         first_order: treat gradients as constants, as Andrychowicz et al. 2016 do (§2.1); else differentiate them, too.
 
     Returns:
-        The mean of what training minimises, 0-dimensional; the losses before each step, ``[steps]``; and the carry.
+        The mean of `Problem.objective`, 0-dimensional; the losses before each step, ``[steps]``; and the carry.
     """
     weights = unflatten(theta, rule)
     params, states = carry
@@ -71,7 +72,7 @@ def unroll(
         gradients, loss = grad_and_value(problem.loss)(at, instance, batch)
         if first_order:  # the loss, with the derivative that it has at the parameters
             loss = loss + torch.stack([(gradients[n] * (params[n] - at[n])).sum() for n in names]).sum()
-        total = total + ((loss + problem.log).log() if problem.log else loss)
+        total = total + problem.objective(loss, number)
         losses.append(loss.detach())
         updates, after = rule.step(
             weights,
@@ -86,7 +87,12 @@ def unroll(
 
 
 class Estimator(Protocol):
-    """A way to estimate the derivative of a segment's loss with respect to θ."""
+    """A way to estimate the derivative of a segment's objective with respect to θ.
+
+    `truncation` is the number of steps of a segment; None for whole training runs.
+    """
+
+    truncation: int | None
 
     def begin(self, rule: Rule, theta: Tensor, params: Params) -> object:
         """What is carried into the first segment; `params` are those of all workers, ``[workers, …]``."""
@@ -107,11 +113,18 @@ class Estimator(Protocol):
         ...
 
 
-class TBPTT:
-    """Backpropagation through a segment; what came before is constant (Werbos 1990, doi:10.1109/5.58337)."""
+class Backpropagation:
+    """Backpropagation through a segment; what came before is constant (Werbos 1990, doi:10.1109/5.58337).
 
-    def __init__(self, first_order: bool = True) -> None:
-        self.first_order = first_order
+    Args:
+        truncation: see `Estimator`; 20 is that of Andrychowicz et al. 2016.
+        first_order: see `unroll`.
+        clip: largest norm of the derivative of one worker. Where training runs are chaotic it has no bound (Metz et al.
+            2019, arXiv:1810.10180), and one such run would drown all others.
+    """
+
+    def __init__(self, truncation: int | None = 20, first_order: bool = True, clip: float = math.inf) -> None:
+        self.truncation, self.first_order, self.clip = truncation, first_order, clip
 
     def begin(self, rule: Rule, theta: Tensor, params: Params) -> Carry:
         """One run for each worker."""
@@ -129,12 +142,18 @@ class TBPTT:
         generator: torch.Generator,
     ) -> tuple[Estimate, Carry]:
         """See `Estimator.segment`."""
-        theta = theta.detach().requires_grad_()
-        value, losses, carry = unroll_all(
-            rule, problem, theta, carried, instances, batches, done, first_order=self.first_order
-        )
-        (gradient,) = torch.autograd.grad(value.mean(), theta)
-        return Estimate(gradient, losses.detach()), _detached(carry)
+
+        def one(theta: Tensor, carry: Carry, instance: Params, batches: Tensor) -> tuple[Tensor, tuple[Tensor, Carry]]:
+            value, losses, carry = unroll(
+                rule, problem, theta, carry, instance, batches, done, first_order=self.first_order
+            )
+            return value, (losses, carry)
+
+        each = vmap(grad(one, has_aux=True), in_dims=(None, 0, 0 if instances else None, 0))
+        gradients, (losses, carry) = each(theta.detach(), carried, instances, batches)
+        norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
+        scales = (self.clip / (norms + 1e-12)).clamp(max=1.0)
+        return Estimate((gradients * scales).mean(0), losses), carry
 
 
 class ES:
@@ -146,10 +165,11 @@ class ES:
 
     Args:
         sigma: standard deviation of ε.
+        truncation: see `Estimator`.
     """
 
-    def __init__(self, sigma: float = 0.01) -> None:
-        self.sigma = sigma
+    def __init__(self, sigma: float = 0.01, truncation: int | None = 20) -> None:
+        self.sigma, self.truncation = sigma, truncation
 
     def begin(self, rule: Rule, theta: Tensor, params: Params) -> Carry:
         """One run for each worker."""
@@ -183,10 +203,11 @@ class PES:
 
     Args:
         sigma: standard deviation of the ε of a segment.
+        truncation: see `Estimator`.
     """
 
-    def __init__(self, sigma: float = 0.01) -> None:
-        self.sigma = sigma
+    def __init__(self, sigma: float = 0.01, truncation: int | None = 20) -> None:
+        self.sigma, self.truncation = sigma, truncation
 
     def begin(self, rule: Rule, theta: Tensor, params: Params) -> tuple[Carry, Tensor]:
         """Two runs for each worker, the positive ones first, and the sum of perturbations ``[workers, θ]``."""
@@ -219,8 +240,13 @@ class PES:
         return Estimate(gradient, torch.stack(losses.chunk(2)).mean(0)), (carry, total)
 
 
-ESTIMATORS: dict[str, type[TBPTT] | type[ES] | type[PES]] = {"tbptt": TBPTT, "es": ES, "pes": PES}
-"""Estimators by name."""
+ESTIMATORS: dict[str, Callable[[], Any]] = {
+    "bptt": partial(Backpropagation, None, False, 3.0),
+    "tbptt": Backpropagation,
+    "es": ES,
+    "pes": PES,
+}
+"""Estimators by name: exact backpropagation through whole training runs is `bptt`, the paper's is `tbptt`."""
 
 
 def unroll_all(
@@ -231,12 +257,11 @@ def unroll_all(
     instances: Params,
     batches: Tensor,
     done: int,
-    first_order: bool = True,
 ) -> tuple[Tensor, Tensor, Carry]:
     """`unroll` of all workers, with one θ ``[size]`` for all or one for each ``[workers, size]``."""
 
     def one(theta: Tensor, carry: Carry, instance: Params, batches: Tensor) -> tuple[Tensor, Tensor, Carry]:
-        return unroll(rule, problem, theta, carry, instance, batches, done, first_order=first_order)
+        return unroll(rule, problem, theta, carry, instance, batches, done)
 
     shared = None if theta.ndim == 1 else 0
     return vmap(one, in_dims=(shared, 0, 0 if instances else None, 0))(theta, carry, instances, batches)
@@ -254,10 +279,6 @@ def _weighted(eps: Tensor, plus: Tensor, minus: Tensor, sigma: float) -> Tensor:
 
 def _map(function, tree):  # type: ignore[no-untyped-def]
     return torch.utils._pytree.tree_map(function, tree)
-
-
-def _detached(carry: Carry) -> Carry:
-    return _map(lambda x: x.detach(), carry)
 
 
 def _repeat(times: int, *trees):  # type: ignore[no-untyped-def]

@@ -92,7 +92,7 @@ def test_a_run_stopped_by_time_goes_on_to_the_same_weights(tmp_path):
         ([], "a RULE is missing; name one of: lstm, mlp"),
         (["gru"], "unknown rule 'gru'"),
         (["mlp", "--problems", "quadratic"], "did you mean quadratics"),
-        (["mlp", "--problems", "quadratics", "--estimator", "bptt"], "did you mean tbptt"),
+        (["mlp", "--problems", "quadratics", "--estimator", "tbpt"], "did you mean tbptt"),
         (["mlp", "--problems", "quadratics", "--raw"], "--raw leaves out the preprocessing of the LSTM"),
         (["--resume"], "--resume needs the --run-dir"),
     ],

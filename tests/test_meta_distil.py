@@ -7,7 +7,7 @@ import torch
 
 from baselines import BASELINES
 from learned.meta_distil import ProgramRule, candidates, distil, samples
-from learned.meta_models import MLPRule, initial_weights
+from learned.meta_models import MLPRule
 from learned.meta_tasks import classifier, quadratics
 from learned.meta_trainer import evaluate
 from primitives import ProgramOptimizer, execute
@@ -32,7 +32,7 @@ def test_a_rule_that_is_a_term_is_found():
 def test_r2_is_that_of_the_printed_program():
     """The program through the interpreter, beside the rule, step by step."""
     rule = MLPRule(hidden=8)
-    weights = {k: 3 * w for k, w in initial_weights(rule, torch.Generator().manual_seed(0)).items()}
+    weights = {k: 3 * w for k, w in rule.initial(torch.Generator().manual_seed(0)).items()}
     problem = quadratics(5, 20)
     fitted, held_out = both(rule, problem, weights)
     found = distil(fitted, held_out, candidates(), 3)
@@ -56,7 +56,7 @@ def test_r2_is_that_of_the_printed_program():
 
 def test_more_terms_explain_more():
     rule = MLPRule(hidden=8)
-    weights = {k: 3 * w for k, w in initial_weights(rule, torch.Generator().manual_seed(0)).items()}
+    weights = {k: 3 * w for k, w in rule.initial(torch.Generator().manual_seed(0)).items()}
     x = torch.rand(40, 6, generator=torch.Generator().manual_seed(3))
     problem = classifier("toy", x, torch.arange(40) % 3, (4,), horizon=20, batch_size=8)
     pair = both(rule, problem, weights)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from learned.meta_features import FIRST, Features, default_features, difference
-from learned.meta_models import LSTMRule, MLPRule, initial_weights
+from learned.meta_models import LSTMRule, MLPRule
 from primitives import Builder, Const, Instr, Program, ProgramError, execute
 from primitives.interpret import initial_slot
 
@@ -124,7 +124,7 @@ def test_registers_that_do_not_exist_are_refused():
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 1e20])
 def test_extreme_gradients_give_finite_updates(rule, scale):
     generator = torch.Generator().manual_seed(0)
-    weights = initial_weights(rule, generator)
+    weights = rule.initial(generator)
     p = torch.zeros(3, 2)
     state = rule.init(p)
     for step in range(1, 4):

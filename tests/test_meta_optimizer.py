@@ -16,7 +16,7 @@ from torch import nn
 from experiments.training.meta_command import digit_images
 from learned import MetaOptimizer
 from learned.meta_features import default_features
-from learned.meta_models import LSTMRule, MLPRule, flatten, initial_weights
+from learned.meta_models import LSTMRule, MLPRule, flatten
 from learned.meta_tasks import classifier, quadratics
 from learned.meta_trainer import evaluate
 from learned.meta_weights import Learned, card_markdown, load, pack, shipped
@@ -25,7 +25,7 @@ from primitives import ProgramError
 
 def learned(rule=None, seed=0):
     rule = MLPRule() if rule is None else rule
-    weights = initial_weights(rule, torch.Generator().manual_seed(seed))
+    weights = rule.initial(torch.Generator().manual_seed(seed))
     return Learned(rule, {k: 3 * w for k, w in weights.items()}, {"seed": seed})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -9,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from learned.meta_models import LSTMRule, MLPRule, flatten, initial_weights, unflatten
+from learned.meta_models import LSTMRule, MLPRule, flatten, unflatten
 from learned.meta_tasks import classifier, quadratics
 from learned.meta_trainer import MetaTrainer, evaluate
-from learned.meta_training import ES, PES, TBPTT, begin, unroll
+from learned.meta_training import ES, PES, Backpropagation, begin, unroll
 
 STEPS = 12
 
@@ -32,8 +33,8 @@ class HeavyBall:
         return [weights["a"] * m for m in ms], [{"m": m} for m in ms]
 
 
-def problem(log=0.0):
-    return replace(quadratics(3, horizon=STEPS, workers=2), log=log)
+def problem(root=False, late=0.0):
+    return replace(quadratics(3, horizon=STEPS, workers=2), root=root, late=late)
 
 
 def drawn(count):
@@ -47,12 +48,13 @@ def drawn(count):
 THETA = torch.tensor([0.02, 0.6], dtype=torch.float64)
 
 
-def by_hand(theta, starts, steps, first_order, log=0.0, before=0):
-    """Mean loss of `steps` steps after `before`, of both workers, by a loop over workers and steps."""
+def by_hand(theta, starts, steps, first_order, root=False, late=0.0, before=0):
+    """Mean objective of `steps` steps after `before` of each worker, by a loop over workers and steps."""
     instances, params = starts
-    total = torch.zeros((), dtype=torch.float64)
+    found = []
     for w, y, x in zip(instances["w"], instances["y"], params["x"], strict=True):
         m = torch.zeros_like(x)
+        total = torch.zeros((), dtype=torch.float64)
         for number in range(before + steps):
             if number == before:
                 x, m = x.detach(), m.detach()
@@ -60,10 +62,12 @@ def by_hand(theta, starts, steps, first_order, log=0.0, before=0):
             value = r.square().sum()
             g = 2 * w.T @ r
             if number >= before:
-                total = total + ((value + log).log() if log else value)
+                measured = (value + 0.001) ** 0.5 if root else value
+                total = total + measured * (1 + late) * ((number + 1) / STEPS) ** late
             m = theta[1] * m + (g.detach() if first_order else g)
             x = x - theta[0] * m
-    return total / steps / len(params["x"])
+        found.append(total / steps)
+    return torch.stack(found)
 
 
 def segments(estimator, theta, count, lengths, generator):
@@ -80,25 +84,29 @@ def segments(estimator, theta, count, lengths, generator):
     return found
 
 
-@pytest.mark.parametrize("log", [0.0, 0.1])
+@pytest.mark.parametrize(("root", "late"), [(False, 0.0), (True, 2.0)])
 @pytest.mark.parametrize("first_order", [False, True])
-def test_backpropagation_is_the_derivative_of_the_loop(first_order, log):
+@pytest.mark.parametrize("clip", [math.inf, 1e-3])
+def test_backpropagation_is_the_derivative_of_the_loop(first_order, root, late, clip):
     instances, params = drawn(2)
-    estimator = TBPTT(first_order)
+    estimator = Backpropagation(5, first_order, clip)
     carried = estimator.begin(HeavyBall(), THETA, params)
     generator = torch.Generator()
     for done in (0, 5):
         estimate, carried = estimator.segment(
-            HeavyBall(), problem(log), THETA, carried, instances, torch.zeros(2, 5, 0), done, generator
+            HeavyBall(), problem(root, late), THETA, carried, instances, torch.zeros(2, 5, 0), done, generator
         )
         theta = THETA.clone().requires_grad_()
-        value = by_hand(theta, (instances, params), 5, first_order, log, before=done)
-        (expected,) = torch.autograd.grad(value, theta)
+        values = by_hand(theta, (instances, params), 5, first_order, root, late, before=done)
+        each = [torch.autograd.grad(value, theta, retain_graph=True)[0] for value in values]
+        expected = torch.stack([x * min(1.0, clip / x.norm().item()) for x in each]).mean(0)
         torch.testing.assert_close(estimate.gradient, expected, rtol=1e-8, atol=0)
 
 
 def test_first_order_leaves_something_out():
-    exact, short = (segments(TBPTT(f), THETA, 2, [STEPS], torch.Generator())[0].gradient for f in (False, True))
+    exact, short = (
+        segments(Backpropagation(None, f), THETA, 2, [STEPS], torch.Generator())[0].gradient for f in (False, True)
+    )
     assert not torch.allclose(exact, short, rtol=0.05)
 
 
@@ -117,7 +125,7 @@ def full_gradient(lengths):
     """Derivative of the mean loss; of segments that each begin where θ arrives, if there are several."""
     theta, starts, done, total = THETA.clone().requires_grad_(), drawn(2), 0, 0.0
     for length in lengths:
-        total = total + by_hand(theta, starts, length, False, before=done) * length
+        total = total + by_hand(theta, starts, length, False, before=done).mean() * length
         done += length
     return torch.autograd.grad(total / done, theta)[0]
 
@@ -151,7 +159,7 @@ def test_workers_are_trained_as_if_alone(rule):
     generator = torch.Generator().manual_seed(3)
     x, y = torch.rand(40, 6, generator=generator), torch.randint(3, (40,), generator=generator)
     task = classifier("toy", x, y, (4,), horizon=5, workers=3, batch_size=8)
-    theta = flatten(initial_weights(rule, generator), rule)
+    theta = flatten(rule.initial(generator), rule)
     losses = evaluate(rule, task, theta, 7, 3)
     again = torch.Generator().manual_seed(7)
     instances, params = task.draw(again, 3)
@@ -185,7 +193,7 @@ def test_a_classifier_starts_as_torch_does_and_has_its_loss():
 
 def trainer(steps=8):
     rule = MLPRule(hidden=6)
-    return MetaTrainer(rule, [quadratics(3, 10, 4), quadratics(2, 10, 4)], PES(), steps, seed=5, truncation=5)
+    return MetaTrainer(rule, [quadratics(3, 10, 4), quadratics(2, 10, 4)], PES(truncation=5), steps, seed=5)
 
 
 def test_meta_training_goes_on_exactly_from_any_run():
@@ -208,7 +216,7 @@ def test_meta_training_goes_on_exactly_from_any_run():
 
 def test_meta_training_lowers_the_loss():
     rule = LSTMRule(hidden=6)
-    found = MetaTrainer(rule, [quadratics(2, 20, 32)], TBPTT(), 60, lr=0.01, truncation=10)
+    found = MetaTrainer(rule, [quadratics(2, 20, 32)], Backpropagation(10), 60, lr=0.01)
     before = evaluate(rule, found.problems[0], found.theta, 99, 64)[:, -1].mean()
     while found.done < 60:
         found.run()
@@ -218,6 +226,6 @@ def test_meta_training_lowers_the_loss():
 
 def test_weights_survive_being_flattened():
     rule = LSTMRule()
-    weights = initial_weights(rule, torch.Generator().manual_seed(0))
+    weights = rule.initial(torch.Generator().manual_seed(0))
     back = unflatten(flatten(weights, rule), rule)
     assert all(torch.equal(weights[k], back[k]) for k in weights)

@@ -19,9 +19,9 @@ def meta_train(
         ),
     ] = None,
     estimator: Annotated[
-        str | None, typer.Option(metavar="NAME", help="tbptt, es or pes.", show_default="tbptt")
+        str | None, typer.Option(metavar="NAME", help="bptt, tbptt, es or pes.", show_default="bptt")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of Adam on θ.", show_default="2000")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of Adam on θ.", show_default="300")] = None,
     minutes: Annotated[float | None, typer.Option(min=0, metavar="M", help="Stop after so much time.")] = None,
     lr: Annotated[float | None, typer.Option(min=0, metavar="RATE", help="Of Adam on θ.", show_default="0.003")] = None,
     raw: Annotated[

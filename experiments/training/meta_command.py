@@ -31,7 +31,7 @@ from primitives.pseudocode import pseudo_code
 
 VALIDATE_EVERY = 20  # training runs
 SAVE_EVERY = 30.0  # seconds; checkpoints lie between training runs, so that when they are written changes nothing
-DEFAULTS: dict[str, Any] = {"problems": ["digits"], "estimator": "tbptt", "steps": 2000, "seed": 0, "lr": 3e-3}
+DEFAULTS: dict[str, Any] = {"problems": ["digits"], "estimator": "bptt", "steps": 300, "seed": 0, "lr": 3e-3}
 DEFAULTS |= {"raw": False, "start": None}
 CONFIG, CHECKPOINT, WEIGHTS = "meta.json", "checkpoint.pt", "weights.safetensors"
 
@@ -56,8 +56,8 @@ def digit_images(side: int) -> tuple[Tensor, Tensor]:
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "quadratics": quadratics,
-    "digits": lambda: classifier("digits", *digit_images(8), workers=4),
-    "mnist-small": lambda: classifier("mnist-small", *digit_images(14), workers=1),
+    "digits": lambda: classifier("digits", *digit_images(8), workers=8),
+    "mnist-small": lambda: classifier("mnist-small", *digit_images(14), workers=3),
     "mnist": lambda: classifier("mnist", *digit_images(28), workers=1),
 }
 """What rules can be meta-trained on, by name; `mnist-small` has its pixels averaged two by two."""
@@ -183,12 +183,12 @@ def finish(trainer: MetaTrainer, config: dict[str, Any], folder: Path, seconds: 
     trainer.theta.copy_(theta)
     validation = trainer.validate()
     trainer.load_state_dict(state)
-    source = provenance()
+    source, cut = provenance(), trainer.estimator.truncation
     card = {
         "rule": config["rule"],
         "problems": config["problems"],
         "trained on": [p.summary for p in trainer.problems],
-        "estimator": f"{config['estimator']}, segments of {trainer.truncation} steps",
+        "estimator": f"{config['estimator']}, {f'segments of {cut} steps' if cut else 'whole training runs'}",
         "meta-steps": state["done"],
         "training runs": f"{state['runs']}, of {', '.join(f'{p.workers} workers' for p in trainer.problems)}",
         "CPU seconds": round(seconds),
