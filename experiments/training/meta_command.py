@@ -56,8 +56,8 @@ def digit_images(side: int) -> tuple[Tensor, Tensor]:
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "quadratics": quadratics,
-    "digits": lambda: classifier("digits", *digit_images(8), workers=8),
-    "mnist-small": lambda: classifier("mnist-small", *digit_images(14), workers=3),
+    "digits": lambda: classifier("digits", *digit_images(8), workers=4),
+    "mnist-small": lambda: classifier("mnist-small", *digit_images(14), workers=2),
     "mnist": lambda: classifier("mnist", *digit_images(28), workers=1),
 }
 """What rules can be meta-trained on, by name; `mnist-small` has its pixels averaged two by two."""
