@@ -48,7 +48,7 @@ def unroll(
     batches: Tensor,
     done: int = 0,
     *,
-    first_order: bool = True,
+    curvature: float = 0.0,
 ) -> tuple[Tensor, Tensor, Carry]:
     """Train one worker for ``len(batches)`` steps, of which `done` were made before.
 
@@ -59,7 +59,9 @@ def unroll(
         instance: which function of the problem it is.
         batches: what each step sees, ``[steps, …]``.
         done: number of steps made so far.
-        first_order: treat gradients as constants, as Andrychowicz et al. 2016 do (§2.1); else differentiate them, too.
+        curvature: how much of the derivative of gradients, which are functions of the parameters, is kept. With 0 they
+            are constants, as Andrychowicz et al. 2016 have it (§2.1); 1 is exact. Between the two, the derivative of a long
+            run stays bounded where steps are near the largest that are stable, as they are when a rule is good.
 
     Returns:
         The mean of `Problem.objective`, 0-dimensional; the losses before each step, ``[steps]``; and the carry.
@@ -68,10 +70,11 @@ def unroll(
     params, states = carry
     names, losses, total = list(params), [], theta.new_zeros(())
     for number, batch in enumerate(batches.unbind(0), done + 1):
-        at = {n: p.detach() for n, p in params.items()} if first_order else params
+        here = {n: p.detach() for n, p in params.items()}
+        at = {n: here[n] + curvature * (p - here[n]) for n, p in params.items()}
         gradients, loss = grad_and_value(problem.loss)(at, instance, batch)
-        if first_order:  # the loss, with the derivative that it has at the parameters
-            loss = loss + torch.stack([(gradients[n] * (params[n] - at[n])).sum() for n in names]).sum()
+        lost = [(gradients[n].detach() * (params[n] - here[n])).sum() for n in names]  # 0, with a derivative
+        loss = loss + (1 - curvature) * torch.stack(lost).sum()
         total = total + problem.objective(loss, number)
         losses.append(loss.detach())
         updates, after = rule.step(
@@ -118,13 +121,13 @@ class Backpropagation:
 
     Args:
         truncation: see `Estimator`; 20 is that of Andrychowicz et al. 2016.
-        first_order: see `unroll`.
+        curvature: see `unroll`.
         clip: largest norm of the derivative of one worker. Where training runs are chaotic it has no bound (Metz et al.
             2019, arXiv:1810.10180), and one such run would drown all others.
     """
 
-    def __init__(self, truncation: int | None = 20, first_order: bool = True, clip: float = math.inf) -> None:
-        self.truncation, self.first_order, self.clip = truncation, first_order, clip
+    def __init__(self, truncation: int | None = 20, curvature: float = 0.0, clip: float = math.inf) -> None:
+        self.truncation, self.curvature, self.clip = truncation, curvature, clip
 
     def begin(self, rule: Rule, theta: Tensor, params: Params) -> Carry:
         """One run for each worker."""
@@ -145,7 +148,7 @@ class Backpropagation:
 
         def one(theta: Tensor, carry: Carry, instance: Params, batches: Tensor) -> tuple[Tensor, tuple[Tensor, Carry]]:
             value, losses, carry = unroll(
-                rule, problem, theta, carry, instance, batches, done, first_order=self.first_order
+                rule, problem, theta, carry, instance, batches, done, curvature=self.curvature
             )
             return value, (losses, carry)
 
@@ -241,12 +244,13 @@ class PES:
 
 
 ESTIMATORS: dict[str, Callable[[], Any]] = {
-    "bptt": partial(Backpropagation, None, False, 3.0),
+    "bptt": partial(Backpropagation, None, 1.0, 3.0),
     "tbptt": Backpropagation,
     "es": ES,
     "pes": PES,
 }
-"""Estimators by name: exact backpropagation through whole training runs is `bptt`, the paper's is `tbptt`."""
+"""Estimators by name: backpropagation through whole training runs is `bptt`, with `curvature` 1 unless it is given; the
+paper's is `tbptt`."""
 
 
 def unroll_all(

@@ -27,6 +27,16 @@ def meta_train(
     raw: Annotated[
         bool, typer.Option("--raw", help="The LSTM sees gradients as they are, as the paper has it on quadratics.")
     ] = False,
+    curvature: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="C",
+            help="Share of gradients' derivatives that is kept.",
+            show_default="1 of bptt, 0 of tbptt",
+        ),
+    ] = None,
     start: Annotated[
         str | None, typer.Option(metavar="WEIGHTS", help="Begin with these, a file or shipped ones' name.")
     ] = None,
@@ -55,7 +65,7 @@ def meta_train(
     from experiments.training.meta_command import MetaOptions, meta_train_command
 
     names = None if problems is None else [name.strip() for name in problems.split(",")]
-    given = (rule, names, estimator, steps, seed, lr, raw or None, start)
+    given = (rule, names, estimator, steps, seed, lr, raw or None, curvature, start)
     meta_train_command(MetaOptions(*given, minutes, run_dir, resume, json_file))
 
 

@@ -24,7 +24,7 @@ from learned.meta_distil import candidates, distil, samples
 from learned.meta_models import RULES, LSTMRule, flatten, unflatten
 from learned.meta_tasks import Problem, classifier, quadratics
 from learned.meta_trainer import MetaTrainer
-from learned.meta_training import ESTIMATORS
+from learned.meta_training import ESTIMATORS, Backpropagation
 from learned.meta_weights import Learned, card_markdown, load, pack
 from primitives import print_program
 from primitives.pseudocode import pseudo_code
@@ -32,7 +32,7 @@ from primitives.pseudocode import pseudo_code
 VALIDATE_EVERY = 20  # training runs
 SAVE_EVERY = 30.0  # seconds; checkpoints lie between training runs, so that when they are written changes nothing
 DEFAULTS: dict[str, Any] = {"problems": ["digits"], "estimator": "bptt", "steps": 300, "seed": 0, "lr": 3e-3}
-DEFAULTS |= {"raw": False, "start": None}
+DEFAULTS |= {"raw": False, "start": None, "curvature": None}
 CONFIG, CHECKPOINT, WEIGHTS = "meta.json", "checkpoint.pt", "weights.safetensors"
 
 
@@ -74,6 +74,7 @@ class MetaOptions:
     seed: int | None = None
     lr: float | None = None
     raw: bool | None = None
+    curvature: float | None = None
     start: str | None = None
     minutes: float | None = None
     run_dir: Path | None = None
@@ -136,6 +137,10 @@ def build(config: dict[str, Any]) -> MetaTrainer:
                 raise unknown(what, str(name), known)
     problems = [PROBLEMS[name]() for name in config["problems"]]
     estimator: Any = ESTIMATORS[config["estimator"]]()
+    if config.get("curvature") is not None:
+        if not isinstance(estimator, Backpropagation):
+            raise UserError(f"--curvature is a share of backpropagation; {config['estimator']} does not need gradients")
+        estimator.curvature = config["curvature"]
     if config["raw"] and config["rule"] != "lstm":
         raise UserError("--raw leaves out the preprocessing of the LSTM; the MLP has features instead")
     rule = LSTMRule(p=None, scale=1.0) if config["raw"] else RULES[config["rule"]]()
@@ -184,11 +189,13 @@ def finish(trainer: MetaTrainer, config: dict[str, Any], folder: Path, seconds: 
     validation = trainer.validate()
     trainer.load_state_dict(state)
     source, cut = provenance(), trainer.estimator.truncation
+    curvature = getattr(trainer.estimator, "curvature", None)
     card = {
         "rule": config["rule"],
         "problems": config["problems"],
         "trained on": [p.summary for p in trainer.problems],
-        "estimator": f"{config['estimator']}, {f'segments of {cut} steps' if cut else 'whole training runs'}",
+        "estimator": f"{config['estimator']}, {f'segments of {cut} steps' if cut else 'whole training runs'}"
+        + ("" if curvature is None else f", curvature {curvature:g}"),
         "meta-steps": state["done"],
         "training runs": f"{state['runs']}, of {', '.join(f'{p.workers} workers' for p in trainer.problems)}",
         "CPU seconds": round(seconds),
@@ -213,7 +220,7 @@ def finish(trainer: MetaTrainer, config: dict[str, Any], folder: Path, seconds: 
 
 
 def _given(options: MetaOptions) -> dict[str, Any]:
-    names = ("rule", "problems", "estimator", "steps", "seed", "lr", "raw", "start")
+    names = ("rule", "problems", "estimator", "steps", "seed", "lr", "raw", "curvature", "start")
     return {n: v for n in names if (v := getattr(options, n)) is not None}
 
 
