@@ -60,8 +60,8 @@ def unroll(
         batches: what each step sees, ``[steps, …]``.
         done: number of steps made so far.
         curvature: how much of the derivative of gradients, which are functions of the parameters, is kept. With 0 they
-            are constants, as Andrychowicz et al. 2016 have it (§2.1); 1 is exact. Between the two, the derivative of a long
-            run stays bounded where steps are near the largest that are stable, as they are when a rule is good.
+            are constants, as Andrychowicz et al. 2016 have it (§2.1); 1 is exact. Between the two, the derivative of a
+            long run stays bounded where steps are near the largest that are stable, as those of a good rule are.
 
     Returns:
         The mean of `Problem.objective`, 0-dimensional; the losses before each step, ``[steps]``; and the carry.
