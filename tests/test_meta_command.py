@@ -94,6 +94,7 @@ def test_a_run_stopped_by_time_goes_on_to_the_same_weights(tmp_path):
         (["mlp", "--problems", "quadratic"], "did you mean quadratics"),
         (["mlp", "--problems", "quadratics", "--estimator", "tbpt"], "did you mean tbptt"),
         (["mlp", "--problems", "quadratics", "--raw"], "--raw leaves out the preprocessing of the LSTM"),
+        (["mlp", "--problems", "quadratics", "--estimator", "es", "--curvature", "0.5"], "es does not need gradients"),
         (["--resume"], "--resume needs the --run-dir"),
     ],
 )
