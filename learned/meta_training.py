@@ -70,11 +70,12 @@ def unroll(
     params, states = carry
     names, losses, total = list(params), [], theta.new_zeros(())
     for number, batch in enumerate(batches.unbind(0), done + 1):
-        here = {n: p.detach() for n, p in params.items()}
-        at = {n: here[n] + curvature * (p - here[n]) for n, p in params.items()}
+        at = {n: torch.lerp(p.detach(), p, curvature) for n, p in params.items()}
         gradients, loss = grad_and_value(problem.loss)(at, instance, batch)
-        lost = [(gradients[n].detach() * (params[n] - here[n])).sum() for n in names]  # 0, with a derivative
-        loss = loss + (1 - curvature) * torch.stack(lost).sum()
+        lost = [
+            (gradients[n] * (params[n] - at[n])).sum() for n in names
+        ]  # 0, with the derivative that `at` leaves out
+        loss = loss + torch.stack(lost).sum()
         total = total + problem.objective(loss, number)
         losses.append(loss.detach())
         updates, after = rule.step(
@@ -243,8 +244,8 @@ class PES:
         return Estimate(gradient, torch.stack(losses.chunk(2)).mean(0)), (carry, total)
 
 
-ESTIMATORS: dict[str, Callable[[], Any]] = {
-    "bptt": partial(Backpropagation, None, 1.0, 3.0),
+ESTIMATORS: dict[str, Callable[..., Any]] = {
+    "bptt": partial(Backpropagation, truncation=None, curvature=1.0, clip=3.0),
     "tbptt": Backpropagation,
     "es": ES,
     "pes": PES,

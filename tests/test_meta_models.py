@@ -130,3 +130,19 @@ def test_extreme_gradients_give_finite_updates(rule, scale):
     for step in range(1, 4):
         (update,), (state,) = rule.step(weights, [p], [scale * torch.ones(3, 2)], [state], torch.tensor(float(step)))
         assert torch.isfinite(update).all()
+
+
+def test_the_mlp_begins_as_adam():
+    rule = MLPRule()
+    weights = rule.initial(torch.Generator().manual_seed(0))
+    weights |= {name: torch.zeros_like(w) for name, w in weights.items() if name != "skip.weight"}
+    p = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    own, state = nn.Parameter(p.clone()), rule.init(p)
+    adam = torch.optim.Adam([own], lr=3 * rule.scale, betas=(0.9, 0.99), eps=1e-8)
+    for step in range(1, 6):
+        g = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 + step))
+        at = torch.tensor(float(step), dtype=torch.float64)
+        (update,), (state,) = rule.step(weights, [p], [g], [state], at)
+        p, own.grad = p - update, g
+        adam.step()
+        torch.testing.assert_close(p, own.detach(), rtol=1e-5, atol=1e-6)
