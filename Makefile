@@ -10,7 +10,7 @@ RUN_DIR      ?= runs/search-$(shell date +%Y%m%d-%H%M%S)
 SEARCH_ARGS  ?= --task digits --preset minutes --seed 0 --run-dir $(RUN_DIR)
 COMPARE_ARGS ?= --tasks suite --quick --workers 2
 BENCH_ARGS   ?=
-TEST_ARGS    ?= -n 2 --dist worksteal -q
+TEST_ARGS    ?= -n 2 -q
 FAULTS_ARGS  ?= -v $(addprefix tests/test_,faults.py faults_programs.py ledger.py executors.py cluster.py)
 
 .DEFAULT_GOAL := help

@@ -170,7 +170,7 @@ def _changed(path: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PROC, reason="needs /proc")
-@pytest.mark.parametrize("moments", [pytest.param(2, marks=pytest.mark.timeout(600)), pytest.param(50, marks=LONG)])
+@pytest.mark.parametrize("moments", [pytest.param(3, marks=pytest.mark.timeout(600)), pytest.param(50, marks=LONG)])
 def test_a_search_killed_at_random_moments_and_resumed_equals_the_uninterrupted_one(
     tmp_path: Path, moments: int
 ) -> None:
