@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from learned.measured import Measured, Moved, placed
+from learned.numeric import Number, kept, median, near, of, quiet, total
 from learned.rules import RULES, Seen, cap, on_scale, towards_parent
 from learned.spikes import damping, follow, sampled
 from learned.watched_optimizer import WatchedOptimizer
@@ -148,6 +149,7 @@ class LearnedOptimizer(WatchedOptimizer):
     def _rate(self, group: dict[str, Any]) -> Tensor:
         return super()._rate(group) * group["log_factor"].exp()
 
+    @quiet
     def _before_step(self, ready: list[list[Tensor]]) -> None:
         """What must be known before the first parameter moves: how large the gradients and the first step are."""
         super()._before_step(ready)
@@ -161,43 +163,42 @@ class LearnedOptimizer(WatchedOptimizer):
             return
         first = self.param_groups[0]["learning"]
         gradients = [p.grad for p in chain.from_iterable(self._ready) if p.grad is not None]
-        some = sampled([g for g in gradients if g.device == gradients[0].device])
-        norm, usual_some = (first[name].to(some.device) for name in ("norm", "some"))
+        device = gradients[0].device
+        some = near(sampled([g for g in gradients if g.device == device]), device)
+        norm, usual_some = (near(first[name], device) for name in ("norm", "some"))
         self._damp = damping(gradients, norm, some, usual_some)
         self._share(some=follow(usual_some, some))
         if not self._probed:
             self._probed = True
             if "lr" in self.what and not float(first["large"]):
-                norm = global_norm(gradients).double()
-                squares = [self._probe(group, p, norm).to(norm.device) for group, p in self._pairs()]
-                self._bound_from_above(self._moved, *torch.stack(squares, 1))
+                total = global_norm(gradients).double()
+                squares = [self._probe(group, p, total).to(device) for group, p in self._pairs()]
+                self._bound_from_above(self._moved, *(near(x, device) for x in torch.stack(squares, 1)))
                 for group in self.param_groups:
                     group["log_factor"] = group["learning"]["log"]
 
-    @staticmethod
-    def _set(group: dict[str, Any], **values: Any) -> None:
-        group["learning"] = group["learning"] | values  # not in place: a state_dict may hold the old one
-
-    def _share(self, **values: Any) -> None:
+    def _share(self, **values: Number) -> None:
+        state = {name: kept(value) for name, value in values.items()}
         for group in self.param_groups:
-            self._set(group, **values)
+            group["learning"] = group["learning"] | state  # not in place: a state_dict may hold the old one
 
-    def _bound_from_above(self, moved: Moved, u2: Tensor, p2: Tensor) -> None:
+    def _bound_from_above(self, moved: Moved, u2: Number, p2: Number) -> None:
         """Lower the factor to its cap; squares of norms of the updates and of the parameters of this step, ``[n]``."""
-        base = self.param_groups[0]["base_lr"]
+        base, device = self.param_groups[0]["base_lr"], moved.device
         if not len(moved.matrices):
             return
         rates = [max(float(group["lr"]), group["base_lr"]) / base for group in self.param_groups]
         weights = moved.of_groups(rates)[moved.matrices]
         # weights of a layer with n inputs keep its sums at size 1 if their variance is 1/n
-        change = (u2[moved.matrices] / torch.maximum(p2[moved.matrices], moved.inputs)).sqrt()
-        found = (change * weights).median()
-        large, given = (self.param_groups[0]["learning"][name].to(u2.device) for name in ("large", "given"))
-        bound, large, given = cap(large, given, torch.where(torch.isfinite(found), found, large))
+        change = (u2[moved.matrices] / of(u2).maximum(p2[moved.matrices], moved.inputs)) ** 0.5
+        found = median(change * weights)
+        large, given = (near(self.param_groups[0]["learning"][name], device) for name in ("large", "given"))
+        bound, large, given = cap(large, given, of(found).where(of(found).isfinite(found), found, large))
         bound = bound - math.log(base)
+        self._share(large=large, given=given)
         for group in self.param_groups:
-            log = torch.minimum(group["learning"]["log"].to(u2.device), bound)
-            self._set(group, large=large, given=given, log=log)
+            log = of(bound).minimum(near(group["learning"]["log"], device), bound)
+            group["learning"]["log"] = kept(log)
 
     def _step(self) -> None:
         super()._step()
@@ -207,17 +208,18 @@ class LearnedOptimizer(WatchedOptimizer):
         for group in self.param_groups:
             group["applied_lr"] = float(group["lr"])
 
+    @quiet
     def _learn(self, moved: Moved) -> None:
         """Move what is learned, by what the step has measured: for the next one."""
-        base = self.param_groups[0]["base_lr"]
+        base, device = self.param_groups[0]["base_lr"], moved.device
         states = [self.state[p] for p in moved.params]
         if self._measured is None or not self._measured.holds(states):
             self._measured = Measured(states, [self._watch(p) for p in moved.params], self.compile)
         sums, old = self._measured.rows(), self._measured.begun()
         guarded = self.rule == "two-sided" and self.hyper_lr > 0
-        norm = sums["g2"].sum().sqrt()
         if guarded:
-            self._share(norm=follow(self.param_groups[0]["learning"]["norm"].to(norm.device), norm))
+            usual = near(self.param_groups[0]["learning"]["norm"], device)
+            self._share(norm=follow(usual, total(sums["g2"]) ** 0.5))
         if old == []:
             return
         applied = [group["applied_lr"] / base for group in self.param_groups]
@@ -230,53 +232,60 @@ class LearnedOptimizer(WatchedOptimizer):
             factors = []
             if self.per == "tensor":
                 factors = [state[watch.factor] for state, watch in zip(states, watches, strict=True)]
-                share = share * torch.cat([f.view(1).to(norm.device) for f in factors]).double()
-            self._learn_rate(share * sums["dot"], sums["g2"], share.square() * sums["u2"], numbers, factors)
+                flat = torch.cat([f.view(1).to(device) for f in factors])
+                share = share * near(flat.double(), device)
+            self._learn_rate(share * sums["dot"], sums["g2"], share * share * sums["u2"], numbers, factors)
             if guarded and u2 is not None and p2 is not None:
                 self._bound_from_above(moved, u2, p2)
         for name in self.what:
             have = [k for k, watch in enumerate(watches) if f"dot {name}" in watch.sums] if name != "lr" else []
             if have and self.hyper_lr:
-                own = placed(have, norm.device)
-                dot = (share * sums[f"dot {name}"])[own].sum()
-                u2_own = (share.square() * sums[f"u2 {name}"])[own].sum()
-                self._learn_hyper(name, dot / (sums["g2"][own].sum().sqrt() * u2_own.sqrt()))
+                own = near(placed(have, device), device)
+                dot = total((share * sums[f"dot {name}"])[own])
+                u2_own = total((share * share * sums[f"u2 {name}"])[own])
+                self._learn_hyper(name, Seen(dot, total(sums["g2"][own]), u2_own, None).cosine)
 
     def _learn_rate(
-        self, dot: Tensor, g2: Tensor, u2: Tensor, numbers: Sequence[int], factors: Sequence[Tensor]
+        self, dot: Number, g2: Number, u2: Number, numbers: Sequence[int], factors: Sequence[Tensor]
     ) -> None:
         """Move the factors by the sums of each parameter, ``[n]``, given the numbers of their groups."""
         first, rule = self.param_groups[0], RULES[self.rule]
-        memory = {name: value.to(dot.device) for name, value in first["learning"]["memory"].items()}
-        own = [group["learning"]["own"].to(dot.device) for group in self.param_groups]
-        common = first["learning"]["log"].to(dot.device) - own[0]
-        seen = Seen(dot.sum(), g2.sum(), u2.sum(), first["base_lr"] * common.exp())
-        self.hypergradient = -seen.dot
+        assert self._moved is not None
+        device = self._moved.device
+        memory = {name: near(value, device) for name, value in first["learning"]["memory"].items()}
+        own = [near(group["learning"]["own"], device) for group in self.param_groups]
+        common = near(first["learning"]["log"], device) - own[0]
+        do = of(common)
+        seen = Seen(total(dot), total(g2), total(u2), first["base_lr"] * do.exp(common))
+        self.hypergradient = kept(-seen.dot)
         change, after = rule.step(memory, seen, self.hyper_lr)
-        usable = torch.isfinite(seen.dot) & torch.isfinite(change) & torch.isfinite(sum(after.values(), change))
-        memory = {k: torch.where(usable, v, memory[k]) for k, v in after.items()}
-        common = torch.where(usable, common + change, common)
+        usable = do.isfinite(seen.dot) & do.isfinite(change) & do.isfinite(sum(after.values(), change))
+        new = {k: kept(do.where(usable, v, memory[k])) for k, v in after.items()}
+        common = do.where(usable, common + change, common)
         deviates = 0.1 * self.hyper_lr if self.per != "global" else 0.0
         for number, group in enumerate(self.param_groups):
             mine = [k for k, of in enumerate(numbers) if of == number] if deviates else []
             if mine:
-                at = placed(mine, dot.device)
-                cosine = Seen(dot[at].sum(), g2[at].sum(), u2[at].sum(), seen.alpha).cosine
+                at = near(placed(mine, device), device)
+                cosine = Seen(total(dot[at]), total(g2[at]), total(u2[at]), None).cosine
                 own[number] = towards_parent(own[number], deviates * (cosine - seen.cosine))
-            self._set(group, memory=memory, own=own[number], log=(common + own[number]).clamp(-_LIMIT, _LIMIT))
-        for k, factor in enumerate(factors if deviates else ()):
-            cosine = Seen(dot[k], g2[k], u2[k], seen.alpha).cosine
-            moved = towards_parent(factor.double().log(), deviates * (cosine - seen.cosine))
-            factor.copy_(moved.exp())
+            log = kept(do.clip(common + own[number], -_LIMIT, _LIMIT))
+            group["learning"] = group["learning"] | {"memory": new, "own": kept(own[number]), "log": log}
+        if factors and deviates:
+            logs = near(torch.cat([f.view(1).to(device) for f in factors]).double().log(), device)
+            moved: Any = of(logs).exp(towards_parent(logs, deviates * (Seen(dot, g2, u2, None).cosine - seen.cosine)))
+            for factor, value in zip(factors, moved, strict=True):
+                factor.fill_(value) if factor.device == device else factor.copy_(kept(value))
 
-    def _learn_hyper(self, name: str, cosine: Tensor) -> None:
+    def _learn_hyper(self, name: str, cosine: Number) -> None:
         """Move a hyperparameter in the space of its scale (see `primitives.kinds.SCALES`)."""
         hypers = [h for part in with_fallback(self.program) for h in part.hypers]
         scale = next(h.scale for h in hypers if h.name == name)
-        move = torch.where(torch.isfinite(cosine), _HYPER_SHARE * self.hyper_lr * cosine, 0.0)
+        move = of(cosine).where(of(cosine).isfinite(cosine), _HYPER_SHARE * self.hyper_lr * cosine, 0.0)
+        assert self._moved is not None
         for group in self.param_groups:
-            value = torch.as_tensor(group[name], dtype=torch.float64, device=move.device)
-            group[name] = on_scale(scale, value, group["learning"]["start"][name], move)
+            value = near(torch.as_tensor(group[name], dtype=torch.float64), self._moved.device)
+            group[name] = kept(on_scale(scale, value, group["learning"]["start"][name], move))
 
 
 def learn(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learned.numeric import Number, near
 from learned.watch import Watched
 
 State = dict[str, Any]
@@ -29,26 +30,27 @@ class Moved:
 
     Attributes:
         params: the parameters.
-        numbers, group: number of the group of each; the same as a tensor ``[parameters]``.
+        device: of the first one, where all numbers are.
+        numbers, group: number of the group of each; the same as an array ``[parameters]``.
         matrices: positions of those with more than one dimension; of all, if there is but one.
         inputs: number of inputs of each of these, that is of its rows; next to nothing for a vector.
     """
 
     def __init__(self, ready: Sequence[Sequence[Tensor]]) -> None:
         self.params = [p for params in ready for p in params]
-        device = self.params[0].device
+        self.device = device = self.params[0].device
         self.numbers = [k for k, params in enumerate(ready) for _ in params]
-        self.group = placed(self.numbers, device)
+        self.group = near(placed(self.numbers, device), device)
         alone = len(self.params) == 1
         which = [i for i, p in enumerate(self.params) if p.ndim > 1 or alone]
         rows = [float(p.shape[0]) if (p := self.params[i]).ndim > 1 else 1e-12 for i in which]
-        self.matrices, self.inputs = placed(which, device), placed(rows, device)
+        self.matrices, self.inputs = (near(placed(numbers, device), device) for numbers in (which, rows))
         self._latest: tuple[float, ...] = ()
 
-    def of_groups(self, numbers: Sequence[float]) -> Tensor:
+    def of_groups(self, numbers: Sequence[float]) -> Number:
         """Numbers of the groups as numbers of their parameters, float64; kept for as long as they are the same."""
         if self._latest != (latest := tuple(numbers)):
-            self._latest, self._spread = latest, placed(numbers, self.group.device)[self.group]
+            self._latest, self._spread = latest, near(placed(numbers, self.device), self.device)[self.group]
         return self._spread
 
     def holds(self, ready: Sequence[Sequence[Tensor]]) -> bool:
@@ -97,9 +99,9 @@ class Measured:
         cells = zip(states, self._slots, self._held, strict=True)
         return all(all(map(is_, map(state.get, slots), held)) for state, slots, held in cells)
 
-    def rows(self) -> dict[str, Tensor]:
+    def rows(self) -> dict[str, Number]:
         """All sums as they are now."""
-        return dict(zip(self._names, self._table.double(), strict=True))
+        return dict(zip(self._names, near(self._table.double(), self._table.device), strict=True))
 
     def begun(self) -> list[int] | None:
         """Positions of the parameters for which this was not the first step; None for all of them."""

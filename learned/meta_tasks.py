@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -110,11 +111,15 @@ def classifier(
                 params[f"{k}.{part}"] = (2 * torch.rand(count, *shape, generator=generator) - 1) / i**0.5
         return {}, params
 
+    @cache
+    def data(device: torch.device) -> tuple[Tensor, Tensor]:
+        return inputs.to(device), targets.to(device)
+
     def loss(params: Params, instance: Mapping[str, Tensor], batch: Tensor) -> Tensor:
-        x = inputs[batch]
+        x, y = (part[batch] for part in data(batch.device))
         for k in range(len(widths) - 1):
             x = (act(x) if k else x) @ params[f"{k}.weight"].T + params[f"{k}.bias"]
-        return torch.nn.functional.cross_entropy(x, targets[batch])
+        return torch.nn.functional.cross_entropy(x, y)
 
     def batches(generator: torch.Generator, count: int, steps: int) -> Tensor:
         return torch.randint(len(inputs), (count, steps, batch_size), generator=generator)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from learned.meta_models import Rule, flatten
-from learned.meta_tasks import Problem
+from learned.meta_tasks import Params, Problem
 from learned.meta_training import Estimator, begin, unroll_all
 
 VALIDATION = 2**32  # added to the seed, for problems that training does not see
@@ -52,6 +52,8 @@ class MetaTrainer:
         lr: rate of Adam at first.
         clip: largest norm of a meta-gradient.
         start: weights to begin with, as one vector, in place of random ones.
+        workers: how many runs are trained at once; by default as many as a problem has.
+        device: where they are trained. What is drawn is the same on all.
     """
 
     def __init__(
@@ -65,11 +67,15 @@ class MetaTrainer:
         lr: float = 3e-3,
         clip: float = 1.0,
         start: Tensor | None = None,
+        workers: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.rule, self.problems, self.estimator, self.steps = rule, list(problems), estimator, steps
+        self.rule, self.estimator, self.steps = rule, estimator, steps
+        self.problems = [p if workers is None else replace(p, workers=workers) for p in problems]
         self.seed, self.lr, self.clip = seed, lr, clip
         self.generator = torch.Generator().manual_seed(seed)
-        self.theta = flatten(rule.initial(self.generator), rule) if start is None else start.clone()
+        theta = flatten(rule.initial(self.generator), rule) if start is None else start.clone()
+        self.theta = theta.to(device)
         self.adam = torch.optim.Adam([self.theta], lr=lr)
         self.done, self.runs = 0, 0  # steps of Adam, and training runs
         self.best, self.best_theta = math.inf, self.theta.clone()
@@ -78,13 +84,13 @@ class MetaTrainer:
         """One training run of all workers of a problem, with a step of Adam after each segment."""
         number = int(torch.randint(len(self.problems), (), generator=self.generator))
         problem = self.problems[number]
-        instances, params = problem.draw(self.generator, problem.workers)
+        instances, params = to_device(problem.draw(self.generator, problem.workers), self.theta.device)
         carried = self.estimator.begin(self.rule, self.theta, params)
         losses, norms, skipped = [], [], 0
         length = self.estimator.truncation or problem.horizon
         for at in range(0, problem.horizon, length):
             steps = min(length, problem.horizon - at)
-            batches = problem.batches(self.generator, problem.workers, steps)
+            batches = problem.batches(self.generator, problem.workers, steps).to(self.theta.device)
             estimate, carried = self.estimator.segment(
                 self.rule, problem, self.theta, carried, instances, batches, at, self.generator
             )
@@ -100,7 +106,7 @@ class MetaTrainer:
                 group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, (self.done - 1) / self.steps)))
             self.adam.step()
         self.runs += 1
-        return Progress(self.done, problem.name, torch.cat(losses), sum(norms) / len(norms), skipped)
+        return Progress(self.done, problem.name, torch.cat(losses).cpu(), sum(norms) / len(norms), skipped)
 
     def validate(self, workers: int = 32) -> dict[str, float]:
         """Mean over held-out instances of what training minimises, by problem; the best θ by their sum is kept."""
@@ -117,13 +123,13 @@ class MetaTrainer:
     def state_dict(self) -> dict[str, Any]:
         """All that going on needs, between two runs."""
         return {
-            "theta": self.theta.clone(),
+            "theta": self.theta.to("cpu", copy=True),
             "adam": self.adam.state_dict(),
             "generator": self.generator.get_state(),
             "done": self.done,
             "runs": self.runs,
             "best": self.best,
-            "best_theta": self.best_theta.clone(),
+            "best_theta": self.best_theta.to("cpu", copy=True),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -132,7 +138,7 @@ class MetaTrainer:
         self.adam.load_state_dict(state["adam"])
         self.generator.set_state(state["generator"])
         self.done, self.runs, self.best = state["done"], state["runs"], state["best"]
-        self.best_theta = state["best_theta"].clone()
+        self.best_theta = state["best_theta"].to(self.theta.device, copy=True)
 
 
 def evaluate(
@@ -144,7 +150,13 @@ def evaluate(
     """
     generator = torch.Generator().manual_seed(seed)
     steps = (problem.horizon if horizon is None else horizon) + 1
-    instances, params = problem.draw(generator, workers)
-    batches = problem.batches(generator, workers, steps)
+    instances, params = to_device(problem.draw(generator, workers), theta.device)
+    batches = problem.batches(generator, workers, steps).to(theta.device)
     with torch.no_grad():
-        return unroll_all(rule, problem, theta, begin(rule, params), instances, batches, 0)[1]
+        return unroll_all(rule, problem, theta, begin(rule, params), instances, batches, 0)[1].cpu()
+
+
+def to_device(drawn: tuple[Params, Params], device: torch.device) -> tuple[Params, Params]:
+    """Instances and parameters, which are drawn on the CPU."""
+    instances, params = ({name: x.to(device) for name, x in part.items()} for part in drawn)
+    return instances, params

@@ -273,7 +273,7 @@ def unroll_all(
 
 
 def _normal(theta: Tensor, count: int, sigma: float, generator: torch.Generator) -> Tensor:
-    return sigma * torch.randn(count, len(theta), generator=generator, dtype=theta.dtype)
+    return sigma * torch.randn(count, len(theta), generator=generator, dtype=theta.dtype).to(theta.device)
 
 
 def _weighted(eps: Tensor, plus: Tensor, minus: Tensor, sigma: float) -> Tensor:

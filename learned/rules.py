@@ -22,17 +22,15 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
+from learned.numeric import Number, kept, of
 from primitives import ProgramError
 from primitives.kinds import SCALES
 
-Memory = dict[str, Tensor]
+Memory = dict[str, Number]
 
 
 class Seen(NamedTuple):
-    """Sums over all parameters that a rate governs, 0-dimensional float64.
+    """Sums over all parameters that a rate governs, each a number (see `learned.numeric`).
 
     Attributes:
         dot: ⟨g, u⟩; the derivative of the loss with respect to the rate is its negative.
@@ -40,53 +38,57 @@ class Seen(NamedTuple):
         alpha: the rate.
     """
 
-    dot: Tensor
-    g2: Tensor
-    u2: Tensor
-    alpha: Tensor
+    dot: Number
+    g2: Number
+    u2: Number
+    alpha: Number
 
     @property
-    def cosine(self) -> Tensor:
+    def cosine(self) -> Number:
         """Of gradient and last step, in [-1, 1]."""
-        return self.dot / (self.g2.sqrt() * self.u2.sqrt())
+        return of(self.dot).divide(self.dot, self.g2**0.5 * self.u2**0.5)
 
 
 class Rule(NamedTuple):
     """`init()` gives the first memory, ``step(memory, seen, κ)`` a change of log α and the next memory."""
 
     init: Callable[[], Memory]
-    step: Callable[[Mapping[str, Tensor], Seen, float], tuple[Tensor, Memory]]
+    step: Callable[[Mapping[str, Number], Seen, float], tuple[Number, Memory]]
     hyper_lr: float
 
 
 def _zeros(*names: str) -> Callable[[], Memory]:
-    return lambda: {name: torch.zeros((), dtype=torch.float64) for name in names}
+    return lambda: {name: kept(0.0) for name in names}
 
 
-def _additive(memory: Mapping[str, Tensor], seen: Seen, k: float) -> tuple[Tensor, Memory]:
-    return torch.log1p((k * seen.dot / seen.alpha).clamp(-0.5, 1.0)), {}
+def _log_grown(share: Number) -> Number:
+    """Change of the logarithm of what grows by a share of itself, between a half and its double."""
+    return of(share).log1p(of(share).clip(share, -0.5, 1.0))
 
 
-def _multiplicative(memory: Mapping[str, Tensor], seen: Seen, k: float) -> tuple[Tensor, Memory]:
+def _additive(memory: Mapping[str, Number], seen: Seen, k: float) -> tuple[Number, Memory]:
+    return _log_grown(k * seen.dot / seen.alpha), {}
+
+
+def _multiplicative(memory: Mapping[str, Number], seen: Seen, k: float) -> tuple[Number, Memory]:
     return k * seen.cosine, {}
 
 
-def _traced(memory: Mapping[str, Tensor], seen: Seen, k: float) -> tuple[Tensor, Memory]:
+def _traced(memory: Mapping[str, Number], seen: Seen, k: float) -> tuple[Number, Memory]:
     trace = 0.9 * memory["trace"] + 0.1 * seen.cosine
     weight = 0.9 * memory["weight"] + 0.1  # of what the trace has seen so far
     return k * trace / weight, {"trace": trace, "weight": weight}
 
 
-def _two_sided(memory: Mapping[str, Tensor], seen: Seen, k: float) -> tuple[Tensor, Memory]:
+def _two_sided(memory: Mapping[str, Number], seen: Seen, k: float) -> tuple[Number, Memory]:
     change, after = _traced(memory, seen, k)
-    return torch.where(change.abs() > k * MARGIN, change, 0.0), after
+    return of(change).where(abs(change) > k * MARGIN, change, 0.0), after
 
 
-def _scaled(memory: Mapping[str, Tensor], seen: Seen, k: float) -> tuple[Tensor, Memory]:
-    h = torch.where(memory["g2"] > 0, seen.dot / memory["g2"], 0.0)
-    square = memory["square"] + h.square()
-    step = k * h / (square.sqrt() + 1e-30)
-    return torch.log1p(step.clamp(-0.5, 1.0)), {"g2": seen.g2, "square": square}
+def _scaled(memory: Mapping[str, Number], seen: Seen, k: float) -> tuple[Number, Memory]:
+    h = of(seen.dot).where(memory["g2"] > 0, of(seen.dot).divide(seen.dot, memory["g2"]), 0.0)
+    square = memory["square"] + h * h
+    return _log_grown(k * h / (square**0.5 + 1e-30)), {"g2": seen.g2, "square": square}
 
 
 def tower(depth: int) -> Rule:
@@ -95,13 +97,13 @@ def tower(depth: int) -> Rule:
         raise ProgramError(f"a tower has at least 1 level, got {depth!r}")
     names = [f"log_rate{i}" for i in range(1, depth)], [f"last{i}" for i in range(1, depth)]
 
-    def step(memory: Mapping[str, Tensor], seen: Seen, k: float) -> tuple[Tensor, Memory]:
+    def step(memory: Mapping[str, Number], seen: Seen, k: float) -> tuple[Number, Memory]:
         h, change, new = seen.cosine, None, {}
         for rate, last in zip(*names, strict=True):
             above = h * memory[last]
             new[last] = h
-            new[rate] = (memory[rate] + k * above).clamp(-5.0, 3.0)
-            change = k * new[rate].exp() * h if change is None else change
+            new[rate] = of(h).clip(memory[rate] + k * above, -5.0, 3.0)
+            change = k * of(h).exp(new[rate]) * h if change is None else change
             h = above
         return (k * h if change is None else change), new
 
@@ -124,7 +126,7 @@ TRUSTED = 0.05  # the same for the rate that was given
 MEMORY_OF_LARGE = 0.999  # by which the largest seen update per rate is forgotten a step
 
 
-def cap(large: Tensor, given: Tensor, relative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def cap(large: Number, given: Number, relative: Number) -> tuple[Number, Number, Number]:
     """Upper bound of log α, and both memories for the next.
 
     α r ≤ 1 %, with r the median over all matrices of ‖u‖ / ‖p‖: what one step at rate 1 changes of them. Updates of
@@ -135,22 +137,23 @@ def cap(large: Tensor, given: Tensor, relative: Tensor) -> tuple[Tensor, Tensor,
     Somebody chose the first rate, `given`, which says something: α ≤ `given` is allowed, too, unless that ever makes
     more than 5 %. From then on it counts for nothing, as 0.
     """
-    large = torch.maximum(MEMORY_OF_LARGE * large, relative)
-    given = torch.where(given * large > TRUSTED, 0.0, given)
-    return torch.log(torch.maximum(CAP / large, given)), large, given
+    do = of(relative)
+    large = do.maximum(MEMORY_OF_LARGE * large, relative)
+    given = do.where(given * large > TRUSTED, 0.0, given)
+    return do.maximum(math.log(CAP) - do.log(large), do.log(given)), large, given
 
 
 _DRIFT = 3.0  # in unconstrained space: the furthest that a hyperparameter other than lr moves from where it began
 _SHRINK = 0.01  # share of itself by which a group's or a tensor's deviation from its parent shrinks in a step
 
 
-def towards_parent(own: Tensor, change: Tensor) -> Tensor:
+def towards_parent(own: Number, change: Number) -> Number:
     """A deviation in log space after a step: it shrinks, and moves by `change` where that is finite; at most e² ×."""
     moved = (1 - _SHRINK) * own + change
-    return torch.where(torch.isfinite(moved), moved, own).clamp(-2.0, 2.0)
+    return of(moved).clip(of(moved).where(of(moved).isfinite(moved), moved, own), -2.0, 2.0)
 
 
-def on_scale(scale: str, value: Tensor, start: float, change: Tensor) -> Tensor:
+def on_scale(scale: str, value: Number, start: float, change: Number) -> Number:
     """A hyperparameter moved by `change` in the space of its scale (see `primitives.kinds.SCALES`).
 
     It stays within 3 of its first value there, which is a factor of 20 for `log`; one that is switched off stays so.
@@ -159,13 +162,13 @@ def on_scale(scale: str, value: Tensor, start: float, change: Tensor) -> Tensor:
     if not math.isfinite(begin):
         return value
     forward, inverse = _MAPS[scale]
-    return inverse((forward(value) + change).clamp(begin - _DRIFT, begin + _DRIFT))
+    return inverse(of(change).clip(forward(value) + change, begin - _DRIFT, begin + _DRIFT))
 
 
-_MAPS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "log": (torch.log, torch.exp),
-    "unit": (torch.logit, torch.sigmoid),
-    "linear": (torch.clone, torch.clone),
+_MAPS: dict[str, tuple[Callable[[Number], Number], Callable[[Number], Number]]] = {
+    "log": (lambda x: of(x).log(x), lambda x: of(x).exp(x)),
+    "unit": (lambda x: of(x).log(x / (1 - x)), lambda x: 1 / (1 + of(x).exp(-x))),
+    "linear": (lambda x: x, lambda x: x),
 }
 
 __all__ = ["CAP", "MARGIN", "RULES", "TRUSTED", "Memory", "Rule", "Seen", "cap", "on_scale", "towards_parent", "tower"]

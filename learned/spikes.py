@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from learned.numeric import Number, kept, of
 from primitives.parameters import global_norm
 
 SPIKE = 10.0  # times their usual norm, to which larger gradients are scaled
@@ -22,10 +23,10 @@ _GRADIENTS = 16  # of these, evenly spaced: each takes as long as a thousand ele
 def sampled(gradients: Sequence[Tensor]) -> Tensor:
     """Norm of about 64 elements each of 16 to 31 gradients, evenly spaced; of all, if they are fewer."""
     flat = [g.reshape(-1) for g in gradients[:: max(1, len(gradients) // _GRADIENTS)]]
-    return torch.linalg.vector_norm(torch.cat([g[:: max(1, g.numel() // _SAMPLED)] for g in flat]).double())
+    return torch.linalg.vector_norm(torch.cat([g[:: max(1, len(g) // _SAMPLED)] for g in flat]).double())
 
 
-def damping(gradients: Sequence[Tensor], usual: Tensor, sample: Tensor, usual_sample: Tensor) -> Tensor:
+def damping(gradients: Sequence[Tensor], usual: Number, sample: Number, usual_sample: Number) -> Tensor:
     """What to multiply gradients by, so that their norm is at most 10 times the `usual` one; 0-dimensional float64.
 
     Args:
@@ -34,18 +35,18 @@ def damping(gradients: Sequence[Tensor], usual: Tensor, sample: Tensor, usual_sa
         sample, usual_sample: the same, now and usually, of what `sampled` looks at. Only where that shows less than 3
             times the usual is nothing else looked at, and only on CPUs, where knowing it does not wait for a device.
     """
-    one = torch.ones((), dtype=torch.float64, device=sample.device)
-    if sample.device.type == "cpu" and sample <= _DOUBTFUL * usual_sample:
-        return one
-    norm, limit = global_norm(gradients).double(), SPIKE * usual
-    return torch.where((norm > limit) & (usual > 0), limit / norm, one)
+    if (isinstance(sample, float) or not sample.is_cuda) and sample <= _DOUBTFUL * usual_sample:
+        return kept(1.0)
+    norm, limit = global_norm(gradients).double(), SPIKE * kept(usual)
+    return torch.where((norm > limit) & (limit > 0), limit / norm, 1.0)
 
 
-def follow(usual: Tensor, seen: Tensor) -> Tensor:
+def follow(usual: Number, seen: Number) -> Number:
     """Average of norms that decays by 0.9: the first counts fully, one not finite not, one too large as 10 × usual."""
-    seen = torch.where(usual > 0, torch.minimum(seen, SPIKE * usual), seen)
-    after = torch.where(usual > 0, torch.lerp(usual, seen, 0.1), seen)
-    return torch.where(torch.isfinite(after), after, usual)
+    where, known = of(seen).where, usual > 0
+    seen = where(known, of(seen).minimum(seen, SPIKE * usual), seen)
+    after = where(known, usual + 0.1 * (seen - usual), seen)
+    return where(of(after).isfinite(after), after, usual)
 
 
 __all__ = ["SPIKE", "damping", "follow", "sampled"]

@@ -37,6 +37,12 @@ def meta_train(
             show_default="1 of bptt, 0 of tbptt",
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Training runs at once; a GPU wants many.", show_default="as the problem has"
+        ),
+    ] = None,
     start: Annotated[
         str | None, typer.Option(metavar="WEIGHTS", help="Begin with these, a file or shipped ones' name.")
     ] = None,
@@ -65,7 +71,7 @@ def meta_train(
     from experiments.training.meta_command import MetaOptions, meta_train_command
 
     names = None if problems is None else [name.strip() for name in problems.split(",")]
-    given = (rule, names, estimator, steps, seed, lr, raw or None, curvature, start)
+    given = (rule, names, estimator, steps, seed, lr, raw or None, curvature, workers, start)
     meta_train_command(MetaOptions(*given, minutes, run_dir, resume, json_file))
 
 

@@ -20,6 +20,7 @@ from experiments.files import check_can_write, write_atomic
 from experiments.progress import progress_bar
 from experiments.provenance import provenance
 from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
+from experiments.training.options import device_type
 from learned.meta_distil import candidates, distil, samples
 from learned.meta_models import RULES, LSTMRule, flatten, unflatten
 from learned.meta_tasks import Problem, classifier, quadratics
@@ -32,7 +33,7 @@ from primitives.pseudocode import pseudo_code
 VALIDATE_EVERY = 20  # training runs
 SAVE_EVERY = 30.0  # seconds; checkpoints lie between training runs, so that when they are written changes nothing
 DEFAULTS: dict[str, Any] = {"problems": ["digits"], "estimator": "bptt", "steps": 300, "seed": 0, "lr": 3e-3}
-DEFAULTS |= {"raw": False, "start": None, "curvature": None}
+DEFAULTS |= {"raw": False, "start": None, "curvature": None, "workers": None}
 CONFIG, CHECKPOINT, WEIGHTS = "meta.json", "checkpoint.pt", "weights.safetensors"
 
 
@@ -75,6 +76,7 @@ class MetaOptions:
     lr: float | None = None
     raw: bool | None = None
     curvature: float | None = None
+    workers: int | None = None
     start: str | None = None
     minutes: float | None = None
     run_dir: Path | None = None
@@ -145,7 +147,10 @@ def build(config: dict[str, Any]) -> MetaTrainer:
         raise UserError("--raw leaves out the preprocessing of the LSTM; the MLP has features instead")
     rule = LSTMRule(p=None, scale=1.0) if config["raw"] else RULES[config["rule"]]()
     start = None if config["start"] is None else flatten(load(config["start"], rule).weights, rule)
-    return MetaTrainer(rule, problems, estimator, config["steps"], seed=config["seed"], lr=config["lr"], start=start)
+    return MetaTrainer(
+        rule, problems, estimator, config["steps"], seed=config["seed"], lr=config["lr"], start=start,
+        workers=config.get("workers"), device=device_type(),
+    )  # fmt: skip
 
 
 def train(trainer: MetaTrainer, steps: int, folder: Path, minutes: float | None, seconds: float) -> float:
@@ -206,6 +211,7 @@ def finish(trainer: MetaTrainer, config: dict[str, Any], folder: Path, seconds: 
         "torch": source["versions"]["torch"],
         "threads": source["hardware"]["threads"],
         "cpu": source["hardware"]["cpu"],
+        "gpu": source["hardware"]["gpu"],
     }
     if config["start"] is not None:
         before = load(config["start"], trainer.rule).card
@@ -220,7 +226,7 @@ def finish(trainer: MetaTrainer, config: dict[str, Any], folder: Path, seconds: 
 
 
 def _given(options: MetaOptions) -> dict[str, Any]:
-    names = ("rule", "problems", "estimator", "steps", "seed", "lr", "raw", "curvature", "start")
+    names = ("rule", "problems", "estimator", "steps", "seed", "lr", "raw", "curvature", "workers", "start")
     return {n: v for n in names if (v := getattr(options, n)) is not None}
 
 
