@@ -18,9 +18,10 @@ import torch
 
 from baselines import BASELINES
 from experiments.compare import work
+from experiments.compare.batches import ROOM_OF_GPU
 from experiments.compare.command import Asked, compare_command, make_plan, newest_search
 from experiments.compare.contest import contest
-from experiments.compare.plan import FACTORS, Plan, Row, check_plan, pending, quick, tuning
+from experiments.compare.plan import FACTORS, Plan, Row, block_size, check_plan, pending, quick, tuning
 from experiments.compare.tuning import Jobs, proposals
 from experiments.compare.work import run_job, study_name, work_together
 from experiments.errors import UserError
@@ -94,6 +95,12 @@ def test_blocks_do_not_change_what_is_tried(line: str) -> None:
     whole = tuning(plan, line, 1.0, {}, 32).jobs
     parts = tuning(plan, line, 1.0, {}, 2).jobs
     assert [c for job in parts if job.row == 1 for c in job.configurations] == list(whole[1].configurations)
+
+
+def test_more_trials_train_at_once_where_there_is_room(line: str) -> None:
+    small, large = plan_of(line), plan_of(line, room=ROOM_OF_GPU)
+    assert [block_size(small, n) for n in (60_000, 70_000, 1_300_000)] == [8, 1, 1]
+    assert [block_size(large, n) for n in (60_000, 1_300_000, 124_000_000)] == [8, 8, 1]
 
 
 def test_a_winner_at_an_edge_widens_it_and_gives_everybody_as_many_trials(line: str) -> None:

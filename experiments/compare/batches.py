@@ -14,8 +14,11 @@ from primitives import Program
 MAX_RUNS = 128
 """Most training runs in one batch."""
 
-MAX_ELEMENTS = 1_000_000
+ROOM = 1_000_000
 """Most model parameters in one batch, over all of its runs: bounds memory for larger models."""
+
+ROOM_OF_GPU = 64_000_000
+"""The same on an accelerator, which is idle with less: steps of a few runs take as long as those of fifty."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many runs are finished, and how many are known to be needed."""
@@ -42,15 +45,16 @@ def train_all(
     what: str,
     report: Progress,
     watch: bool = False,
+    room: int = ROOM,
 ) -> Results:
     """Train every member from every seed, in batches that fit in memory; with `watch`, `valid_curve` is not empty.
 
     A batch holds all members of its seeds where it can, so that what is compared is computed in the same
-    call.
+    call. `elements` is the number of parameters of a model, `room` the most of a batch.
     """
     from search.population import train_members
 
-    limit = max(1, min(MAX_RUNS, MAX_ELEMENTS // max(1, elements)))
+    limit = max(1, min(MAX_RUNS, room // max(1, elements)))
     seeds_at_once = max(1, limit // len(members))
     members_at_once = max(1, limit // seeds_at_once)
     columns = []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.compare.batches import ROOM, ROOM_OF_GPU
 from experiments.compare.comparison import SEEDS, TUNE_SEEDS
 from experiments.compare.contest import contest
 from experiments.compare.origin import count_seen, origin, origin_sentences, random_control
@@ -20,6 +21,7 @@ from experiments.files import check_can_write, write_atomic
 from experiments.programs import HALL_OF_FAME, resolve_program, usual_rate
 from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from experiments.tasks import TASKS, get_task
+from experiments.training.options import device_type
 from primitives import print_program
 from primitives.task import initial_model
 
@@ -101,7 +103,8 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
         rows.append(Row(CONTROL, print_program(random_control(like)), usual_rate(CONTROL), control=True))
     tasks = _tasks(asked, {row["task"] for row in origins})
     horizons = tuple(_number(part, "--horizons") for part in asked.horizons.split(","))
-    plan = Plan(tuple(rows), tasks, horizons, origins=tuple(origins), **(asked.settings or {}))
+    room = ROOM if device_type() == "cpu" else ROOM_OF_GPU
+    plan = Plan(tuple(rows), tasks, horizons, room=room, origins=tuple(origins), **(asked.settings or {}))
     plan = quick(plan) if asked.quick else plan
     check_plan(plan)
     if plan.tune_seeds > SEEDS[0] - TUNE_SEEDS[0]:

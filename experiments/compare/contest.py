@@ -67,7 +67,7 @@ def _comparison(plan: Plan, name: str, horizon: float, results: Results, seconds
     """One unit; its p values are corrected later, together with those of the others."""
     task = get_task(name)
     protocol = plan.protocol(task, horizon)
-    tuned = tuning(plan, name, horizon, results, block_size(parameter_count(task)))
+    tuned = tuning(plan, name, horizon, results, block_size(plan, parameter_count(task)))
     entries = []
     for row, what in enumerate(plan.rows):
         unit = f"{name} {horizon:g}"

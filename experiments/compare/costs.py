@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from experiments.compare.comparison import Costs
+from experiments.training.options import device_type
 from primitives import Program, ProgramOptimizer, Task
 from primitives.compiled import kernel
 from primitives.task import batch_indices, initial_model
@@ -53,25 +54,26 @@ class PeakMemory(TorchDispatchMode):
 
 
 def measure_costs(task: Task, program: Program, lr: float, compiling: bool = True) -> Costs:
-    """Costs of training the task's model with `program`, as `ProgramOptimizer` runs it on this machine, on one thread.
+    """Costs of training the task's model with `program`, as `ProgramOptimizer` runs it on this machine's device.
 
     Times are medians of `STEPS` steps. The peak is that of the plain step, which makes a tensor for each statement; a
     compiled one works in place. Compiling is timed where there is a compiler, if
     `compiling`: it depends on the program far more than on the task.
     """
-    model = initial_model(task, 0)
+    device = device_type()
+    model = initial_model(task, 0).to(device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = ProgramOptimizer(parameters, program, lr, total_steps=STEPS + WARM)
     data = task.data().train
     step_ms, rule_ms = [], []
     for number, indices in enumerate(batch_indices(len(data), task.batch_size, STEPS + WARM, 0)):
-        begin = time.perf_counter()
-        inputs, targets = data.batch(indices)
+        begin = _now()
+        inputs, targets = (x.to(device) for x in data.batch(indices))
         optimizer.zero_grad()
         task.loss(model(inputs), targets).backward()
-        middle = time.perf_counter()
+        middle = _now()
         optimizer.step()
-        end = time.perf_counter()
+        end = _now()
         if number >= WARM:
             step_ms.append(1e3 * (end - begin))
             rule_ms.append(1e3 * (end - middle))
@@ -82,6 +84,13 @@ def measure_costs(task: Task, program: Program, lr: float, compiling: bool = Tru
     return Costs(median(step_ms), median(rule_ms), memory.peak / count, seconds)
 
 
+def _now() -> float:
+    """Seconds, when the device has done all that it was given."""
+    if device_type() != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
 def _compile_seconds(parameters: list[torch.nn.Parameter], program: Program, lr: float) -> float | None:
     """Time of the first compiled step less that of the second; None if it cannot be compiled here."""
     times = []
@@ -89,9 +98,9 @@ def _compile_seconds(parameters: list[torch.nn.Parameter], program: Program, lr:
     try:
         optimizer = ProgramOptimizer(parameters, program, lr, compile=True, total_steps=STEPS + WARM)
         for _ in range(2):
-            begin = time.perf_counter()
+            begin = _now()
             optimizer.step()
-            times.append(time.perf_counter() - begin)
+            times.append(_now() - begin)
     except Exception:  # no compiler, or one that fails: the program still trains without
         return None
     return max(0.0, times[0] - times[1])

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from experiments.compare.batches import ROOM
 from experiments.compare.comparison import SEEDS, TUNE_SEEDS, Protocol, Trial
 from experiments.compare.schedule import SCHEDULES
 from experiments.compare.spaces import RATE, Space, configured, spaces
@@ -26,8 +27,7 @@ FACTORS = tuple(float(f"{10 ** (k / 4):.4g}") for k in range(-4, 5))
 """Of the tuned learning rate, at which sensitivity is measured: quarter-decades up to one decade away."""
 
 BLOCK = 8
-"""Trials trained as one population, where the model has at most `SMALL` parameters; larger ones train one at a time."""
-SMALL = 60_000
+"""Trials trained as one population, where there is room for their models; larger ones train one at a time."""
 
 Results = Mapping[str, Any]
 
@@ -69,6 +69,7 @@ class Plan:
         schedule, warmup, clip: of the learning rate; warm-up as a share of the run; largest norm of gradients.
         smallest_effect: share of the loss below which a difference does not matter.
         widenings: how often ranges may be widened.
+        room: parameters of models that are trained at once, over all runs of a population; a GPU wants many.
         origins: what is known of programs that a search found, for the report.
     """
 
@@ -86,6 +87,7 @@ class Plan:
     clip: float = 0.0
     smallest_effect: float = 0.01
     widenings: int = 2
+    room: int = ROOM
     origins: tuple[dict[str, Any], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -241,9 +243,9 @@ def rule(plan: Plan, job: Job, configuration: Mapping[str, float]) -> Program:
     return configured(plan.rows[job.row].program, configuration)
 
 
-def block_size(parameters: int) -> int:
+def block_size(plan: Plan, parameters: int) -> int:
     """How many trials of a model of so many parameters are trained as one population."""
-    return BLOCK if parameters <= SMALL else 1
+    return BLOCK if BLOCK * plan.tune_seeds * parameters <= plan.room else 1
 
 
 def quick(plan: Plan) -> Plan:

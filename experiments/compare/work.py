@@ -43,7 +43,7 @@ def work(url: str, plan: Plan, report: Report = lambda what, done, total: None) 
     torch.set_num_threads(1)  # processes share the cores; within one, members are stacked
     jobs = Jobs(url, study_name(plan))
     parent = multiprocessing.parent_process()
-    blocks = {name: block_size(parameter_count(get_task(name))) for name in plan.tasks}
+    blocks = {name: block_size(plan, parameter_count(get_task(name))) for name in plan.tasks}
     while parent is None or parent.is_alive():
         results = jobs.results()
         waiting = {job.name: job for job in pending(plan, results, blocks)}
@@ -105,10 +105,13 @@ def run_job(plan: Plan, job: Job) -> dict[str, Any]:
     ]
     final = job.kind == "final"
     seeds, splits = (protocol.seeds, ("valid", "test")) if final else (protocol.tune_seeds, ("valid",))
-    results = train_all(
-        protocol, members, seeds, splits, parameter_count(task), "", lambda what, done, total: None, watch=final
-    )
+    size = parameter_count(task)
+    results = train_all(protocol, members, seeds, splits, size, "", _silent, watch=final, room=plan.room)
     return _final(results) if final else {"trials": _trials(job, protocol, results)}
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Jobs are what is reported."""
 
 
 def _trials(job: Job, protocol: Protocol, results: Results) -> list[dict[str, Any]]:
