@@ -80,6 +80,7 @@ class Features(NamedTuple):
         program, registers = self.part(g.shape)
         reads, function, literals = _compiled(program, registers)
         _, values = function([inputs[name] for name in reads], literals, tuple(range(g.ndim)), g.dtype)
+        values = [x.to(g.device) for x in values]  # what only depends on the step is on the CPU
         columns = [x.expand(g.shape).reshape(-1) for x in values[len(program.state) :]]
         state = {s.name: x for s, x in zip(program.state, values, strict=False)}
         return torch.stack(columns, -1), state

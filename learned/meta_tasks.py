@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -94,7 +93,7 @@ def classifier(
 
     Args:
         name: of the data.
-        inputs: ``[examples, features]``.
+        inputs: ``[examples, features]``, on the device that trains.
         targets: classes, int64 ``[examples]``.
         hidden: widths of the hidden layers.
         activation: a key of `ACTIVATIONS`.
@@ -111,15 +110,11 @@ def classifier(
                 params[f"{k}.{part}"] = (2 * torch.rand(count, *shape, generator=generator) - 1) / i**0.5
         return {}, params
 
-    @cache
-    def data(device: torch.device) -> tuple[Tensor, Tensor]:
-        return inputs.to(device), targets.to(device)
-
     def loss(params: Params, instance: Mapping[str, Tensor], batch: Tensor) -> Tensor:
-        x, y = (part[batch] for part in data(batch.device))
+        x = inputs[batch]
         for k in range(len(widths) - 1):
             x = (act(x) if k else x) @ params[f"{k}.weight"].T + params[f"{k}.bias"]
-        return torch.nn.functional.cross_entropy(x, y)
+        return torch.nn.functional.cross_entropy(x, targets[batch])
 
     def batches(generator: torch.Generator, count: int, steps: int) -> Tensor:
         return torch.randint(len(inputs), (count, steps, batch_size), generator=generator)

@@ -16,7 +16,11 @@ from baselines import BASELINES
 from experiments.tasks import get_task
 from experiments.tasks.losses import cross_entropy
 from experiments.tasks.transformers import GPT
-from learned import learn
+from learned import MetaOptimizer, learn
+from learned.meta_models import RULES
+from learned.meta_tasks import classifier
+from learned.meta_trainer import MetaTrainer
+from learned.meta_training import ESTIMATORS
 from primitives import Program, ProgramOptimizer
 from primitives.task import Splits, Task, TensorSplit, initial_model
 from search import population
@@ -129,3 +133,24 @@ def test_gradients_of_a_transformer_are_recorded(vocabulary: int, context: int) 
         found.append((losses.cpu(), buffer.cpu()))
     assert gradients._recorded is not None and gradients._recorded.replay.graph is not None
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["bptt", "pes"])
+@pytest.mark.parametrize("rule", ["lstm", "mlp"])
+def test_meta_training_is_the_same_on_both(rule: str, estimator: str) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(60, 6, generator=drawn), torch.randint(3, (60,), generator=drawn)
+    found = []
+    for device in ("cpu", "cuda"):
+        data = (x.to(device) for x in (inputs, targets))
+        problem = classifier("toy", *data, (5,), horizon=6, workers=3, batch_size=8)
+        trainer = MetaTrainer(RULES[rule](), [problem], ESTIMATORS[estimator](), 3, workers=4, device=device)
+        losses = torch.stack([trainer.run().losses for _ in range(3)])
+        found.append((losses, trainer.state_dict()["theta"], torch.tensor(list(trainer.validate().values()))))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["lstm-classifiers", "mlp-classifiers"])
+def test_a_learned_rule_trains_on_both_alike(weights: str) -> None:
+    make = functools.partial(MetaOptimizer, learned=weights, lr=0.1)
+    torch.testing.assert_close(trained("cuda", make), trained("cpu", make), rtol=1e-3, atol=1e-5)

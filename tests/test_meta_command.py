@@ -20,7 +20,7 @@ from primitives import parse_program
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meta_command, "VALIDATE_EVERY", 2)
-    problems = {"quadratics": lambda: quadratics(3, 10, 4), "others": lambda: quadratics(2, 30, 4)}
+    problems = {"quadratics": lambda device: quadratics(3, 10, 4), "others": lambda device: quadratics(2, 30, 4)}
     monkeypatch.setattr(meta_command, "PROBLEMS", problems)
 
 

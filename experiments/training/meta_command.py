@@ -37,7 +37,7 @@ DEFAULTS |= {"raw": False, "start": None, "curvature": None, "workers": None}
 CONFIG, CHECKPOINT, WEIGHTS = "meta.json", "checkpoint.pt", "weights.safetensors"
 
 
-def digit_images(side: int) -> tuple[Tensor, Tensor]:
+def digit_images(side: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Training images as pixels in [0, 1] ``[examples, side²]``, and classes: 8 is scikit-learn's, 28 and 14 MNIST's.
 
     Raises:
@@ -47,21 +47,21 @@ def digit_images(side: int) -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits
 
         x, y = load_digits(return_X_y=True)
-        return torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y).long()
+        return torch.tensor(x / 16, dtype=torch.float32).to(device), torch.tensor(y).long().to(device)
     from experiments.tasks import get_task
 
     train: Any = get_task("mnist").data().train
     pixels = train.pixels.float() / 255
-    return avg_pool2d(pixels, 28 // side).flatten(1), train.classes
+    return avg_pool2d(pixels, 28 // side).flatten(1).to(device), train.classes.to(device)
 
 
-PROBLEMS: dict[str, Callable[[], Problem]] = {
-    "quadratics": quadratics,
-    "digits": lambda: classifier("digits", *digit_images(8), workers=4),
-    "mnist-small": lambda: classifier("mnist-small", *digit_images(14), workers=2),
-    "mnist": lambda: classifier("mnist", *digit_images(28), workers=1),
+PROBLEMS: dict[str, Callable[[str], Problem]] = {
+    "quadratics": lambda device: quadratics(),
+    "digits": lambda device: classifier("digits", *digit_images(8, device), workers=4),
+    "mnist-small": lambda device: classifier("mnist-small", *digit_images(14, device), workers=2),
+    "mnist": lambda device: classifier("mnist", *digit_images(28, device), workers=1),
 }
-"""What rules can be meta-trained on, by name; `mnist-small` has its pixels averaged two by two."""
+"""What rules can be meta-trained on, by name, for a device; `mnist-small` has its pixels averaged two by two."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def build(config: dict[str, Any]) -> MetaTrainer:
         for name in names:
             if name not in known:
                 raise unknown(what, str(name), known)
-    problems = [PROBLEMS[name]() for name in config["problems"]]
+    problems = [PROBLEMS[name](device_type()) for name in config["problems"]]
     estimator: Any = ESTIMATORS[config["estimator"]]()
     if config.get("curvature") is not None:
         if not isinstance(estimator, Backpropagation):
@@ -189,7 +189,7 @@ def finish(trainer: MetaTrainer, config: dict[str, Any], folder: Path, seconds: 
     """Write weights, card and result; the trainer's own state stays what going on needs."""
     state = trainer.state_dict()
     trainer.validate()
-    theta = trainer.best_theta
+    theta = trainer.best_theta.cpu()
     trainer.theta.copy_(theta)
     validation = trainer.validate()
     trainer.load_state_dict(state)
@@ -253,7 +253,7 @@ def _restore(trainer: MetaTrainer, folder: Path) -> float:
     if not path.is_file():
         return 0.0  # interrupted before the first checkpoint
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         trainer.load_state_dict(state)
     except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is no checkpoint of this run: {str(error).splitlines()[0][:200]}") from None
@@ -275,7 +275,7 @@ def distil_command(
     for name in names:
         if name not in PROBLEMS:
             raise unknown("problem", name, PROBLEMS)
-    problem = PROBLEMS[names[0]]()
+    problem = PROBLEMS[names[0]]("cpu")
     dictionary = candidates()
     workers = min(problem.workers, 16)
     fitted, held_out = (samples(rule, problem, weights, s, workers, dictionary) for s in (seed, seed + 1))
