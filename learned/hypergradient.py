@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from torch.optim.optimizer import ParamsT
 from learned.measured import Measured, Moved, placed
 from learned.numeric import Number, kept, median, near, of, quiet, total
 from learned.rules import RULES, Seen, cap, on_scale, towards_parent
-from learned.spikes import damping, follow, sampled
+from learned.spikes import damping, follow, sampled, spaced
 from learned.watched_optimizer import WatchedOptimizer
 from primitives import Program, ProgramError
 from primitives.options import with_fallback
@@ -162,17 +161,17 @@ class LearnedOptimizer(WatchedOptimizer):
         if self.rule != "two-sided" or self.hyper_lr == 0:
             return
         first = self.param_groups[0]["learning"]
-        gradients = [p.grad for p in chain.from_iterable(self._ready) if p.grad is not None]
-        device = gradients[0].device
-        some = near(sampled([g for g in gradients if g.device == device]), device)
+        params, device = self._moved.params, self._moved.device
+        gradients = (g for p in params if (g := p.grad) is not None)
+        some = near(sampled([g for p in spaced(params) if (g := p.grad) is not None and g.device == device]), device)
         norm, usual_some = (near(first[name], device) for name in ("norm", "some"))
         self._damp = damping(gradients, norm, some, usual_some)
         self._share(some=follow(usual_some, some))
         if not self._probed:
             self._probed = True
             if "lr" in self.what and not float(first["large"]):
-                total = global_norm(gradients).double()
-                squares = [self._probe(group, p, total).to(device) for group, p in self._pairs()]
+                norm_now = global_norm(g for p in params if (g := p.grad) is not None).double()
+                squares = [self._probe(group, p, norm_now).to(device) for group, p in self._pairs()]
                 self._bound_from_above(self._moved, *(near(x, device) for x in torch.stack(squares, 1)))
                 for group in self.param_groups:
                     group["log_factor"] = group["learning"]["log"]

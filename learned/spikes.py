@@ -6,7 +6,7 @@ gradients once more makes a compiled step a fifth slower, so that a few elements
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,19 +14,25 @@ from torch import Tensor
 from learned.numeric import Number, kept, of
 from primitives.parameters import global_norm
 
+ONE = torch.ones((), dtype=torch.float64)
 SPIKE = 10.0  # times their usual norm, to which larger gradients are scaled
 _DOUBTFUL = 3.0  # times its usual norm, from which the sample calls for all
 _SAMPLED = 64  # elements of a gradient, about
 _GRADIENTS = 16  # of these, evenly spaced: each takes as long as a thousand elements
 
 
+def spaced(items: Sequence[Tensor]) -> Sequence[Tensor]:
+    """From 16 to 31 of them, evenly spaced; all, if they are fewer."""
+    return items[:: max(1, len(items) // _GRADIENTS)]
+
+
 def sampled(gradients: Sequence[Tensor]) -> Tensor:
     """Norm of about 64 elements each of 16 to 31 gradients, evenly spaced; of all, if they are fewer."""
-    flat = [g.reshape(-1) for g in gradients[:: max(1, len(gradients) // _GRADIENTS)]]
+    flat = [g.reshape(-1) for g in spaced(gradients)]
     return torch.linalg.vector_norm(torch.cat([g[:: max(1, len(g) // _SAMPLED)] for g in flat]).double())
 
 
-def damping(gradients: Sequence[Tensor], usual: Number, sample: Number, usual_sample: Number) -> Tensor:
+def damping(gradients: Iterable[Tensor], usual: Number, sample: Number, usual_sample: Number) -> Tensor:
     """What to multiply gradients by, so that their norm is at most 10 times the `usual` one; 0-dimensional float64.
 
     Args:
@@ -36,7 +42,7 @@ def damping(gradients: Sequence[Tensor], usual: Number, sample: Number, usual_sa
             times the usual is nothing else looked at, and only on CPUs, where knowing it does not wait for a device.
     """
     if (isinstance(sample, float) or not sample.is_cuda) and sample <= _DOUBTFUL * usual_sample:
-        return kept(1.0)
+        return ONE
     norm, limit = global_norm(gradients).double(), SPIKE * kept(usual)
     return torch.where((norm > limit) & (limit > 0), limit / norm, 1.0)
 
@@ -49,4 +55,4 @@ def follow(usual: Number, seen: Number) -> Number:
     return where(of(after).isfinite(after), after, usual)
 
 
-__all__ = ["SPIKE", "damping", "follow", "sampled"]
+__all__ = ["ONE", "SPIKE", "damping", "follow", "sampled", "spaced"]

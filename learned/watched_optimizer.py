@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learned.spikes import ONE
 from learned.watch import Watched, watched
 from primitives import Program, ProgramOptimizer
 from primitives.numbers import Numbers
@@ -29,7 +30,7 @@ class WatchedOptimizer(ProgramOptimizer):
     _ready: list[list[Tensor]]  # of each group, the parameters of this step
 
     def _start(self) -> None:
-        self._damp, self._ready = torch.ones((), dtype=torch.float64), []
+        self._damp, self._ready = ONE, []
         self._watches: dict[str, Watched] = {}  # by route: hashing a program takes longer than looking up a word
 
     def __getstate__(self) -> dict[str, Any]:
@@ -40,7 +41,7 @@ class WatchedOptimizer(ProgramOptimizer):
         self._start()
 
     def _before_step(self, ready: list[list[Tensor]]) -> None:
-        self._damp, self._ready = torch.ones((), dtype=torch.float64), ready
+        self._damp, self._ready = ONE, ready
 
     def _pairs(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
         for group, params in zip(self.param_groups, self._ready, strict=True):
