@@ -20,7 +20,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 _INK, _GRID = "#0A0B0C", "#0D0E0F"  # in SVGs, stand-ins for the page's colours
-_SIZE = (4.7, 3.4)
+_SIZE = (4.7, 3.9)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def svg(panel: Panel) -> str:
 def _figure(size: tuple[float, float]) -> Any:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=size, layout="constrained")
+    return Figure(figsize=size, layout="tight")  # twice as fast as "constrained"
 
 
 def _save(figure: Any, kind: str, salt: str, **options: Any) -> bytes:
@@ -140,18 +140,28 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _legend(axes: Any) -> None:
-    legend = axes.legend(frameon=False, fontsize=10, labelcolor=axes.ink)
-    legend.set_in_layout(True)
+    """Below the axes, where no curve can be."""
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.17), ncols=2, frameon=False, fontsize=10,
+                labelcolor=axes.ink, borderaxespad=0, columnspacing=1.2)  # fmt: skip
+
+
+def _log_ticks(axis: Any, subs: Sequence[float] = (1.0,), label: Callable[[float], str] = "{:g}".format) -> None:
+    """Ticks at `subs` of each decade. Labels without TeX and no minor ticks: these take most of the time of a plot."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=subs, numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def _power(value: float) -> str:
+    return "10" + f"{round(math.log10(value))}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _log_if_positive(axes: Any, lowest: float) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     if lowest > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _log_ticks(axes.yaxis, (1.0, 2.0, 5.0))
 
 
 def _draw_final(axes: Any, comparison: Comparison) -> None:
@@ -190,6 +200,7 @@ def _draw_sensitivity(axes: Any, comparison: Comparison) -> None:
         axes.plot(rates[best], mean[best], style["marker"], color=style["color"], markersize=11,
                   markeredgecolor=axes.ink, markeredgewidth=1.2)  # fmt: skip
     axes.set_xscale("log")
+    _log_ticks(axes.xaxis, label=_power)
     _log_if_positive(axes, lowest)
     axes.set_xlabel("learning rate")
     axes.set_ylabel("validation loss")
@@ -258,20 +269,11 @@ def profile_panel(profiles: dict[str, list[float]]) -> Panel:
         axes.set_ylim(0, 1.03)
         axes.set_xlabel("within this factor of the best test loss")
         axes.set_ylabel("share of problems")
-        _plain_ticks(axes.xaxis)
+        _log_ticks(axes.xaxis, (1.0, 2.0, 5.0) if end > 5 else (1.0, 1.2, 1.5, 2.0, 3.0))
         _legend(axes)
 
     caption = "A problem is a task, a horizon and a seed; higher is better. Runs that failed count as before training."
     return Panel("Performance profile", caption, draw)
-
-
-def _plain_ticks(axis: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    wide = axis.get_view_interval()[1] > 5
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if wide else (1.0, 1.2, 1.5, 2.0, 3.0), numticks=8))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_search(axes: Any, search: dict[str, Any], comparison: Comparison) -> None:
