@@ -8,6 +8,8 @@ from pathlib import Path
 from experiments.errors import UserError, nearest
 
 ROOT = Path("runs")
+FUNNEL = "funnel.sqlite"
+"""In a search's run directory: what its funnel has trained."""
 
 
 def new_run_dir(path: Path | None, command: str, task: str) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from baselines import BASELINES
-from experiments.programs.ablation import ablate
+from experiments.compare.ablation import ablate
 from primitives import Builder, Program
 from search.fitness import Fitness, Protocol, Status
 from search.population import Population

@@ -14,8 +14,8 @@ from baselines import BASELINES
 from experiments.compare import batches, compare, ladder
 from experiments.compare.comparison import LADDER, SEEDS, TUNE_SEEDS, Comparison, Protocol, finite_or_null
 from experiments.compare.ladder import widen
-from experiments.compare.simple import unique_names
 from experiments.compare.statistics import Verdict
+from experiments.programs import unique_names
 from primitives import Builder, Kind, Program, Split, Splits, Task, TensorSplit
 from primitives.task import batch_indices, initial_model
 

@@ -146,12 +146,12 @@ def _broken(programs: list[Program]) -> list[object]:
 
 
 def test_a_damaged_store_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / funnel_store.FILE).write_bytes(b"not a database, but long enough to be looked at as one" * 40)
+    (tmp_path / funnel_store.FUNNEL).write_bytes(b"not a database, but long enough to be looked at as one" * 40)
     with pytest.raises(UserError, match=r"funnel\.sqlite cannot be used.*delete it"):
         funnel(tmp_path)
-    (tmp_path / funnel_store.FILE).unlink()
+    (tmp_path / funnel_store.FUNNEL).unlink()
     funnel(tmp_path)
-    with sqlite3.connect(tmp_path / funnel_store.FILE) as db:
+    with sqlite3.connect(tmp_path / funnel_store.FUNNEL) as db:
         db.execute("update outcomes set outcome = '{}'")
     db.close()
     with pytest.raises(UserError, match="cannot be used"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.report.plots import COLOURS, DASHES
+from experiments.colours import COLOURS, DASHES
 
 SHOWN = ("optforge two-sided", "optforge multiplicative", "LDoG", "Prodigy", "Mechanic", "AdamW")
 

@@ -183,7 +183,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from experiments.report.plots import COLOURS, DASHES
+    from experiments.colours import COLOURS, DASHES
 
     styles = dict(zip((*METHODS, *LEARNED), zip(COLOURS, (*DASHES, "-"), strict=False), strict=True))
     cases = [name for name, case in CASES.items() if case.main]

@@ -13,12 +13,12 @@ from experiments.compare.comparison import SEEDS, TUNE_SEEDS
 from experiments.compare.contest import contest
 from experiments.compare.origin import count_seen, origin, origin_sentences, random_control
 from experiments.compare.plan import Plan, Row, check_plan, quick
-from experiments.compare.simple import check_trains, unique_names
+from experiments.compare.simple import check_trains
 from experiments.compare.verdict import CONTROL
 from experiments.compare.work import study_name, work_together
 from experiments.errors import UserError
 from experiments.files import check_can_write, write_atomic
-from experiments.programs import HALL_OF_FAME, resolve_program, usual_rate
+from experiments.programs import HALL_OF_FAME, resolve_program, unique_names, usual_rate
 from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from experiments.tasks import TASKS, get_task
 from experiments.training.options import device_type

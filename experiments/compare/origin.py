@@ -19,7 +19,7 @@ from experiments.compare.spaces import spaces
 from experiments.errors import UserError
 from experiments.files import write_atomic
 from experiments.programs import HALL_OF_FAME
-from experiments.searching.funnel_store import FILE as FUNNEL
+from experiments.rundirs import FUNNEL
 from primitives import OPS, Program
 
 SEEN = "held_out.json"

@@ -15,6 +15,7 @@ from experiments.compare.entries import make_entry, runs_of
 from experiments.compare.ladder import tune
 from experiments.compare.statistics import compare_pairs
 from experiments.compare.verdict import verdict_sentence
+from experiments.programs import unique_names
 from experiments.provenance import data_hash, provenance
 from primitives import Program, Task
 from primitives.task import initial_model
@@ -97,18 +98,6 @@ def compare(
         },
     }
     return Comparison(protocol, entries, pairs, verdict_sentence(protocol, entries, pairs), source)
-
-
-def unique_names(names: Sequence[str]) -> list[str]:
-    """The names in order; one that occurred before gets the first free number: ``adamw``, ``adamw (2)``."""
-    taken: list[str] = []
-    for name in names:
-        candidate, number = name, 1
-        while candidate in taken:
-            number += 1
-            candidate = f"{name} ({number})"
-        taken.append(candidate)
-    return taken
 
 
 def check_trains(name: str, program: Program, shapes: Sequence[tuple[int, ...]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -154,3 +154,15 @@ def _parse(text: str, source: str) -> Program:
         return parse_program(text)
     except ProgramError as error:
         raise ProgramError(f"{source}: {error}") from None
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names in order; one that occurred before gets the first free number: ``adamw``, ``adamw (2)``."""
+    taken: list[str] = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate in taken:
+            number += 1
+            candidate = f"{name} ({number})"
+        taken.append(candidate)
+    return taken

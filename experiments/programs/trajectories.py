@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.colours import COLOURS, DASHES, MARKERS
 from experiments.programs.surfaces import Surface
-from experiments.report.plots import COLOURS, DASHES, MARKERS
 from primitives import Program, ProgramError
 from primitives.interpret import execute, initial_slot
 from primitives.routing import can_train, route

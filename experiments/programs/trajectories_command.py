@@ -7,10 +7,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.compare.simple import unique_names
 from experiments.errors import UserError, nearest, unknown
 from experiments.files import check_can_write, write_atomic
-from experiments.programs.names import resolve_program
+from experiments.programs.names import resolve_program, unique_names
 from experiments.programs.surfaces import SURFACES, Surface
 from experiments.programs.trajectories import Picture, Trajectory, as_json, trajectory
 from experiments.progress import progress_bar

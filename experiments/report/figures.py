@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.colours import COLOURS, DASHES, MARKERS
 from experiments.compare.comparison import Comparison
-from experiments.report.plots import COLOURS, DASHES, MARKERS, Panel
+from experiments.report.plots import Panel
 from experiments.report.runs import Row, SearchRun
 from search.cache import Verdict
 

@@ -11,13 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.colours import COLOURS, DASHES, MARKERS
 from experiments.compare.comparison import Comparison
 from experiments.compare.measures import best_of
-
-# Okabe & Ito 2008, Color Universal Design, without black (unseen on dark) and yellow (unseen on white).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 _INK, _GRID = "#0A0B0C", "#0D0E0F"  # in SVGs, stand-ins for the page's colours
 _SIZE = (4.7, 3.9)

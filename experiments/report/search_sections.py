@@ -13,6 +13,7 @@ from experiments.errors import UserError
 from experiments.report.blocks import Code, Figures, Fold, Formula, Items, Section, Text, facts
 from experiments.report.comparison_sections import comparison_from_json, comparison_sections
 from experiments.report.figures import controls_panel, duplicates_panel, fitness_panel, pareto_panel
+from experiments.report.funnel_plot import panel
 from experiments.report.lineage import ancestors, lineage, lineage_blocks
 from experiments.report.runs import Row, SearchRun
 from primitives import Program
@@ -169,8 +170,6 @@ def _front_blocks(front: Sequence[Row]) -> tuple[Any, ...]:
 
 def _funnel_blocks(run: SearchRun) -> tuple[Any, ...]:
     """Stages on other tasks, what the search's score said of them, and meta-validation; from ``funnel.json``."""
-    from experiments.searching.funnel_report import panel
-
     found, rows = run.funnel, []
     try:
         for stage in found["stages"]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UserError
+from experiments.rundirs import FUNNEL
 from experiments.tasks import get_task
 from primitives import Program
 from search.fitness import Evaluator, Fitness, Protocol, Status
 from search.funnel import Stage
 
-FILE = "funnel.sqlite"
 Report = Callable[[str, int, int], None]
 
 
@@ -28,7 +28,7 @@ class Store:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / FILE
+        self.path = run_dir / FUNNEL
         try:
             self._db = sqlite3.connect(self.path, isolation_level=None)
             self._db.execute(
