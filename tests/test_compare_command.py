@@ -22,7 +22,9 @@ from experiments.compare.batches import ROOM_OF_GPU
 from experiments.compare.command import Asked, compare_command, make_plan, newest_search
 from experiments.compare.contest import contest
 from experiments.compare.plan import FACTORS, Plan, Row, block_size, check_plan, pending, quick, tuning
+from experiments.compare.tables import place
 from experiments.compare.tuning import Jobs, proposals
+from experiments.compare.verdict import MANY, contest_sentence
 from experiments.compare.work import run_job, study_name, work_together
 from experiments.errors import UserError
 from experiments.report.command import write_run_report
@@ -263,6 +265,14 @@ def test_reported_run_equals_training_with_torch(line: str) -> None:
         x, y = data.test.batch(torch.arange(32))
         assert run.test == pytest.approx(float(task.loss(model(x), y)), rel=1e-4)
     assert found.protocol.warmup == 4 and run.valid_curve[-1] == pytest.approx(run.valid)
+
+
+def test_many_tasks_are_counted_and_few_are_named(line: str) -> None:
+    plan = plan_of(line, trials=2, seeds=2, widenings=0)
+    comparison = contest(plan, done(plan), 0.0).comparisons[0]
+    few, many = (contest_sentence([comparison] * n) for n in (MANY, MANY + 1))
+    assert few.count(f"{place(comparison)} (") == MANY and f" of {MANY} (" not in few
+    assert many.count(f"{place(comparison)} (") == 0 and f" on {MANY + 1} of {MANY + 1} (" in many
 
 
 def test_plan_survives_json_and_equal_plans_have_one_study(line: str) -> None:

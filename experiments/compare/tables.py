@@ -123,13 +123,11 @@ def configuration_table(comparison: Comparison) -> Table:
 
 def overview_table(comparisons: Sequence[Comparison]) -> Table:
     """How many times the lowest mean test loss each optimizer's own is, on every task and horizon."""
-    best = [min(e.mean for e in c.entries) for c in comparisons]
-    rows = []
-    for e in comparisons[0].entries:
-        own = [c.entry(e.name).mean for c in comparisons]
-        rows.append((e.name, *(f"{x / b:.3g}" if b > 0 else "–" for x, b in zip(own, best, strict=True))))
-    header = ("mean test loss / lowest", *(place(c) for c in comparisons))
-    return Table("all tasks", header, tuple(rows))
+    names, rows = [e.name for e in comparisons[0].entries], []
+    for c in comparisons:
+        best = min(e.mean for e in c.entries)
+        rows.append((place(c), *(f"{c.entry(n).mean / best:.3g}" if best > 0 else "–" for n in names)))
+    return Table("all tasks", ("mean test loss / lowest", *names), tuple(rows))
 
 
 def _width(e: Entry) -> float:

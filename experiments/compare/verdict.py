@@ -14,6 +14,9 @@ from experiments.compare.tables import place
 CONTROL = "random control"
 """Name of the random program that is compared as a control; it is nobody's candidate."""
 
+MANY = 6
+"""With more tasks and horizons than these, a sentence counts them; which they are is in the tables."""
+
 
 def verdict_sentence(protocol: Protocol, entries: Sequence[Entry], pairs: Sequence[Pair]) -> str:
     """What was found about the subject of a comparison, with differences, intervals and caveats.
@@ -63,11 +66,11 @@ def contest_sentence(comparisons: Sequence[Comparison]) -> str:
     over = f"{tasks} task{'s' * (tasks > 1)}" + f" and {horizons} horizons" * (horizons > 1)
     clauses = []
     for other in others:
-        groups: dict[Verdict, list[str]] = {}
+        groups: dict[Verdict, list[tuple[Comparison, Pair]]] = {}
         for c in comparisons:
             pair = next(p for p in c.pairs if {p.first, p.second} == {subject, other}).seen_from(subject)
-            groups.setdefault(pair.verdict, []).append(f"{place(c)} ({_relative(c, pair)})")
-        said = [f"{v.value} on {_join(groups[v])}" for v in _WORDS if v in groups]
+            groups.setdefault(pair.verdict, []).append((c, pair))
+        said = [f"{v.value} on {_places(groups[v], len(comparisons))}" for v in _WORDS if v in groups]
         clauses.append(f"against {other} {', '.join(said)}")
     best = f", best of {len(candidates)} by tuning loss," if len(candidates) > 1 else ""
     lead = f"Over {over}, {subject}{best} is {'; '.join(clauses)}"
@@ -98,6 +101,15 @@ def _relative(comparison: Comparison, pair: Pair) -> str:
     return f"{share:+.1%}" if share <= 1 else f"{1 + share:.3g} times"
 
 
+def _places(found: Sequence[tuple[Comparison, Pair]], total: int) -> str:
+    """Where something was found, with each difference; if there are many, how often, with the least and the largest."""
+    if total <= MANY:
+        return _join([f"{place(c)} ({_relative(c, pair)})" for c, pair in found])
+    shares = sorted(found, key=lambda x: _share(x[0], x[1].second, x[1].difference))
+    ends = list(dict.fromkeys(_relative(c, pair) for c, pair in (shares[0], shares[-1])))
+    return f"{len(found)} of {total} ({' to '.join(ends)})"
+
+
 def _promise(comparisons: Sequence[Comparison]) -> list[str]:
     """What would have been found where nothing was."""
     unknown = [(c, p) for c in comparisons for p in c.pairs if p.verdict is Verdict.NO_DIFFERENCE]
@@ -112,6 +124,12 @@ def _promise(comparisons: Sequence[Comparison]) -> list[str]:
 def _edges(comparisons: Sequence[Comparison]) -> list[str]:
     edges = [f"{e.name} on {place(c)}" for c in comparisons for e in c.entries if e.edge]
     failed = [f"{e.name} on {place(c)} {e.diverged}" for c in comparisons for e in c.entries if e.diverged]
+    if len(comparisons) > MANY:
+        counts: dict[str, list[int]] = {}
+        for e in (e for c in comparisons for e in c.entries):
+            counts.setdefault(e.name, []).append(e.diverged)
+        runs = len(comparisons) * len(comparisons[0].protocol.seeds)
+        failed = [f"{name} {sum(n)} of {runs}" for name, n in counts.items() if sum(n)]
     found = []
     if edges:
         found.append(f"At the edge of their widened ranges, and so possibly better than shown: {', '.join(edges)}.")

@@ -36,11 +36,13 @@ def contest_sections(contest: Contest, prefix: str = "") -> list[Section]:
     """Everything after the verdict of a comparison on any number of tasks."""
     pairs = sum(len(c.pairs) for c in contest.comparisons)
     *others, programs, source = comparison_sections(contest.comparisons[0], prefix, pairs)
-    sources = [source]
+    sources = [(place(contest.comparisons[0]), source.blocks)]
     for comparison in contest.comparisons[1:]:
         section, _, provenance = comparison_sections(comparison, prefix, pairs)
         others.append(section)
-        sources.append(replace(provenance, title=f"{provenance.title}: {place(comparison)}"))
+        sources.append((place(comparison), provenance.blocks))
+    if len(sources) > 1:
+        source = replace(source, blocks=tuple(Fold(*one) for one in sources))
     if contest.profiles:
         shown = Figures((profile_panel(contest.profiles),))
         blocks: list[Block] = [overview_table(contest.comparisons)] if len(contest.comparisons) > 1 else []
@@ -48,7 +50,7 @@ def contest_sections(contest: Contest, prefix: str = "") -> list[Section]:
         others.insert(0, Section(f"{prefix}Over all tasks", tuple(blocks)))
     plan = {name: value for name, value in contest.plan.items() if name not in ("rows", "origins")}
     planned = [Section(f"{prefix}Plan", (facts("", plan),))] if plan else []
-    return [*others, programs, *planned, *sources]
+    return [*others, programs, *planned, source]
 
 
 def comparison_sections(comparison: Comparison, prefix: str = "", pairs: int = 0) -> list[Section]:
