@@ -49,31 +49,43 @@ def simplify(program: Program, steps: list[Step] | None = None) -> Program:
 
 
 def _rewrite(program: Program, steps: list[Step]) -> Program:
-    """One pass of the rules, with slots that provably always hold the same value made one.
+    """One pass of the rules, with slots that provably always hold the same value made one, or that number.
 
-    Slots are assumed equal if they start equal; the assumption is kept where it implies itself, that is where under it
-    their next values are the same expression, and dropped where not.
+    Slots are assumed equal if they start equal, and to stay what they are at first if that is a number; assumptions are
+    kept where they imply themselves, that is where under them next values are the same expression, and dropped where
+    not. A number stands for a whole tensor only if it is 0, of which every sum and norm is 0, too.
     """
     same: dict[object, str] = {}
     twin = {slot.name: same.setdefault((slot.kind, slot.init), slot.name) for slot in program.state}
+    rest = {
+        s.name: s.init for s in program.state if isinstance(s.init, float) and (s.init == 0 or s.kind is Kind.SCALAR)
+    }
     while True:
         taken: list[Step] = []
-        graph = _Graph(program, taken, twin)
-        update, following, _ = fold(program, graph.leaf, graph.apply)
+        graph = _Graph(program, taken, twin, rest)
+        try:
+            update, following, _ = fold(program, graph.leaf, graph.apply)
+            simpler = graph.program(update, following)  # type: ignore[arg-type]
+        except (KeyError, ProgramError):  # an op, or the program, that a number does not fit
+            if not rest:
+                raise
+            rest = {}
+            continue
         same = {}
-        values = zip(program.state, following, strict=True)
+        values = list(zip(program.state, following, strict=True))
         refined = {slot.name: same.setdefault((twin[slot.name], value), slot.name) for slot, value in values}
-        if refined == twin:
+        still = {s.name: rest[s.name] for s, v in values if s.name in rest and graph.literal(v) == rest[s.name]}  # type: ignore[arg-type]
+        if refined == twin and still == rest:
             steps.extend(taken)
-            return graph.program(update, following).pruned()  # type: ignore[arg-type]
-        twin = refined
+            return simpler.pruned()
+        twin, rest = refined, still
 
 
 class _Graph:
     """Expressions of one program as numbered nodes; equal expressions have equal numbers (hash-consing)."""
 
-    def __init__(self, program: Program, steps: list[Step], twin: dict[str, str]) -> None:
-        self.source, self.steps, self.twin = program, steps, twin
+    def __init__(self, program: Program, steps: list[Step], twin: dict[str, str], rest: dict[str, float]) -> None:
+        self.source, self.steps, self.twin, self.rest = program, steps, twin, rest
         self.numbers: dict[tuple[object, ...], Node] = {}
         self.nodes: list[tuple[object, ...]] = []  # ("leaf", name), ("const", value) or (op, *children)
         self.kinds: list[Kind] = []
@@ -81,6 +93,8 @@ class _Graph:
 
     def leaf(self, value: str | float) -> Node:
         if isinstance(value, str):
+            if value in self.rest:
+                return self.constant(self.rest[value])
             name = self.twin.get(value, value)
             return self._number(("leaf", name), self.source.names[name])
         return self.constant(value)
@@ -107,12 +121,12 @@ class _Graph:
         """The node for ``op(*args)``, rewritten as far as the rules go."""
         if OPS[op].commutative:
             args = sorted(args, key=lambda n: (self.literal(n) is not None, n))  # literals last
+        kind = OPS[op].result[tuple(self.kinds[a] for a in args)]
         literals = [self.literal(a) for a in args]
         if all(value is not None for value in literals):
             folded = _evaluate(op, *literals)
             if math.isfinite(folded):
                 return self.constant(folded)
-        kind = OPS[op].result[tuple(self.kinds[a] for a in args)]
         node = self._number((op, *args), kind)
         if node not in self.rewritten:
             self.rewritten[node] = node  # while rules are tried, so that none can loop
@@ -191,7 +205,9 @@ class _Graph:
                     done[node] = len(body) - 1
             return done[root]
 
-        outputs = [emit(node) for node in (*following, update)]
+        names = [slot.name for slot in self.source.state]  # a slot at rest keeps itself, and nobody reads it
+        outputs = [n if n in self.rest else emit(node) for n, node in zip(names, following, strict=True)]
+        outputs.append(emit(update))
         if len(body) > MAX_INSTRUCTIONS:
             raise ProgramError(f"the simplified program has {len(body)} instructions")
         source = self.source

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baselines import BASELINES, NAMED
-from primitives import OPS, Builder, Const, Program, execute, parse_program, print_program
+from primitives import OPS, Builder, Const, Kind, Program, execute, parse_program, print_program
 from primitives.equivalence import Answer, equivalent
 from primitives.ops import DOMAINS
 from primitives.rules import RULES, Rule
@@ -128,6 +128,23 @@ def test_a_slot_that_repeats_another_is_merged() -> None:
     assert equivalent(two, one).answer is Answer.PROVED
     n.next = b.lerp(n, b.g, 0.2)
     assert len(simplify(b.build(m.next + n.next)).state) == 2
+
+
+def test_a_slot_that_stays_what_it_was_is_a_number() -> None:
+    b = Builder()
+    still, double, scale, whole = (
+        b.slot("still"),
+        b.slot("double"),
+        b.slot("scale", Kind.SCALAR, 2.0),
+        b.slot("whole", init=2.0),
+    )
+    still.next, double.next, scale.next, whole.next = double * 3.0, still + double, scale, whole
+    simple = simplify(b.build(b.g * scale + double + b.norm(whole)))
+    assert [s.name for s in simple.state] == ["whole"]  # whose norm is not that of a number
+    without = b.build(b.g * scale + double)
+    assert simplify(without).state == () and equivalent(without, b.build(b.g * 2.0)).answer is Answer.PROVED
+    scale.next = scale * 1.5
+    assert [s.name for s in simplify(b.build(b.g * scale + double)).state] == ["scale"]
 
 
 def test_different_programs_are_refuted_with_numbers() -> None:
