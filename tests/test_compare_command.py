@@ -275,6 +275,21 @@ def test_many_tasks_are_counted_and_few_are_named(line: str) -> None:
     assert many.count(f"{place(comparison)} (") == 0 and f" on {MANY + 1} of {MANY + 1} (" in many
 
 
+def test_a_file_does_not_take_a_baselines_name_and_a_horizon_counts_once(line: str, tmp_path: Path) -> None:
+    (tmp_path / "adamw.txt").write_text(print_program(BASELINES["sgd"].program))
+    plan = make_plan([str(tmp_path / "adamw.txt")], Asked(line, "1,0.5,1", SMALL))
+    found = {row.name: row.program for row in plan.rows}
+    assert found["adamw"] == BASELINES["adamw"].program and found["adamw (2)"] == BASELINES["sgd"].program
+    assert plan.horizons == (1.0, 0.5)
+
+
+def test_an_edited_plan_is_refused_in_a_sentence(line: str, tmp_path: Path) -> None:
+    plan = plan_of(line).as_json() | {"seeds": "x"}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(UserError, match="is not a plan of a comparison"):
+        compare_command([], Asked(resume=True, run_dir=tmp_path))
+
+
 def test_plan_survives_json_and_equal_plans_have_one_study(line: str) -> None:
     plan = plan_of(line, horizons=(0.25, 4.0))
     again = Plan.from_json(json.loads(json.dumps(plan.as_json())))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from baselines import BASELINES
 from experiments.compare.batches import ROOM, ROOM_OF_GPU
 from experiments.compare.comparison import SEEDS, TUNE_SEEDS
 from experiments.compare.contest import contest
@@ -93,8 +94,12 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
     given = list(dict.fromkeys(programs))
     found = [(text, *resolve_program(text)) for text in given]
     found += [(name, *resolve_program(name)) for name in ALWAYS if name not in given]
+    known_names = [text for text, _, _ in found if text in BASELINES]  # which stay theirs, whatever a file is called
+    names = unique_names([*known_names, *(name for text, name, _ in found if text not in BASELINES)])
+    named = dict(zip([*known_names, *(text for text, _, _ in found if text not in BASELINES)], names, strict=True))
     origins, rows = [], []
-    for (text, _, program), name in zip(found, unique_names([name for _, name, _ in found]), strict=True):
+    for text, _, program in found:
+        name = named[text]
         known = origin(text, name)
         origins += [known] if known else []
         rows.append(Row(name, print_program(program), (known and known["lr"]) or usual_rate(text)))
@@ -102,7 +107,7 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
         like = next((program for text, _, program in found if text not in ALWAYS), found[0][2])
         rows.append(Row(CONTROL, print_program(random_control(like)), usual_rate(CONTROL), control=True))
     tasks = _tasks(asked, {row["task"] for row in origins})
-    horizons = tuple(_number(part, "--horizons") for part in asked.horizons.split(","))
+    horizons = tuple(dict.fromkeys(_number(part, "--horizons") for part in asked.horizons.split(",")))
     room = ROOM if device_type() == "cpu" else ROOM_OF_GPU
     plan = Plan(tuple(rows), tasks, horizons, room=room, origins=tuple(origins), **(asked.settings or {}))
     plan = quick(plan) if asked.quick else plan
@@ -139,11 +144,14 @@ def _resumed(run_dir: Path | None) -> tuple[Path, Plan]:
         raise UserError("--resume needs the --run-dir of the comparison that is to go on")
     folder = existing_run_dir(run_dir)
     try:
-        return folder, Plan.from_json(json_format.loads((folder / PLAN).read_text()))
+        plan = Plan.from_json(json_format.loads((folder / PLAN).read_text()))
+        check_plan(plan)
     except OSError:
         raise UserError(f"{folder} holds no comparison to resume (there is no {PLAN} in it)") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / PLAN} is not a plan of a comparison: {error}; was it edited?") from None
+    print(f"going on as begun: {', '.join(row.name for row in plan.rows)} on {', '.join(plan.tasks)}")
+    return folder, plan
 
 
 def _run(plan: Plan, folder: Path, asked: Asked) -> int:

@@ -133,7 +133,7 @@ def random_control(program: Program, seed: int = 0) -> Program:
 
     They come from the control strategy ``random`` of searches, and have to pass what is asked of every candidate before
     it is trained: to read the gradient, be finite on probes, keep state bounded, and go downhill on simulated
-    quadratics. Those with two hyperparameters to tune come first.
+    quadratics. Of those with as many live statements, the one with more hyperparameters to tune comes first, up to two.
 
     Raises:
         UserError: if none does.
@@ -149,7 +149,7 @@ def random_control(program: Program, seed: int = 0) -> Program:
     drawn = (STRATEGIES["random"].child(like, space, rng, lambda: like)[0] for _ in range(DRAWN))
 
     def size(candidate: Program) -> tuple[int, int]:
-        return min(2, len(spaces([candidate], [1.0], 3)[0].dimensions) - 1), len(candidate.live.instructions)
+        return len(candidate.live.instructions), min(2, len(spaces([candidate], [1.0], 3)[0].dimensions) - 1)
 
     for candidate in sorted(drawn, key=size, reverse=True):
         if cache.identify(candidate).verdict is Verdict.NEW:
