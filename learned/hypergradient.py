@@ -161,18 +161,19 @@ class LearnedOptimizer(WatchedOptimizer):
         if self.rule != "two-sided" or self.hyper_lr == 0:
             return
         first = self.param_groups[0]["learning"]
-        params, device = self._moved.params, self._moved.device
-        gradients = (g for p in params if (g := p.grad) is not None)
-        some = near(sampled([g for p in spaced(params) if (g := p.grad) is not None and g.device == device]), device)
+        moved, device = self._moved, self._moved.device
+        some = near(
+            sampled([g for p in spaced(moved.params) if (g := p.grad) is not None and g.device == device]), device
+        )
         norm, usual_some = (near(first[name], device) for name in ("norm", "some"))
-        self._damp = damping(gradients, norm, some, usual_some)
+        self._damp = damping(moved.gradients(), norm, some, usual_some)
         self._share(some=follow(usual_some, some))
         if not self._probed:
             self._probed = True
             if "lr" in self.what and not float(first["large"]):
-                norm_now = global_norm(g for p in params if (g := p.grad) is not None).double()
-                squares = [self._probe(group, p, norm_now).to(device) for group, p in self._pairs()]
-                self._bound_from_above(self._moved, *(near(x, device) for x in torch.stack(squares, 1)))
+                whole = global_norm(moved.gradients()).double()
+                squares = [self._probe(group, p, whole).to(device) for group, p in self._pairs()]
+                self._bound_from_above(moved, *(near(x, device) for x in torch.stack(squares, 1)))
                 for group in self.param_groups:
                     group["log_factor"] = group["learning"]["log"]
 

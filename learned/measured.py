@@ -6,7 +6,7 @@ that their slots can be views of one table, for as long as the same parameters m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import is_
 from typing import Any
 
@@ -46,6 +46,10 @@ class Moved:
         rows = [float(p.shape[0]) if (p := self.params[i]).ndim > 1 else 1e-12 for i in which]
         self.matrices, self.inputs = (near(placed(numbers, device), device) for numbers in (which, rows))
         self._latest: tuple[float, ...] = ()
+
+    def gradients(self) -> Iterator[Tensor]:
+        """Of the parameters, where they are now: the next step may have others."""
+        return (g for p in self.params if (g := p.grad) is not None)
 
     def of_groups(self, numbers: Sequence[float]) -> Number:
         """Numbers of the groups as numbers of their parameters, float64; kept for as long as they are the same."""

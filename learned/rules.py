@@ -167,7 +167,7 @@ def on_scale(scale: str, value: Number, start: float, change: Number) -> Number:
 
 _MAPS: dict[str, tuple[Callable[[Number], Number], Callable[[Number], Number]]] = {
     "log": (lambda x: of(x).log(x), lambda x: of(x).exp(x)),
-    "unit": (lambda x: of(x).log(x / (1 - x)), lambda x: 1 / (1 + of(x).exp(-x))),
+    "unit": (lambda x: of(x).log(of(x).divide(x, 1 - x)), lambda x: 1 / (1 + of(x).exp(-x))),
     "linear": (lambda x: x, lambda x: x),
 }
 

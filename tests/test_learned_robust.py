@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from baselines import BASELINES
 from learned import learn
-from learned.rules import CAP, MARGIN, RULES, TRUSTED, Seen, cap, tower
+from learned.rules import CAP, MARGIN, RULES, TRUSTED, Seen, cap, on_scale, tower
 from learned.spikes import damping, follow, sampled
 from learned.watch import watched
 from primitives import Kind, ProgramError
@@ -224,3 +225,30 @@ def test_rules_do_not_depend_on_the_unit_of_the_loss():
             optimizer.step()
         rates.append(optimizer.learned_values()["lr"])
     assert rates[0] == pytest.approx(rates[1], rel=1e-9)
+
+
+HARD = (0.0, 1.0, -2.5, 1e-200, 1e200, math.inf, math.nan)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_compute_with_floats_as_with_tensors(rule: str) -> None:
+    memory = {name: x.item() + 0.3 for name, x in RULES[rule].init().items()}
+    for dot, g2, u2 in itertools.product(HARD, (abs(x) for x in HARD), (0.0, 4.0)):
+        seen = (dot, g2, u2, 0.01)
+        change, after = RULES[rule].step(memory, Seen(*seen), 0.1)
+        tensors = RULES[rule].step({k: number(x) for k, x in memory.items()}, Seen(*map(number, seen)), 0.1)
+        found = torch.tensor([change, *after.values()], dtype=torch.float64)
+        torch.testing.assert_close(found, torch.stack([tensors[0], *tensors[1].values()]), equal_nan=True)
+
+
+@pytest.mark.parametrize("scale", ["log", "unit", "linear"])
+def test_other_numbers_move_with_floats_as_with_tensors(scale: str) -> None:
+    for value, change in itertools.product((1e-300, 0.3, 0.9, 1.0), (-0.1, 0.0, 5.0)):
+        moved = on_scale(scale, number(value), 0.5, number(change))
+        assert on_scale(scale, value, 0.5, change) == pytest.approx(moved.item(), rel=1e-12)
+
+
+def test_caps_compute_with_floats_as_with_tensors() -> None:
+    for given in itertools.product((0.0, 0.3, math.inf), (0.0, 0.004), HARD):
+        expected = torch.stack(cap(*map(number, given)))
+        torch.testing.assert_close(torch.tensor(cap(*given), dtype=torch.float64), expected, equal_nan=True)

@@ -94,12 +94,11 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
     given = list(dict.fromkeys(programs))
     found = [(text, *resolve_program(text)) for text in given]
     found += [(name, *resolve_program(name)) for name in ALWAYS if name not in given]
-    known_names = [text for text, _, _ in found if text in BASELINES]  # which stay theirs, whatever a file is called
-    names = unique_names([*known_names, *(name for text, name, _ in found if text not in BASELINES)])
-    named = dict(zip([*known_names, *(text for text, _, _ in found if text not in BASELINES)], names, strict=True))
+    first = sorted(found, key=lambda one: one[0] not in BASELINES)  # whose names stay theirs, whatever a file is called
+    names = dict(zip([one[0] for one in first], unique_names([one[1] for one in first]), strict=True))
     origins, rows = [], []
     for text, _, program in found:
-        name = named[text]
+        name = names[text]
         known = origin(text, name)
         origins += [known] if known else []
         rows.append(Row(name, print_program(program), (known and known["lr"]) or usual_rate(text)))

@@ -123,13 +123,12 @@ def _promise(comparisons: Sequence[Comparison]) -> list[str]:
 
 def _edges(comparisons: Sequence[Comparison]) -> list[str]:
     edges = [f"{e.name} on {place(c)}" for c in comparisons for e in c.entries if e.edge]
-    failed = [f"{e.name} on {place(c)} {e.diverged}" for c in comparisons for e in c.entries if e.diverged]
     if len(comparisons) > MANY:
-        counts: dict[str, list[int]] = {}
-        for e in (e for c in comparisons for e in c.entries):
-            counts.setdefault(e.name, []).append(e.diverged)
-        runs = len(comparisons) * len(comparisons[0].protocol.seeds)
-        failed = [f"{name} {sum(n)} of {runs}" for name, n in counts.items() if sum(n)]
+        names, runs = [e.name for e in comparisons[0].entries], len(comparisons) * len(comparisons[0].protocol.seeds)
+        counts = {name: sum(c.entry(name).diverged for c in comparisons) for name in names}
+        failed = [f"{name} {count} of {runs}" for name, count in counts.items() if count]
+    else:
+        failed = [f"{e.name} on {place(c)} {e.diverged}" for c in comparisons for e in c.entries if e.diverged]
     found = []
     if edges:
         found.append(f"At the edge of their widened ranges, and so possibly better than shown: {', '.join(edges)}.")
