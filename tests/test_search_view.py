@@ -54,20 +54,31 @@ def until(terminal: int, word: bytes, seconds: float = 60) -> bytes:
     return seen
 
 
-@pytest.mark.parametrize("key", [b"q", b"xQ", b"\x03"])
-def test_q_at_the_terminal_interrupts_as_control_c_does(key: bytes) -> None:
+def answer_to(key: bytes, script: str) -> bytes:
+    """What a script at a terminal of its own says to a key."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(Path(__file__).parents[1])
-        os.execv(sys.executable, [sys.executable, "-c", SCRIPT])
+        os.execv(sys.executable, [sys.executable, "-c", script])
     try:
         assert b"listens" in until(terminal, b"listens")
         os.write(terminal, key)
-        assert b"stopped" in until(terminal, b"stopped", 10)
+        return until(terminal, b"stopped", 25)
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(terminal)
+
+
+@pytest.mark.parametrize("key", [b"q", b"xQ", b"\x03"])
+def test_q_at_the_terminal_interrupts_as_control_c_does(key: bytes) -> None:
+    assert b"stopped" in answer_to(key, SCRIPT)
+
+
+def test_q_is_heard_where_the_main_thread_begins_to_wait_at_that_very_moment() -> None:
+    """The thread that reads the key runs when the main one lets go of the interpreter: just before it waits."""
+    busy = "sys.setswitchinterval(100); end = time.monotonic() + 0.3\n        while time.monotonic() < end: pass"
+    assert b"stopped" in answer_to(b"q", SCRIPT.replace("time.sleep(30)", f"{busy}\n        time.sleep(30)"))
 
 
 def test_without_a_terminal_nothing_listens() -> None:

@@ -55,5 +55,9 @@ class QuitKey:
                 if not key:
                     return
                 if key in b"qQ":
-                    os.kill(os.getpid(), signal.SIGINT)  # also wakes the main thread where it waits for a worker
+                    # A signal wakes the main thread where it waits for a worker; one that comes just before the wait
+                    # begins would be seen after it, hence more than one.
+                    while not self._left.is_set():
+                        os.kill(os.getpid(), signal.SIGINT)
+                        self._left.wait(0.5)
                     return
