@@ -236,7 +236,7 @@ def test_command_writes_everything_and_the_report_can_be_made_again(
     assert write_run_report([tmp_path / "run"]).html.read_text() == page
     with pytest.raises(UserError, match="never overwritten"):
         compare_command(["adamw"], asked)
-    assert compare_command([], replace(asked, resume=True, json=None)) == 0  # finished already: only reports
+    assert compare_command(["adamw"], replace(asked, resume=True, json=None)) == 0  # finished already: only reports
 
 
 def test_reported_run_equals_training_with_torch(line: str) -> None:
@@ -281,6 +281,22 @@ def test_a_file_does_not_take_a_baselines_name_and_a_horizon_counts_once(line: s
     found = {row.name: row.program for row in plan.rows}
     assert found["adamw"] == BASELINES["adamw"].program and found["adamw (2)"] == BASELINES["sgd"].program
     assert plan.horizons == (1.0, 0.5)
+
+
+def test_a_comparison_is_resumed_as_it_began_or_not_at_all(line: str, tmp_path: Path) -> None:
+    plan = plan_of(line)
+    (tmp_path / "plan.json").write_text(json.dumps(plan.as_json()))
+    resume = Asked(resume=True, run_dir=tmp_path)
+    for programs, asked, words in (
+        (["sgd"], resume, "no sgd in it"),
+        (["lion"], replace(resume, control=True), "no random control in it"),
+        ([], replace(resume, settings={"trials": 99, "clip": 0.5}), f"trials {plan.trials}, not 99, clip 0.0, not 0.5"),
+        ([], replace(resume, horizons="0.25,1,4"), "horizons 1.0, not 0.25 1.0 4.0"),
+        ([], replace(resume, tasks="digits"), f"tasks {line}, not digits"),
+        ([], replace(resume, quick=True, settings={"trials": 16}), f"trials {plan.trials}, not 8"),
+    ):
+        with pytest.raises(UserError, match=f"is another comparison: {words}; it goes on only as it began"):
+            compare_command(programs, asked)
 
 
 def test_an_edited_plan_is_refused_in_a_sentence(line: str, tmp_path: Path) -> None:

@@ -11,35 +11,63 @@ import typer
 def compare(
     programs: Annotated[list[str] | None, typer.Argument(metavar="PROGRAM...", show_default="adamw lion")] = None,
     tasks: Annotated[
-        str, typer.Option("--tasks", "--task", metavar="NAMES", help="Names with commas between them, or: suite.")
-    ] = "digits",
-    trials: Annotated[int, typer.Option(min=1, metavar="N", help="Configurations tried for each optimizer.")] = 16,
+        str | None,
+        typer.Option(
+            "--tasks",
+            "--task",
+            metavar="NAMES",
+            help="Names with commas between them, or: suite.",
+            show_default="digits",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Configurations tried for each optimizer.", show_default="16")
+    ] = None,
     seeds: Annotated[
-        int, typer.Option(min=2, metavar="N", help="Fresh seeds that the reported numbers come from.")
-    ] = 10,
-    tune_seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Seeds of each configuration tried.")] = 2,
+        int | None,
+        typer.Option(min=2, metavar="N", help="Fresh seeds that the reported numbers come from.", show_default="10"),
+    ] = None,
+    tune_seeds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Seeds of each configuration tried.", show_default="2")
+    ] = None,
     dimensions: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Tuned quantities of each optimizer, the learning rate included.")
-    ] = 3,
-    sampler: Annotated[str, typer.Option(metavar="NAME", help="Of configurations: qmc or tpe.")] = "qmc",
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Tuned quantities of each optimizer, the learning rate included.", show_default="3"
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of configurations: qmc or tpe.", show_default="qmc")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Length of a run.", show_default="the task's own")
     ] = None,
     horizons: Annotated[
-        str, typer.Option(metavar="X,...", help="Lengths of runs, as multiples of that; all: 0.25,1,4.")
-    ] = "1",
+        str | None,
+        typer.Option(metavar="X,...", help="Lengths of runs, as multiples of that; all: 0.25,1,4.", show_default="1"),
+    ] = None,
     schedule: Annotated[
-        str, typer.Option(metavar="NAME", help="Of the learning rate: cosine, wsd or constant.")
-    ] = "cosine",
+        str | None,
+        typer.Option(metavar="NAME", help="Of the learning rate: cosine, wsd or constant.", show_default="cosine"),
+    ] = None,
     warmup: Annotated[
-        float, typer.Option(min=0, max=0.99, metavar="X", help="Share of a run in which the rate rises.")
-    ] = 0.05,
+        float | None,
+        typer.Option(min=0, max=0.99, metavar="X", help="Share of a run in which the rate rises.", show_default="0.05"),
+    ] = None,
     clip: Annotated[
-        float, typer.Option(min=0, metavar="X", help="Largest norm of all gradients together; 0: no limit.")
-    ] = 0.0,
+        float | None,
+        typer.Option(min=0, metavar="X", help="Largest norm of all gradients together.", show_default="no limit"),
+    ] = None,
     effect: Annotated[
-        float, typer.Option(min=0, max=0.99, metavar="X", help="Share of the loss below which a difference is none.")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.99,
+            metavar="X",
+            help="Share of the loss below which a difference is none.",
+            show_default="0.01",
+        ),
+    ] = None,
     control: Annotated[bool, typer.Option("--control", help="Add a random program, tuned as all others.")] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="A few minutes: 8 trials, one horizon, a short suite.")
@@ -83,7 +111,7 @@ def compare(
     asked = Asked(
         tasks=tasks,
         horizons="0.25,1,4" if horizons == "all" else horizons,
-        settings=settings,
+        settings={name: value for name, value in settings.items() if value is not None},
         control=control,
         quick=quick,
         workers=workers,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,14 @@ PLAN, DATABASE, RESULT = "plan.json", "compare.sqlite", "compare.json"
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line asks for beside the programs; `experiments.compare.plan.Plan` says what it means."""
+    """What the command line asks for beside the programs; `experiments.compare.plan.Plan` says what it means.
 
-    tasks: str = "digits"
-    horizons: str = "1"
-    settings: dict[str, Any] | None = None
+    What was not given is None, or not among `settings`.
+    """
+
+    tasks: str | None = None
+    horizons: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     control: bool = False
     quick: bool = False
     workers: int = 1
@@ -70,7 +73,7 @@ def compare_command(programs: Sequence[str], asked: Asked) -> int:
     if asked.workers < 1:
         raise UserError(f"--workers must be at least 1, got {asked.workers}")
     if asked.resume:
-        folder, plan = _resumed(asked.run_dir)
+        folder, plan = _resumed(programs, asked)
         return _run(plan, folder, asked)
     try:
         plan = make_plan(programs or ALWAYS, asked)
@@ -106,9 +109,9 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
         like = next((program for text, _, program in found if text not in ALWAYS), found[0][2])
         rows.append(Row(CONTROL, print_program(random_control(like)), usual_rate(CONTROL), control=True))
     tasks = _tasks(asked, {row["task"] for row in origins})
-    horizons = tuple(dict.fromkeys(_number(part, "--horizons") for part in asked.horizons.split(",")))
+    horizons = _horizons(asked.horizons or "1")
     room = ROOM if device_type() == "cpu" else ROOM_OF_GPU
-    plan = Plan(tuple(rows), tasks, horizons, room=room, origins=tuple(origins), **(asked.settings or {}))
+    plan = Plan(tuple(rows), tasks, horizons, room=room, origins=tuple(origins), **asked.settings)
     plan = quick(plan) if asked.quick else plan
     check_plan(plan)
     if plan.tune_seeds > SEEDS[0] - TUNE_SEEDS[0]:
@@ -125,23 +128,24 @@ def _tasks(asked: Asked, bred_on: set[str]) -> tuple[str, ...]:
     if asked.tasks == "suite":
         suite = QUICK_SUITE if asked.quick else SUITE
         return tuple(name for name in suite if name in TASKS and name not in bred_on)
-    names = [name.strip() for name in asked.tasks.split(",") if name.strip()]
+    names = [name.strip() for name in (asked.tasks or "digits").split(",") if name.strip()]
     for name in names:
         get_task(name)
     return tuple(dict.fromkeys(names))
 
 
-def _number(text: str, option: str) -> float:
+def _horizons(text: str) -> tuple[float, ...]:
     try:
-        return float(text)
+        return tuple(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
-        raise UserError(f"{option} takes numbers with commas between them, got {text[:40]!r}") from None
+        raise UserError(f"--horizons takes numbers with commas between them, got {text[:40]!r}") from None
 
 
-def _resumed(run_dir: Path | None) -> tuple[Path, Plan]:
-    if run_dir is None:
+def _resumed(programs: Sequence[str], asked: Asked) -> tuple[Path, Plan]:
+    """The comparison to go on with, which must be the one that was asked for, as far as anything was."""
+    if asked.run_dir is None:
         raise UserError("--resume needs the --run-dir of the comparison that is to go on")
-    folder = existing_run_dir(run_dir)
+    folder = existing_run_dir(asked.run_dir)
     try:
         plan = Plan.from_json(json_format.loads((folder / PLAN).read_text()))
         check_plan(plan)
@@ -149,8 +153,32 @@ def _resumed(run_dir: Path | None) -> tuple[Path, Plan]:
         raise UserError(f"{folder} holds no comparison to resume (there is no {PLAN} in it)") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / PLAN} is not a plan of a comparison: {error}; was it edited?") from None
+    if different := ", ".join(_differences(plan, programs, asked)):
+        raise UserError(f"{folder} is another comparison: {different}; it goes on only as it began")
     print(f"going on as begun: {', '.join(row.name for row in plan.rows)} on {', '.join(plan.tasks)}")
     return folder, plan
+
+
+def _differences(plan: Plan, programs: Sequence[str], asked: Asked) -> Iterator[str]:
+    """What was asked for beside --resume, and is not so in the comparison that was begun."""
+    texts = {row.text for row in plan.rows}
+    yield from (f"no {name} in it" for name in programs if print_program(resolve_program(name)[1]) not in texts)
+    if asked.control and not any(row.control for row in plan.rows):
+        yield "no random control in it"
+    wanted = replace(plan, **asked.settings)
+    if asked.tasks is not None:
+        wanted = replace(wanted, tasks=_tasks(asked, {known["task"] for known in plan.origins}))
+    if asked.horizons is not None:
+        wanted = replace(wanted, horizons=_horizons(asked.horizons))
+    wanted = quick(wanted) if asked.quick else wanted
+    for part in fields(Plan):
+        has, other = getattr(plan, part.name), getattr(wanted, part.name)
+        if has != other:
+            yield f"{part.name} {_listed(has)}, not {_listed(other)}"
+
+
+def _listed(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _run(plan: Plan, folder: Path, asked: Asked) -> int:
