@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 
@@ -141,15 +142,31 @@ def test_tpe_learns_from_the_trials_before(line: str) -> None:
     assert [job.name.split()[-1] for job in tuning(plan, line, 1.0, results, 2).jobs] == ["2", "2"]
 
 
-def test_processes_agree_and_repeat_exactly(line: str, tmp_path: Path) -> None:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database; one of PostgreSQL at the address in OPTFORGE_POSTGRES, whatever studies are in it."""
+    url = os.environ.get("OPTFORGE_POSTGRES")
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/two.sqlite"
+    if url is None:
+        pytest.skip("OPTFORGE_POSTGRES is not set to postgresql+psycopg://USER@HOST/NAME of a database for tests")
+    storage = optuna.storages.RDBStorage(url)
+    for study in storage.get_all_studies():
+        storage.delete_study(study._study_id)
+    storage.remove_session()
+    storage.engine.dispose()
+    return url
+
+
+def test_processes_agree_and_repeat_exactly(line: str, database: str) -> None:
     plan = plan_of(line, trials=2, seeds=2, widenings=1)
     alone = done(plan)
-    shared = work_together(f"sqlite:///{tmp_path}/two.sqlite", plan, 2, lambda *_: None, alone=True)
+    shared = work_together(database, plan, 2, lambda *_: None, alone=True)
     assert without_times(shared) == without_times(json.loads(json.dumps(alone)))
 
 
-def test_only_one_gets_a_job_and_the_dead_lose_theirs(tmp_path: Path) -> None:
-    first, second = (Jobs(f"sqlite:///{tmp_path}/j.sqlite", "s") for _ in range(2))
+def test_only_one_gets_a_job_and_the_dead_lose_theirs(database: str) -> None:
+    first, second = (Jobs(database, "s") for _ in range(2))
     name, claim = first.claim(["a", "b"]) or pytest.fail("nothing to claim")
     assert name == "a" and (second.claim(["a", "b"]) or ("",))[0] == "b" and first.claim(["a", "b"]) is None
     first.finish(claim, {"x": 1.5}, 2.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import uuid
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -45,9 +46,14 @@ class Jobs:
         try:
             with quiet():
                 self._storage = RDBStorage(url, engine_kwargs=waits, heartbeat_interval=HEARTBEAT)
+                weakref.finalize(self, _close, self._storage)
             self._study = optuna.create_study(study_name=study, storage=self._storage, load_if_exists=True)
         except Exception as error:  # whatever the driver of that database raises
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if isinstance(error, ImportError) and url.startswith("postgresql"):
+                reason = (
+                    "PostgreSQL needs a driver: pip install 'psycopg[binary]', and postgresql+psycopg://user@host/name"
+                )
             raise UserError(f"--storage {url.split('@')[-1]} cannot be used: {reason[:200]}") from None
 
     def results(self) -> dict[str, Any]:
@@ -121,6 +127,12 @@ class Jobs:
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=states)
+
+
+def _close(storage: RDBStorage) -> None:
+    """A server keeps connections that nobody closes."""
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 def check_storage(url: str) -> None:
