@@ -91,22 +91,29 @@ class MetaTrainer:
         for at in range(0, problem.horizon, length):
             steps = min(length, problem.horizon - at)
             batches = problem.batches(self.generator, problem.workers, steps).to(self.theta.device)
-            estimate, carried = self.estimator.segment(
-                self.rule, problem, self.theta, carried, instances, batches, at, self.generator
-            )
-            self.done += 1
-            norm = torch.linalg.vector_norm(estimate.gradient)
+            before = carried
+            for _ in range(self.estimator.repeats):
+                estimate, carried = self.estimator.segment(
+                    self.rule, problem, self.theta, before, instances, batches, at, self.generator
+                )
+                norms.append(self._move(estimate.gradient))
             losses.append(estimate.losses.mean(0))
-            norms.append(norm.item())
-            if not math.isfinite(norms[-1]):
+            if not all(map(math.isfinite, norms)):
                 skipped += 1
                 break  # what follows would not be finite either
-            self.theta.grad = estimate.gradient * min(1.0, self.clip / (norms[-1] + 1e-12))
+        self.runs += 1
+        return Progress(self.done, problem.name, torch.cat(losses).cpu(), sum(norms) / len(norms), skipped)
+
+    def _move(self, gradient: Tensor) -> float:
+        """A step of Adam along the gradient of θ, clipped, if it is finite; returns its norm."""
+        self.done += 1
+        norm = torch.linalg.vector_norm(gradient).item()
+        if math.isfinite(norm):
+            self.theta.grad = gradient * min(1.0, self.clip / (norm + 1e-12))
             for group in self.adam.param_groups:
                 group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, (self.done - 1) / self.steps)))
             self.adam.step()
-        self.runs += 1
-        return Progress(self.done, problem.name, torch.cat(losses).cpu(), sum(norms) / len(norms), skipped)
+        return norm
 
     def validate(self, workers: int = 32) -> dict[str, float]:
         """Mean over held-out instances of what training minimises, by problem; the best θ by their sum is kept."""

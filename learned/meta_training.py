@@ -93,12 +93,15 @@ def unroll(
 class Estimator(Protocol):
     """A way to estimate the derivative of a segment's objective with respect to θ.
 
-    `truncation` is the number of steps of a segment; None for whole training runs.
+    Attributes:
+        truncation: the number of steps of a segment; None for whole training runs.
+        repeats: how many estimates are made of a segment, each with a step of Adam.
     """
 
     truncation: int | None
+    repeats: int
 
-    def begin(self, rule: Rule, theta: Tensor, params: Params) -> object:
+    def begin(self, rule: Rule, theta: Tensor, params: Params) -> Any:
         """What is carried into the first segment; `params` are those of all workers, ``[workers, …]``."""
         ...
 
@@ -107,13 +110,16 @@ class Estimator(Protocol):
         rule: Rule,
         problem: Problem,
         theta: Tensor,
-        carried: object,
+        carried: Any,
         instances: Params,
         batches: Tensor,
         done: int,
         generator: torch.Generator,
-    ) -> tuple[Estimate, object]:
-        """Estimate on one segment; arguments as for `unroll`, with a leading dimension of workers."""
+    ) -> tuple[Estimate, Any]:
+        """Estimate on one segment; arguments as for `unroll`, with a leading dimension of workers.
+
+        `carried` is that of the segment before, in all `repeats`.
+        """
         ...
 
 
@@ -126,6 +132,8 @@ class Backpropagation:
         clip: largest norm of the derivative of one worker. Where training runs are chaotic it has no bound (Metz et al.
             2019, arXiv:1810.10180), and one such run would drown all others.
     """
+
+    repeats = 1
 
     def __init__(self, truncation: int | None = 20, curvature: float = 0.0, clip: float = math.inf) -> None:
         self.truncation, self.curvature, self.clip = truncation, curvature, clip
@@ -172,6 +180,8 @@ class ES:
         truncation: see `Estimator`.
     """
 
+    repeats = 1
+
     def __init__(self, sigma: float = 0.01, truncation: int | None = 20) -> None:
         self.sigma, self.truncation = sigma, truncation
 
@@ -209,6 +219,8 @@ class PES:
         sigma: standard deviation of the ε of a segment.
         truncation: see `Estimator`.
     """
+
+    repeats = 1
 
     def __init__(self, sigma: float = 0.01, truncation: int | None = 20) -> None:
         self.sigma, self.truncation = sigma, truncation
@@ -250,8 +262,8 @@ ESTIMATORS: dict[str, Callable[..., Any]] = {
     "es": ES,
     "pes": PES,
 }
-"""Estimators by name: backpropagation through whole training runs is `bptt`, with `curvature` 1 unless it is given; the
-paper's is `tbptt`."""
+"""Estimators without a teacher by name: backpropagation through whole training runs is `bptt`, with `curvature` 1
+unless it is given; the paper's is `tbptt`."""
 
 
 def unroll_all(

@@ -94,7 +94,13 @@ def test_a_run_stopped_by_time_goes_on_to_the_same_weights(tmp_path):
         (["mlp", "--problems", "quadratic"], "did you mean quadratics"),
         (["mlp", "--problems", "quadratics", "--estimator", "tbpt"], "did you mean tbptt"),
         (["mlp", "--problems", "quadratics", "--raw"], "--raw leaves out the preprocessing of the LSTM"),
-        (["mlp", "--problems", "quadratics", "--estimator", "es", "--curvature", "0.5"], "es does not need gradients"),
+        (["mlp", "--problems", "quadratics", "--estimator", "es", "--curvature", "0.5"], "es does none"),
+        (["lstm", "--problems", "quadratics", "--estimator", "imitation"], "--estimator imitation needs a --teacher"),
+        (
+            ["lstm", "--problems", "quadratics", "--estimator", "es", "--teacher", "mlp-quadratics"],
+            "es looks at losses",
+        ),
+        (["lstm", "--problems", "quadratics", "--teacher", "mlp"], "there are no weights"),
         (["--resume"], "--resume needs the --run-dir"),
     ],
 )
@@ -140,6 +146,16 @@ def test_training_goes_on_from_weights_of_another_run(tmp_path):
     assert after.card["started from"]["meta-steps"] == before.card["meta-steps"]
     said = optforge("meta-train", "lstm", "--problems", "others", "--start", weights, code=2)
     assert "rule 'mlp', not of 'lstm'" in said
+
+
+def test_a_rule_learns_from_another_and_its_card_says_from_whom(tmp_path):
+    arguments = ["lstm", "--problems", "quadratics", "--teacher", "mlp-quadratics", "--steps", 10]
+    optforge("meta-train", *arguments, "--run-dir", tmp_path)
+    card = load(tmp_path / "weights.safetensors").card
+    assert card["estimator"] == "imitation, whole training runs" and card["meta-steps"] == 16
+    assert card["teacher"]["meta-steps"] == load("mlp-quadratics").card["meta-steps"]
+    said = optforge("meta-train", "--resume", "--teacher", "lstm-quadratics", "--run-dir", tmp_path, code=2)
+    assert "has teacher 'mlp-quadratics', not 'lstm-quadratics'" in said
 
 
 def test_a_meta_trained_rule_trains_a_task(tmp_path):

@@ -19,7 +19,7 @@ def meta_train(
         ),
     ] = None,
     estimator: Annotated[
-        str | None, typer.Option(metavar="NAME", help="bptt, tbptt, es or pes.", show_default="bptt")
+        str | None, typer.Option(metavar="NAME", help="bptt, tbptt, es, pes or imitation.", show_default="bptt")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of Adam on θ.", show_default="300")] = None,
     minutes: Annotated[float | None, typer.Option(min=0, metavar="M", help="Stop after so much time.")] = None,
@@ -42,6 +42,10 @@ def meta_train(
         typer.Option(
             min=1, metavar="N", help="Training runs at once; a GPU wants many.", show_default="as the problem has"
         ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="WEIGHTS", help="Learn to make the steps of these: a file, or shipped ones' name."),
     ] = None,
     start: Annotated[
         str | None, typer.Option(metavar="WEIGHTS", help="Begin with these, a file or shipped ones' name.")
@@ -66,12 +70,13 @@ def meta_train(
     Examples:
       optforge meta-train lstm --problems quadratics --minutes 10
       optforge meta-train mlp --estimator pes --steps 5000 --run-dir runs/mlp
+      optforge meta-train lstm --problems mnist --teacher mlp-classifiers --steps 800
       optforge meta-train --resume --run-dir runs/mlp
     """
     from experiments.training.meta_command import MetaOptions, meta_train_command
 
     names = None if problems is None else [name.strip() for name in problems.split(",")]
-    given = (rule, names, estimator, steps, seed, lr, raw or None, curvature, workers, start)
+    given = (rule, names, estimator, steps, seed, lr, raw or None, curvature, workers, teacher, start)
     meta_train_command(MetaOptions(*given, minutes, run_dir, resume, json_file))
 
 

@@ -22,10 +22,11 @@ from experiments.provenance import provenance
 from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from experiments.training.options import device_type
 from learned.meta_distil import candidates, distil, samples
+from learned.meta_imitation import Imitation
 from learned.meta_models import RULES, LSTMRule, flatten, unflatten
 from learned.meta_tasks import Problem, classifier, quadratics
 from learned.meta_trainer import MetaTrainer
-from learned.meta_training import ESTIMATORS, Backpropagation
+from learned.meta_training import ESTIMATORS, Estimator
 from learned.meta_weights import Learned, card_markdown, load, pack
 from primitives import print_program
 from primitives.pseudocode import pseudo_code
@@ -33,7 +34,8 @@ from primitives.pseudocode import pseudo_code
 VALIDATE_EVERY = 20  # training runs
 SAVE_EVERY = 30.0  # seconds; checkpoints lie between training runs, so that when they are written changes nothing
 DEFAULTS: dict[str, Any] = {"problems": ["digits"], "estimator": "bptt", "steps": 300, "seed": 0, "lr": 3e-3}
-DEFAULTS |= {"raw": False, "start": None, "curvature": None, "workers": None}
+DEFAULTS |= {"raw": False, "start": None, "curvature": None, "workers": None, "teacher": None}
+IMITATION = "imitation"  # the estimator that a teacher is for
 CONFIG, CHECKPOINT, WEIGHTS = "meta.json", "checkpoint.pt", "weights.safetensors"
 
 
@@ -77,6 +79,7 @@ class MetaOptions:
     raw: bool | None = None
     curvature: float | None = None
     workers: int | None = None
+    teacher: str | None = None
     start: str | None = None
     minutes: float | None = None
     run_dir: Path | None = None
@@ -132,17 +135,13 @@ def build(config: dict[str, Any]) -> MetaTrainer:
     """
     for what, names, known in (
         ("rule", [config["rule"]], RULES), ("problem", config["problems"], PROBLEMS),
-        ("estimator", [config["estimator"]], ESTIMATORS),
+        ("estimator", [config["estimator"]], [*ESTIMATORS, IMITATION]),
     ):  # fmt: skip
         for name in names:
             if name not in known:
                 raise unknown(what, str(name), known)
     problems = [PROBLEMS[name](device_type()) for name in config["problems"]]
-    estimator: Any = ESTIMATORS[config["estimator"]]()
-    if config.get("curvature") is not None:
-        if not isinstance(estimator, Backpropagation):
-            raise UserError(f"--curvature is a share of backpropagation; {config['estimator']} does not need gradients")
-        estimator.curvature = config["curvature"]
+    estimator = _estimator(config["estimator"], config.get("curvature"), config.get("teacher"))
     if config["raw"] and config["rule"] != "lstm":
         raise UserError("--raw leaves out the preprocessing of the LSTM; the MLP has features instead")
     rule = LSTMRule(p=None, scale=1.0) if config["raw"] else RULES[config["rule"]]()
@@ -151,6 +150,21 @@ def build(config: dict[str, Any]) -> MetaTrainer:
         rule, problems, estimator, config["steps"], seed=config["seed"], lr=config["lr"], start=start,
         workers=config.get("workers"), device=device_type(),
     )  # fmt: skip
+
+
+def _estimator(name: str, curvature: float | None, teacher: str | None) -> Estimator:
+    if curvature is not None and name not in ("bptt", "tbptt"):
+        raise UserError(f"--curvature is a share of backpropagation through training; {name} does none")
+    if (name == IMITATION) != (teacher is not None):
+        raise UserError(
+            f"--estimator {name} needs a --teacher: a file of weights, or shipped ones' name" if teacher is None
+            else f"--teacher makes steps to imitate; --estimator {name} looks at losses"
+        )  # fmt: skip
+    if teacher is not None:
+        rule, weights, _ = load(teacher)
+        return Imitation(rule, weights)
+    found: Estimator = ESTIMATORS[name](**({} if curvature is None else {"curvature": curvature}))
+    return found
 
 
 def train(trainer: MetaTrainer, steps: int, folder: Path, minutes: float | None, seconds: float) -> float:
@@ -213,10 +227,11 @@ def finish(trainer: MetaTrainer, config: dict[str, Any], folder: Path, seconds: 
         "cpu": source["hardware"]["cpu"],
         "gpu": source["hardware"]["gpu"],
     }
-    if config["start"] is not None:
-        before = load(config["start"], trainer.rule).card
-        names = ("trained on", "meta-steps", "CPU seconds", "seed", "meta learning rate")
-        card["started from"] = {name: before.get(name) for name in names}
+    names = ("trained on", "meta-steps", "CPU seconds", "seed", "meta learning rate")
+    for what, rule in (("start", trainer.rule), ("teacher", None)):
+        if config.get(what) is not None:
+            before = load(config[what], rule).card
+            card["started from" if what == "start" else what] = {name: before.get(name) for name in names}
     learned = Learned(trainer.rule, {k: w.clone() for k, w in unflatten(theta, trainer.rule).items()}, card)
     write_atomic(folder / WEIGHTS, pack(learned))
     write_atomic(folder / "card.md", card_markdown(learned, f"{config['rule']} on {', '.join(config['problems'])}"))
@@ -226,8 +241,9 @@ def finish(trainer: MetaTrainer, config: dict[str, Any], folder: Path, seconds: 
 
 
 def _given(options: MetaOptions) -> dict[str, Any]:
-    names = ("rule", "problems", "estimator", "steps", "seed", "lr", "raw", "curvature", "workers", "start")
-    return {n: v for n in names if (v := getattr(options, n)) is not None}
+    names = ("rule", "problems", "estimator", "steps", "seed", "lr", "raw", "curvature", "workers", "teacher", "start")
+    found = {n: v for n in names if (v := getattr(options, n)) is not None}
+    return {"estimator": IMITATION, **found} if "teacher" in found else found
 
 
 def _config(options: MetaOptions) -> dict[str, Any]:
