@@ -214,16 +214,20 @@ def main() -> None:
     torch.set_num_threads(1)
     record = json.loads(options.json.read_text()) if options.json.exists() else {"rows": []}
     done = {(row["case"], row["method"]) for row in record["rows"]}
+    source = provenance()
     for name, method in itertools.product(options.cases, options.methods):
         if (name, method) in done:
             continue
         try:
-            record["rows"].append(measure(name, CASES[name], method, SEEDS[: options.seeds]))
+            row = measure(name, CASES[name], method, SEEDS[: options.seeds])
         except UserError as error:
             print(f"{name} is skipped: {error}")
             continue
-        record["provenance"] = provenance()
+        record["rows"].append(row | {"commit": source["commit"]})
+        record["provenance"] = source
         write_atomic(options.json, json.dumps(record, indent=1) + "\n")
+    places = list(itertools.product(CASES, (*METHODS, *LEARNED)))
+    record["rows"].sort(key=lambda row: places.index((row["case"], row["method"])))
     print(table(record["rows"]))
     if options.plot:
         draw(record["rows"], options.plot)
