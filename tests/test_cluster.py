@@ -18,7 +18,8 @@ import ray
 from ray.cluster_utils import Cluster as LocalCluster
 
 from experiments.errors import UserError
-from experiments.searching.run import SearchOptions, digest, run_search
+from experiments.searching.options import SearchOptions
+from experiments.searching.run import digest, run_search
 from search.cluster import Cluster, connect
 from search.fitness import Fitness
 from search.pool import Job

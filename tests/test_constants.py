@@ -16,7 +16,8 @@ from experiments.cli import app
 from experiments.errors import UserError
 from experiments.programs import resolve_program
 from experiments.searching.constants import BATCH, SEEDS, places, tune_constants, with_numbers
-from experiments.searching.run import SearchOptions, run_search
+from experiments.searching.options import SearchOptions
+from experiments.searching.run import run_search
 from experiments.tasks import get_task
 from primitives import Program, print_program
 from primitives.text import parse_program

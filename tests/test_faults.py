@@ -25,7 +25,8 @@ from test_search import evolution, toy_factory
 from typer.testing import CliRunner
 
 from experiments.cli import app
-from experiments.searching.run import BUDGET, digest
+from experiments.searching.options import BUDGET
+from experiments.searching.run import digest
 from search.engine import Budget, Search
 from search.ledger import Ledger
 from search.workers import Workers

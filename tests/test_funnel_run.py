@@ -19,8 +19,9 @@ from experiments.searching import funnel_run, funnel_store
 from experiments.searching.funnel_report import sentences, stage_table, write_archive, write_picture
 from experiments.searching.funnel_run import Funnel, correlation, is_large, run_funnel, stages_for
 from experiments.searching.funnel_watch import Watch
+from experiments.searching.options import SearchOptions
 from experiments.searching.presets import DEFAULTS
-from experiments.searching.run import SearchOptions, run_search
+from experiments.searching.run import run_search
 from experiments.tasks import TASKS
 from primitives import Program, Task, parse_program
 from primitives.task import Splits, TensorSplit

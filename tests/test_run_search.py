@@ -17,8 +17,9 @@ from baselines import BASELINES
 from experiments.errors import UserError
 from experiments.programs import resolve_program
 from experiments.searching.hall_of_fame import _distinct
+from experiments.searching.options import SearchOptions, evolution
 from experiments.searching.presets import DEFAULTS, PRESETS
-from experiments.searching.run import SearchOptions, digest, evolution, run_search
+from experiments.searching.run import digest, run_search
 from primitives import print_program
 from search.fitness import Fitness, Status
 from search.ledger import Ledger, Record

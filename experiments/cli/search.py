@@ -110,8 +110,9 @@ def search(
       optforge search --run-dir runs/first --resume --minutes 5
     """
     from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
+    from experiments.searching.options import SearchOptions
     from experiments.searching.presets import DEFAULTS
-    from experiments.searching.run import SearchOptions, run_search
+    from experiments.searching.run import run_search
     from experiments.tasks import get_task
 
     if resume and run_dir is None:
