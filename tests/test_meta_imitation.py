@@ -64,11 +64,11 @@ def test_each_estimate_looks_at_coordinates_of_its_own():
 @pytest.mark.parametrize("own", [0.0, 0.5])
 def test_a_rule_comes_to_make_the_steps_of_another_of_its_kind(own):
     trainer = MetaTrainer(
-        HeavyBall(), [problem()], Imitation(HeavyBall(), SINGLE, own=own), 400, lr=0.01, start=THETA.float()
+        HeavyBall(), [problem()], Imitation(HeavyBall(), SINGLE, own=own), 160, lr=0.02, start=THETA.float()
     )  # fmt: skip
-    while trainer.done < 400:
+    while trainer.done < 160:
         trainer.run()
-    assert trainer.runs == 50 and trainer.done == 400
+    assert trainer.runs == 20 and trainer.done == 160
     torch.testing.assert_close(trainer.theta, torch.tensor([0.03, 0.4]), rtol=0.02, atol=0)
 
 
