@@ -115,6 +115,8 @@ def card_markdown(learned: Learned, name: str) -> str:
     count = sum(w.numel() for w in learned.weights.values())
     lines += [f"Weights of the learned rule `{learned.rule.name}`, {count:,} numbers.", "", "| | |", "|---|---|"]
     for key, value in learned.card.items():
+        if value is None:
+            continue
         text = "; ".join(map(str, value)) if isinstance(value, list) else str(value)
         if isinstance(value, dict):
             text = "; ".join(f"{k}: {v:.4g}" if isinstance(v, float) else f"{k}: {v}" for k, v in value.items())

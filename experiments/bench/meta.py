@@ -214,7 +214,7 @@ def main() -> None:
     torch.set_num_threads(1)
     record = json.loads(options.json.read_text()) if options.json.exists() else {"rows": []}
     done = {(row["case"], row["method"]) for row in record["rows"]}
-    source = provenance()
+    source, places = provenance(), list(itertools.product(CASES, (*METHODS, *LEARNED)))
     for name, method in itertools.product(options.cases, options.methods):
         if (name, method) in done:
             continue
@@ -224,10 +224,9 @@ def main() -> None:
             print(f"{name} is skipped: {error}")
             continue
         record["rows"].append(row | {"commit": source["commit"]})
+        record["rows"].sort(key=lambda row: places.index((row["case"], row["method"])))
         record["provenance"] = source
         write_atomic(options.json, json.dumps(record, indent=1) + "\n")
-    places = list(itertools.product(CASES, (*METHODS, *LEARNED)))
-    record["rows"].sort(key=lambda row: places.index((row["case"], row["method"])))
     print(table(record["rows"]))
     if options.plot:
         draw(record["rows"], options.plot)
