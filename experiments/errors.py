@@ -38,4 +38,4 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:
     `what` says what was looked for, in the singular (``"task"``).
     """
     names = sorted(valid)
-    return UserError(f"unknown {what} {name[:80]!r}{nearest(name, names)} ({what}s: {', '.join(names)})")
+    return UserError(f"unknown {what} {name[:80]!r}{nearest(name, names)} (there are: {', '.join(names)})")

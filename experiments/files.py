@@ -12,7 +12,8 @@ from experiments.errors import UserError
 def check_can_write(option: str, path: Path | None) -> None:
     """Raise `UserError` if `path`, given as `option`, is a folder or in none: before the work, not after it."""
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise UserError(f"{option} {path} cannot be written: its folder does not exist or it is itself one")
+        why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise UserError(f"{option} {path} cannot be written: {why}")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from baselines import BASELINES
+from experiments.compare import tuning as storage_of_jobs
 from experiments.compare import work
 from experiments.compare.batches import ROOM_OF_GPU
-from experiments.compare.command import Asked, compare_command, make_plan, newest_search
+from experiments.compare.command import Asked, _shown, compare_command, make_plan, newest_search
 from experiments.compare.contest import contest
 from experiments.compare.plan import FACTORS, Plan, Row, block_size, check_plan, pending, quick, tuning
 from experiments.compare.tables import place
@@ -174,6 +175,17 @@ def test_only_one_gets_a_job_and_the_dead_lose_theirs(database: str) -> None:
     assert second.release() == 1 and (first.claim(["a", "b"]) or ("",))[0] == "b"
 
 
+def test_a_claim_counts_as_dead_a_while_after_it_was_made(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_of_jobs, "HEARTBEAT", 1)
+    first, second = (Jobs(database, "s") for _ in range(2))
+    assert first.claim(["a"]) and second.claim(["a"]) is None  # and then its process was killed
+    deadline = time.monotonic() + 30
+    while (claimed := second.claim(["a"])) is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+        second.release_dead()
+    assert claimed is not None
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # it starts the command line twice, on a machine that may be busy
 def test_kill_loses_at_most_the_job_in_flight_and_nothing_is_computed_twice(line: str, tmp_path: Path) -> None:
@@ -201,7 +213,9 @@ def test_kill_loses_at_most_the_job_in_flight_and_nothing_is_computed_twice(line
     assert dict(states).get("FAIL", 0) <= 1 and "RUNNING" not in dict(states)
     after = finished_jobs(run)
     assert len(after) == len(set(after)) and all(after[n] == at for n, at in finished.items())
-    plan = Plan.from_json(json.loads((run / "plan.json").read_text()))
+    begun = json.loads((run / "plan.json").read_text())
+    assert begun.pop("storage") is None and set(begun.pop("data")[line]) == {"train", "valid", "test"}
+    plan = Plan.from_json(begun)
     results = Jobs(f"sqlite:///{run}/compare.sqlite", study_name(plan)).results()
     uninterrupted: dict[str, Any] = {}
     while jobs := pending(plan, uninterrupted, {line: 1}):
@@ -306,6 +320,7 @@ def test_a_comparison_is_resumed_as_it_began_or_not_at_all(line: str, tmp_path: 
     resume = Asked(resume=True, run_dir=tmp_path)
     for programs, asked, words in (
         (["sgd"], resume, "no sgd in it"),
+        ([], replace(resume, tasks=""), f"tasks {line}, not "),
         (["lion"], replace(resume, control=True), "no random control in it"),
         ([], replace(resume, settings={"trials": 99, "clip": 0.5}), f"trials {plan.trials}, not 99, clip 0.0, not 0.5"),
         ([], replace(resume, horizons="0.25,1,4"), "horizons 1.0, not 0.25 1.0 4.0"),
@@ -317,10 +332,28 @@ def test_a_comparison_is_resumed_as_it_began_or_not_at_all(line: str, tmp_path: 
 
 
 def test_an_edited_plan_is_refused_in_a_sentence(line: str, tmp_path: Path) -> None:
-    plan = plan_of(line).as_json() | {"seeds": "x"}
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(UserError, match="is not a plan of a comparison"):
-        compare_command([], Asked(resume=True, run_dir=tmp_path))
+    for plan in (plan_of(line).as_json() | {"seeds": "x"}, [], [1]):
+        (tmp_path / "plan.json").write_text(json.dumps(plan))
+        with pytest.raises(UserError, match="is not a plan of a comparison"):
+            compare_command([], Asked(resume=True, run_dir=tmp_path))
+
+
+def test_a_comparison_is_resumed_on_its_storage_and_its_data(line: str, tmp_path: Path) -> None:
+    begun, resume = plan_of(line).as_json(), Asked(resume=True, run_dir=tmp_path)
+    shared = "postgresql://me:secret@host/name"
+    for storage, asked, words in (
+        ("postgresql://me@host/name", None, "needs its --storage postgresql://me@host/name"),
+        (None, shared, "leave --storage out"),
+    ):
+        (tmp_path / "plan.json").write_text(json.dumps(begun | {"storage": storage, "data": {}}))
+        with pytest.raises(UserError, match=words):
+            compare_command([], replace(resume, storage=asked))
+    assert _shown(shared) == "postgresql://me@host/name"
+    (tmp_path / "plan.json").write_text(json.dumps(begun | {"storage": None, "data": {line: {"train": "other"}}}))
+    with pytest.raises(UserError, match=f"the data of {line} are no longer those that .* was begun with"):
+        compare_command([], resume)
+    with pytest.raises(UserError, match="a comparison that has not ended: optforge compare --resume"):
+        write_run_report([tmp_path])
 
 
 def test_plan_survives_json_and_equal_plans_have_one_study(line: str) -> None:

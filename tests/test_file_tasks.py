@@ -177,7 +177,8 @@ def test_arrays_of_classes_and_of_numbers(tmp_path):
      ({"inputs": np.full((9, 2), np.nan), "targets": np.zeros(9)}, "not finite"),
      ({"inputs": np.array(["a"] * 9), "targets": np.zeros(9)}, "not numbers"),
      ({"inputs": np.zeros((9, 2)), "targets": np.full(9, -1)}, "so classes"),
-     ({"inputs": np.zeros((3, 2)), "targets": np.zeros(3)}, "too few rows")],
+     ({"inputs": np.zeros((3, 2)), "targets": np.zeros(3)}, "too few rows"),
+     ({"inputs": np.zeros((0, 2)), "targets": np.zeros(0)}, "has no rows")],
 )  # fmt: skip
 def test_arrays_that_do_not_fit(tmp_path, found, words):
     np.savez(tmp_path / "a.npz", **found)
@@ -337,7 +338,11 @@ def test_tasks_of_yours(run, tmp_path, command):
     [("x = 1", "has nothing where TASK"), ("TASK = 3", "has a int"), ("import nowhere", "No module named"),
      ("\n1 / 0", "at line 2: ZeroDivisionError"), ("def", "at line 1: SyntaxError"),
      (MINE.replace('name="mine"', 'name="a/b"'), "letters, digits and hyphens"),
-     (MINE.replace("steps=3", "steps=0"), "must be at least 1")],
+     (MINE.replace("steps=3", "steps=0"), "must be at least 1"),
+     (MINE.replace("Splits(PART, PART, PART)", "None"), "has no attribute 'train'"),
+     (MINE.replace("torch.nn.functional.mse_loss", "lambda a, b: a - b"), "is a tensor [2, 1]; one number is expected"),
+     (MINE.replace("Linear(3, 1)", "Linear(4, 1)"), "failed: RuntimeError: mat1 and mat2"),
+     (MINE.replace("Linear(3, 1)", "Sequential(torch.nn.Linear(3, 1), torch.nn.Dropout())"), "has Dropout")],
 )  # fmt: skip
 def test_files_without_a_task(run, tmp_path, source, words):
     (tmp_path / "bad.py").write_text(source)

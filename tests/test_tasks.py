@@ -41,7 +41,7 @@ def test_names_are_keys():
 
 
 def test_unknown_task_names_the_nearest():
-    with pytest.raises(UserError, match=r"unknown task 'digit'; did you mean digits.*\? \(tasks: arrays, .*wikitext\)"):
+    with pytest.raises(UserError, match=r"unknown task 'digit'; did you mean digits.*\? \(there are: arrays, .*text\)"):
         get_task("digit")
 
 

@@ -141,6 +141,28 @@ def test_a_killed_command_goes_on(run, tmp_path):
     assert [found[key] for key in keys] == [whole[key] for key in keys]
 
 
+def test_a_run_does_not_go_on_with_other_data(run, tmp_path):
+    from experiments.tasks.user_tasks import from_file
+
+    source = (
+        "import torch\nfrom primitives import Splits, Task, TensorSplit\n"
+        "x = torch.linspace(-1, 1, 40)[:, None]\nPART = TensorSplit(x, 2 * x)\n"
+        "TASK = Task('mine', 'line', lambda: torch.nn.Linear(1, 1), lambda: Splits(PART, PART, PART),\n"
+        "            torch.nn.functional.mse_loss, 'squared error', 4, 8, 'none')\n"
+    )
+    (tmp_path / "mine.py").write_text(source)
+    assert run("train", "--task", "mine.py", "--checkpoint-every", 2, "--run-dir", "r")[0] == 0
+    (tmp_path / "r" / "result.json").unlink()
+    assert "has not ended: optforge train --resume --run-dir" in run("report", "r")[2]
+    (tmp_path / "mine.py").write_text(source.replace("2 * x", "3 * x"))
+    from_file.cache_clear()
+    code, _, err = run("train", "--resume", "--run-dir", "r")
+    assert code == 2 and "no longer those that the run in" in err
+    (tmp_path / "mine.py").write_text(source)
+    from_file.cache_clear()
+    assert run("train", "--resume", "--run-dir", "r")[0] == 0
+
+
 def test_what_is_kept_and_what_cannot_go_on(run, tmp_path):
     few = ("train", "--steps", 4, "--run-dir")
     assert run(*few, "plain")[0] == 0
@@ -153,7 +175,7 @@ def test_what_is_kept_and_what_cannot_go_on(run, tmp_path):
     assert (tmp_path / "again.json").exists() and (tmp_path / "kept" / "result.json").exists()
     (tmp_path / "begun").mkdir()
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "command.json").write_text("[1")
+    (tmp_path / "broken" / "command.json").write_text("[]")
     for words, said in (
         (("--resume",), "--resume needs the --run-dir"),
         (("--resume", "--run-dir", "nowhere"), "there is no run directory nowhere"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from experiments.compare.work import study_name, work_together
 from experiments.errors import UserError
 from experiments.files import check_can_write, write_atomic
 from experiments.programs import HALL_OF_FAME, resolve_program, unique_names, usual_rate
+from experiments.provenance import data_hash
 from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from experiments.tasks import TASKS, get_task
 from experiments.training.options import device_type
@@ -81,7 +83,8 @@ def compare_command(programs: Sequence[str], asked: Asked) -> int:
         raise UserError(str(error)) from None
     folder = new_run_dir(asked.run_dir, "compare", get_task(plan.tasks[0]).name if len(plan.tasks) == 1 else "suite")
     try:
-        write_atomic(folder / PLAN, json_format.dumps(plan.as_json(), indent=1, ensure_ascii=False) + "\n")
+        begun = plan.as_json() | {"storage": _shown(asked.storage), "data": _data(plan)}
+        write_atomic(folder / PLAN, json_format.dumps(begun, indent=1, ensure_ascii=False) + "\n")
         return _run(plan, folder, asked)
     finally:
         remove_if_empty(folder)
@@ -109,7 +112,7 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
         like = next((program for text, _, program in found if text not in ALWAYS), found[0][2])
         rows.append(Row(CONTROL, print_program(random_control(like)), usual_rate(CONTROL), control=True))
     tasks = _tasks(asked, {row["task"] for row in origins})
-    horizons = _horizons(asked.horizons or "1")
+    horizons = _horizons("1" if asked.horizons is None else asked.horizons)
     room = ROOM if device_type() == "cpu" else ROOM_OF_GPU
     plan = Plan(tuple(rows), tasks, horizons, room=room, origins=tuple(origins), **asked.settings)
     plan = quick(plan) if asked.quick else plan
@@ -128,7 +131,7 @@ def _tasks(asked: Asked, bred_on: set[str]) -> tuple[str, ...]:
     if asked.tasks == "suite":
         suite = QUICK_SUITE if asked.quick else SUITE
         return tuple(name for name in suite if name in TASKS and name not in bred_on)
-    names = [name.strip() for name in (asked.tasks or "digits").split(",") if name.strip()]
+    names = [name.strip() for name in ("digits" if asked.tasks is None else asked.tasks).split(",") if name.strip()]
     for name in names:
         get_task(name)
     return tuple(dict.fromkeys(names))
@@ -147,7 +150,9 @@ def _resumed(programs: Sequence[str], asked: Asked) -> tuple[Path, Plan]:
         raise UserError("--resume needs the --run-dir of the comparison that is to go on")
     folder = existing_run_dir(asked.run_dir)
     try:
-        plan = Plan.from_json(json_format.loads((folder / PLAN).read_text()))
+        begun = dict(json_format.loads((folder / PLAN).read_text()))
+        storage, data = begun.pop("storage", _shown(asked.storage)), begun.pop("data", {})
+        plan = Plan.from_json(begun)
         check_plan(plan)
     except OSError:
         raise UserError(f"{folder} holds no comparison to resume (there is no {PLAN} in it)") from None
@@ -155,6 +160,12 @@ def _resumed(programs: Sequence[str], asked: Asked) -> tuple[Path, Plan]:
         raise UserError(f"{folder / PLAN} is not a plan of a comparison: {error}; was it edited?") from None
     if different := ", ".join(_differences(plan, programs, asked)):
         raise UserError(f"{folder} is another comparison: {different}; it goes on only as it began")
+    if storage != _shown(asked.storage):
+        kept = "has its jobs in itself; leave --storage out" if storage is None else f"needs its --storage {storage}"
+        raise UserError(f"{folder} {kept}")
+    now = _data(plan)
+    if changed := [name for name, was in data.items() if was != now[name]]:
+        raise UserError(f"the data of {', '.join(changed)} are no longer those that {folder} was begun with")
     print(f"going on as begun: {', '.join(row.name for row in plan.rows)} on {', '.join(plan.tasks)}")
     return folder, plan
 
@@ -175,6 +186,15 @@ def _differences(plan: Plan, programs: Sequence[str], asked: Asked) -> Iterator[
         has, other = getattr(plan, part.name), getattr(wanted, part.name)
         if has != other:
             yield f"{part.name} {_listed(has)}, not {_listed(other)}"
+
+
+def _shown(storage: str | None) -> str | None:
+    """The address of a database without its password, which is not for files."""
+    return None if storage is None else re.sub("(://[^:@/]*):[^@]*@", r"\1@", storage)
+
+
+def _data(plan: Plan) -> dict[str, Any]:
+    return {name: data_hash(get_task(name).data()) for name in plan.tasks}
 
 
 def _listed(value: Any) -> str:

@@ -103,7 +103,8 @@ def print_contest(contest: Contest) -> None:
             print_table(table)
     console.print()
     pairs = sum(len(comparison.pairs) for comparison in contest.comparisons)
-    print_notes([*contest.notes, *notes(contest.comparisons[0], pairs)])
+    longest = max(contest.comparisons, key=lambda comparison: comparison.protocol.steps)  # of few, no share is exact
+    print_notes([*contest.notes, *notes(longest, pairs)])
 
 
 def print_table(table: Table) -> None:

@@ -96,7 +96,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Plan:
-        """The plan that `as_json` wrote; ValueError, KeyError or TypeError for anything else."""
+        """The plan that `as_json` wrote; ValueError, KeyError or TypeError for another object."""
         lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
         return cls(**{**found, **lists, "rows": tuple(Row(**row) for row in found["rows"])})
 

@@ -193,10 +193,11 @@ def _ladder_note(comparison: Comparison) -> str:
 def _tuned_note(comparison: Comparison) -> str:
     protocol = comparison.protocol
     counts = "/".join(map(str, sorted({len(e.tuning.trials) for e in comparison.entries})))
+    warmup = f" with {protocol.warmup / protocol.steps:.0%} of the steps as warm-up" if protocol.warmup else ""
     clip = f", gradients clipped to norm {protocol.clip:g}" if protocol.clip else ""
     return (
         f"Tuning: {counts} trials in {protocol.dimensions} dimensions for every optimizer ({protocol.sampler}), "
-        f"{protocol.schedule} schedule with {protocol.warmup} steps of warm-up{clip}, selected by "
+        f"{protocol.schedule} schedule{warmup}{clip}, selected by "
         f"{_seeds_note(protocol)}"
     )
 

@@ -88,10 +88,11 @@ class Jobs:
                 for trial in self._trials(TrialState.RUNNING, TrialState.COMPLETE)
                 if trial.user_attrs["job"] == name
             ]
-            own = max(trial.number for trial in claims if trial.user_attrs["token"] == self.token)
-            if own == min(trial.number for trial in claims):
-                return name, own
-            self._study.tell(own, state=TrialState.FAIL)
+            own = max((c for c in claims if c.user_attrs["token"] == self.token), key=lambda c: c.number)
+            self._storage.record_heartbeat(own._trial_id)  # a claim without one would never count as dead
+            if own.number == min(trial.number for trial in claims):
+                return name, own.number
+            self._study.tell(own.number, state=TrialState.FAIL)
         return None
 
     @contextmanager

@@ -51,6 +51,7 @@ def work(url: str, plan: Plan, report: Report = lambda what, done, total: None) 
             return
         claimed = jobs.claim(waiting)
         if claimed is None:
+            report("waiting for jobs that others do", len(results), len(results) + len(waiting))
             jobs.release_dead()
             time.sleep(IDLE)
             continue

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UserError
-from experiments.files import write_atomic
+from experiments.files import check_can_write, write_atomic
 from experiments.programs.names import describe
 from primitives import Program
 from primitives.certificate import certificate
@@ -133,8 +133,7 @@ def _comment(text: str) -> None:
 
 
 def _write(path: Path, text: str, option: str) -> None:
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UserError(f"{option} {path} cannot be written: its folder does not exist or it is itself one")
+    check_can_write(option, path)
     try:
         write_atomic(path, text)
     except OSError as error:

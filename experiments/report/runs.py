@@ -143,6 +143,10 @@ def kind_of(folder: Path) -> str:
     for name, kind in kinds.items():
         if (folder / name).is_file():
             return kind
+    if (folder / "plan.json").is_file():
+        raise UserError(f"{folder} is a comparison that has not ended: optforge compare --resume --run-dir {folder}")
+    if (folder / "command.json").is_file():
+        raise UserError(f"{folder} is a training run that has not ended: optforge train --resume --run-dir {folder}")
     raise UserError(
         f"{folder} is not the run directory of a search, a comparison or a training run: it has neither "
         f"{Ledger.FILE}, compare.json nor result.json"

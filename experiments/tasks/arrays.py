@@ -88,6 +88,8 @@ def _pair(path: Path, names: tuple[str, str], x: np.ndarray, y: np.ndarray) -> t
             raise UserError(f"{name} in {path} holds {array.dtype}, not numbers")
         if array.ndim < 1 or not np.isfinite(array).all():
             raise UserError(f"{name} in {path} is a single number, or has values that are not finite")
+    if not len(x):
+        raise UserError(f"{names[0]} in {path} has no rows")
     if len(x) != len(y):
         raise UserError(f"{path} has {len(x):,} rows of {names[0]} and {len(y):,} of {names[1]}")
     x = x.reshape(len(x), -1)

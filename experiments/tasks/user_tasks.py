@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from experiments.errors import UserError
-from primitives.task import Task
+from primitives.task import Task, initial_model
 
 GROUP = "optforge.tasks"
 """Entry points that each name one `Task`; the name of the entry point is that of the task."""
@@ -38,7 +41,8 @@ def from_file(path: Path) -> Task:
     except Exception as error:
         line = _line(error, path)
         raise UserError(f"{path} failed{line}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
-    return _checked(getattr(module, VARIABLE, None), f"{path}", f"{VARIABLE} = primitives.Task(…)")
+    task = _checked(getattr(module, VARIABLE, None), f"{path}", f"{VARIABLE} = primitives.Task(…)")
+    return _tried(replace(task, data=functools.cache(task.data)), path)
 
 
 def installed() -> tuple[str, ...]:
@@ -72,6 +76,35 @@ def _checked(found: Any, where: str, wanted: str) -> Task:
     if found.steps < 1 or found.batch_size < 1:
         raise UserError(f"{where} has {found.steps} steps and batches of {found.batch_size}; both must be at least 1")
     return found
+
+
+def _tried(task: Task, path: Path) -> Task:
+    """The task, after the loss of one batch, so that what is wrong with it is said before anything is written."""
+    try:
+        train = task.data().train
+        inputs, targets = train.batch(torch.arange(min(2, len(train))))
+        model = initial_model(task, 0)
+        loss = task.loss(model(inputs), targets)
+    except UserError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(
+            f"a batch of the task in {path} failed{_line(error, path)}: {what}; see docs/tasks.md"
+        ) from error
+    if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.is_floating_point():
+        what = f"a tensor {list(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
+        raise UserError(f"the loss of the task in {path} is {what}; one number is expected, the mean over the batch")
+    for module in model.modules():
+        if isinstance(module, _UNFIT) and module.training:
+            raise UserError(
+                f"the model of the task in {path} has {type(module).__name__}; outputs may depend on nothing but "
+                "parameters and inputs, so that many members can be trained as one: leave it out, or take LayerNorm"
+            )
+    return task
+
+
+_UNFIT = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.dropout._DropoutNd)
 
 
 def _line(error: Exception, path: Path) -> str:

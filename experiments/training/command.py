@@ -13,7 +13,7 @@ from baselines import BASELINES
 from experiments.errors import UserError, nearest
 from experiments.files import check_can_write, write_atomic
 from experiments.programs import describe, resolve_program, usual_rate
-from experiments.provenance import provenance
+from experiments.provenance import data_hash, provenance
 from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from experiments.tasks import get_task, with_data
 from experiments.training.options import RunOptions
@@ -81,6 +81,7 @@ def train_command(
         from experiments.training.train import train
 
         if first and not resume and options.checkpoint_every:
+            asked["hashes"] = data_hash(problem.data())
             write_atomic(folder / COMMAND, json.dumps(asked, indent=2) + "\n")
         how: dict[str, Any] = {"seed": seed, "steps": steps, "learn": learn, "full_batch": full_batch}
         result = train(
@@ -126,10 +127,13 @@ def resume_command(run_dir: Path | None, json_file: Path | None) -> None:
     try:
         asked = json.loads((folder / COMMAND).read_text(encoding="utf-8"))
         data = Path(found) if (found := asked.pop("data")) else None
+        task, hashes = asked["task"], asked.pop("hashes", None)
     except FileNotFoundError:
         raise UserError(f"{folder} has no {COMMAND}: runs go on if they were begun with --checkpoint-every") from None
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise UserError(f"{folder / COMMAND} is damaged, so the run cannot go on") from None
+    if hashes is not None and data_hash(get_task(with_data(task, data)).data()) != hashes:
+        raise UserError(f"the data of {task} are no longer those that the run in {folder} was begun with")
     train_command(**asked, data=data, run_dir=folder, json_file=json_file, resume=True)
 
 
