@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
+import subprocess
 import sys
 import threading
 import time
 import types
 from dataclasses import replace
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,6 +208,21 @@ def test_what_is_missing_is_told_at_once(run, tmp_path, monkeypatch):
     place = str(tmp_path / "none" / "tinystories" / "tinystories_train.txt")
     for said in (err, str(caught.value)):
         assert place in said and "--data PATH" in said and "cannot be reached" in said and said.strip().count("\n") == 0
+
+
+def test_what_is_missing_is_told_before_torch_is_loaded(tmp_path):
+    """Which alone takes longer than the second within which it should be said."""
+    script = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom experiments.cli import app\n"
+        "for words in ('train --task text@no', 'compare --tasks digits,mnist', 'search --task mnist',\n"
+        "              'train --task wikitext:nano --data no'):\n"
+        "    print(CliRunner().invoke(app, words.split()).output)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    environment = os.environ | {"OPTFORGE_DATA": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.count("--data no does not exist") == 2
+    assert done.stdout.count("needs data: put the folder of its four IDX files") == 2
 
 
 def test_a_name_that_cannot_be_looked_up_does_not_take_longer(monkeypatch):

@@ -16,6 +16,7 @@ from experiments.cli.programs import ProgramName, certify, equivalent, export, s
 from experiments.cli.report import report
 from experiments.cli.search import search, tune
 from experiments.errors import UserError, disk_error
+from experiments.tasks.places import look_up
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,16 +45,19 @@ def command(function: F) -> F:
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
+            for name in [kwargs.get("task") or "", *(kwargs.get("tasks") or "").split(",")]:
+                look_up(name, kwargs.get("data"))
             function(*args, **kwargs)
         except KeyboardInterrupt:
             typer.echo("interrupted; what was finished is kept", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            from primitives import ProgramError  # slow to import, so only once something has failed
-
             error = disk_error(error) or error
-            if not isinstance(error, UserError | ProgramError):
-                raise
+            if not isinstance(error, UserError):
+                from primitives import ProgramError  # slow to import, so only once something else has failed
+
+                if not isinstance(error, ProgramError):
+                    raise
             typer.echo(f"optforge: {error}", err=True)
             raise typer.Exit(MISUSE) from None
 

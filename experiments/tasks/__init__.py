@@ -1,5 +1,17 @@
 """The training problems, and what they are made of: data, models, losses."""
 
-from experiments.tasks.table import TASKS, cross_entropy, get_task, with_data
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from experiments.tasks.table import TASKS, cross_entropy, get_task, with_data
 
 __all__ = ["TASKS", "cross_entropy", "get_task", "with_data"]
+
+
+def __getattr__(name: str) -> Any:
+    """From `table`, which loads torch: where the data lie is said without it (see `places`)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from experiments.tasks import table
+
+    return getattr(table, name)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from experiments.errors import UserError
 from experiments.tasks.losses import cross_entropy, squared_error
+from experiments.tasks.places import LAYOUT
 from primitives.task import Splits, TensorSplit
 
 PARTS = ("train", "valid", "test")
-LAYOUT = "arrays called inputs and targets (.npy files in a folder, or one .npz)"
 
 
 @functools.cache

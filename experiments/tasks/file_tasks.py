@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from experiments.errors import UserError, unknown
-from experiments.tasks.arrays import LAYOUT, arrays, either_loss, outputs_of
+from experiments.tasks.arrays import arrays, either_loss, outputs_of
 from experiments.tasks.images import Images, cifar10, idx_images
 from experiments.tasks.losses import cross_entropy
 from experiments.tasks.models import MLP, ConvNet
-from experiments.tasks.places import Place
+from experiments.tasks.places import PLACES, Place
 from experiments.tasks.text_files import text_bytes, text_tokens
 from experiments.tasks.texts import Windows
 from experiments.tasks.transformers import GPT, SIZES, Size, ViT
@@ -98,7 +98,6 @@ _NATS = "cross-entropy [nats]"
 _CLASSES = {"loss": cross_entropy, "metric": _NATS, "accuracy": True}
 _BYTES = {"loss": cross_entropy, "metric": "cross-entropy [nats per byte]", "accuracy": True}
 _TOKENS = {"loss": cross_entropy, "metric": "cross-entropy [nats per token]", "accuracy": True}
-_IDX = "the folder of its four IDX files (train-images-idx3-ubyte and so on, gzipped or not)"
 
 
 def _bytes(path: Path, size: Size) -> Splits:
@@ -125,7 +124,7 @@ FILE_TASKS: Mapping[str, FileTask] = MappingProxyType({
                 "target": 0.15,
                 **_CLASSES,
             },
-            Place("mnist", "mnist", _IDX),
+            PLACES["mnist"],
             _idx,
             _conv,
         ),
@@ -138,7 +137,7 @@ FILE_TASKS: Mapping[str, FileTask] = MappingProxyType({
                 "target": 0.55,
                 **_CLASSES,
             },
-            Place("mnist-vit", "mnist", _IDX),
+            PLACES["mnist-vit"],
             _idx,
             _vit,
             sized=True,
@@ -151,7 +150,7 @@ FILE_TASKS: Mapping[str, FileTask] = MappingProxyType({
                 "licence": "MIT (Zalando)",
                 **_CLASSES,
             },
-            Place("fashion-mnist", "fashion-mnist", _IDX),
+            PLACES["fashion-mnist"],
             _idx,
             _conv,
         ),
@@ -163,7 +162,7 @@ FILE_TASKS: Mapping[str, FileTask] = MappingProxyType({
                 "licence": "not stated (Krizhevsky 2009)",
                 **_CLASSES,
             },
-            Place("cifar10", "cifar10", "the folder of its binary files (data_batch_1.bin and so on)"),
+            PLACES["cifar10"],
             lambda path, size: cifar10(path),
             _vit,
             sized=True,
@@ -177,7 +176,7 @@ FILE_TASKS: Mapping[str, FileTask] = MappingProxyType({
                 "target": 2.3,
                 **_BYTES,
             },
-            Place("shakespeare", "tinyshakespeare/input.txt", "tiny-shakespeare's input.txt"),
+            PLACES["shakespeare"],
             _bytes,
             _gpt,
             sized=True,
@@ -191,12 +190,7 @@ FILE_TASKS: Mapping[str, FileTask] = MappingProxyType({
                 "target": 3.8,
                 **_TOKENS,
             },
-            Place(
-                "tinystories",
-                "tinystories/tinystories_train.txt",
-                "a text file of stories with <|endoftext|> between them",
-                hub="roneneldan/TinyStories",
-            ),
+            PLACES["tinystories"],
             _tokens,
             _gpt,
             sized=True,
@@ -209,7 +203,7 @@ FILE_TASKS: Mapping[str, FileTask] = MappingProxyType({
                 "licence": "CC BY-SA 3.0 (Wikipedia; Merity et al. 2016, arXiv:1609.07843)",
                 **_TOKENS,
             },
-            Place("wikitext", "wikitext/wiki.train.raw", "the raw training text of WikiText-2, wiki.train.raw"),
+            PLACES["wikitext"],
             _tokens,
             _gpt,
             sized=True,
@@ -222,7 +216,7 @@ FILE_TASKS: Mapping[str, FileTask] = MappingProxyType({
                 "licence": "yours",
                 **_BYTES,
             },
-            Place("text", "text/input.txt", "a text file of yours"),
+            PLACES["text"],
             _bytes,
             _gpt,
             sized=True,
@@ -236,7 +230,7 @@ FILE_TASKS: Mapping[str, FileTask] = MappingProxyType({
                 "loss": either_loss,
                 "metric": "cross-entropy [nats], or squared error [variances]",
             },
-            Place("arrays", "arrays", LAYOUT),
+            PLACES["arrays"],
             lambda path, size: arrays(path),
             _mlp,
         ),

@@ -6,8 +6,10 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from experiments.errors import UserError
 
@@ -80,6 +82,39 @@ class Place:
                 f" and the download of {self.hub} failed ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
             )
         return ""
+
+
+_IDX = "the folder of its four IDX files (train-images-idx3-ubyte and so on, gzipped or not)"
+LAYOUT = "arrays called inputs and targets (.npy files in a folder, or one .npz)"
+
+PLACES: Mapping[str, Place] = MappingProxyType({
+    place.task: place
+    for place in (
+        Place("mnist", "mnist", _IDX),
+        Place("mnist-vit", "mnist", _IDX),
+        Place("fashion-mnist", "fashion-mnist", _IDX),
+        Place("cifar10", "cifar10", "the folder of its binary files (data_batch_1.bin and so on)"),
+        Place("shakespeare", "tinyshakespeare/input.txt", "tiny-shakespeare's input.txt"),
+        Place("tinystories", "tinystories/tinystories_train.txt",
+              "a text file of stories with <|endoftext|> between them", hub="roneneldan/TinyStories"),
+        Place("wikitext", "wikitext/wiki.train.raw", "the raw training text of WikiText-2, wiki.train.raw"),
+        Place("text", "text/input.txt", "a text file of yours"),
+        Place("arrays", "arrays", LAYOUT),
+    )
+})  # fmt: skip
+"""Of every task whose data lie in files."""
+
+
+def look_up(task: str, data: Path | None = None) -> None:
+    """Find the data of a task, named as on the command line, if it has any in files: before anything slow is loaded.
+
+    Raises:
+        UserError: if there are none, as `Place.find`.
+    """
+    front, at, path = task.strip().partition("@")
+    place = PLACES.get(front.partition(":")[0])
+    if place is not None and not (at and (data or not path)):  # which is refused in other words
+        place.find(Path(path) if at else data)
 
 
 END = "<|endoftext|>"
