@@ -38,7 +38,7 @@ def from_file(path: Path) -> Task:
     sys.modules[name] = module  # dataclasses in the file look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = _line(error, path)
         raise UserError(f"{path} failed{line}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     task = _checked(getattr(module, VARIABLE, None), f"{path}", f"{VARIABLE} = primitives.Task(…)")
@@ -107,7 +107,7 @@ def _tried(task: Task, path: Path) -> Task:
 _UNFIT = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.dropout._DropoutNd)
 
 
-def _line(error: Exception, path: Path) -> str:
+def _line(error: BaseException, path: Path) -> str:
     if isinstance(error, SyntaxError):
         return f" at line {error.lineno}"
     trace, line = error.__traceback__, ""
