@@ -84,7 +84,7 @@ class LearnedOptimizer(WatchedOptimizer):
             raise ProgramError(f"hyper_lr must be a finite number of at least 0, got {hyper_lr!r}")
         if options.get("differentiable"):
             raise ProgramError("learned rates are no functions of the inputs; choose learning or differentiable")
-        self._probed, self._moved, self._measured = False, None, None
+        self._probed, self._moved, self._measured, self._seen_binds = False, None, None, 0
         self._start()
         self.hypergradient: Tensor | None = None
         """Derivative of the last step's loss with respect to the learned rate of the step before, or None."""
@@ -113,7 +113,7 @@ class LearnedOptimizer(WatchedOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._probed, self._moved, self._measured = False, None, None
+        self._probed, self._moved, self._measured, self._seen_binds = False, None, None, 0
         for group in self.param_groups:
             self._complete(group)
 
@@ -162,9 +162,7 @@ class LearnedOptimizer(WatchedOptimizer):
             return
         first = self.param_groups[0]["learning"]
         moved, device = self._moved, self._moved.device
-        some = near(
-            sampled([g for p in spaced(moved.params) if (g := p.grad) is not None and g.device == device]), device
-        )
+        some = sampled([g for p in spaced(moved.params) if (g := p.grad) is not None and g.device == device])
         norm, usual_some = (near(first[name], device) for name in ("norm", "some"))
         self._damp = damping(moved.gradients(), norm, some, usual_some)
         self._share(some=follow(usual_some, some))
@@ -212,9 +210,12 @@ class LearnedOptimizer(WatchedOptimizer):
     def _learn(self, moved: Moved) -> None:
         """Move what is learned, by what the step has measured: for the next one."""
         base, device = self.param_groups[0]["base_lr"], moved.device
-        states = [self.state[p] for p in moved.params]
-        if self._measured is None or not self._measured.holds(states):
-            self._measured = Measured(states, [self._watch(p) for p in moved.params], self.compile)
+        if self._measured is None or not self.compile or self._binds != self._seen_binds:
+            states = [self.state[p] for p in moved.params]
+            if self._measured is None or not self._measured.holds(states):
+                self._measured = Measured(states, [self._watch(p) for p in moved.params], self.compile)
+            self._seen_binds = self._binds
+        states = self._measured.states
         sums, old = self._measured.rows(), self._measured.begun()
         guarded = self.rule == "two-sided" and self.hyper_lr > 0
         if guarded:

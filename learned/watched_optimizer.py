@@ -11,6 +11,7 @@ from torch import Tensor
 from learned.spikes import ONE
 from learned.watch import Watched, watched
 from primitives import Program, ProgramOptimizer
+from primitives.bound import Bound
 from primitives.numbers import Numbers
 from primitives.options import with_fallback
 from primitives.parameters import begin
@@ -28,9 +29,10 @@ class WatchedOptimizer(ProgramOptimizer):
     what: tuple[str, ...]
     _damp: Tensor  # what gradients of this step are multiplied by
     _ready: list[list[Tensor]]  # of each group, the parameters of this step
+    _binds: int  # how often a parameter or its state was put in another place
 
     def _start(self) -> None:
-        self._damp, self._ready = ONE, []
+        self._damp, self._ready, self._binds = ONE, [], 0
         self._watches: dict[str, Watched] = {}  # by route: hashing a program takes longer than looking up a word
 
     def __getstate__(self) -> dict[str, Any]:
@@ -42,6 +44,10 @@ class WatchedOptimizer(ProgramOptimizer):
 
     def _before_step(self, ready: list[list[Tensor]]) -> None:
         self._damp, self._ready = ONE, ready
+
+    def _bind(self, p: Tensor, sign: int) -> Bound:
+        self._binds += 1
+        return super()._bind(p, sign)
 
     def _pairs(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
         for group, params in zip(self.param_groups, self._ready, strict=True):
