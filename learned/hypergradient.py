@@ -32,6 +32,7 @@ from primitives.parameters import global_norm, is_sharded
 WHAT = ("lr",)
 PER = ("global", "group", "tensor")
 _LIMIT = math.log(1e12)  # a factor stays within 1e-12 and 1e12, so that a rate is positive and finite
+_NOISE = 1e-12  # of a step's square, below which that of its derivative is rounding
 _HYPER_SHARE = 0.1  # of κ, for these
 
 
@@ -40,8 +41,8 @@ class LearnedOptimizer(WatchedOptimizer):
 
     The rate of a step is ``group["lr"] · global · group · tensor``: the scheduler's value times learned factors, which
     begin at 1 and live apart from it, as logarithms. The factor of a group or a tensor learns how it differs from its
-    parent's, and shrinks towards it. A step that shows what is not finite changes nothing. Costs no synchronisation
-    with the device.
+    parent's, and shrinks towards it. A step that shows what is not finite changes nothing that is learned. Costs no
+    synchronisation with the device.
 
     With the rule ``two-sided``, the rate is also bounded from above before the first step, and gradients of more than
     10 times their usual norm are scaled down to it.
@@ -95,7 +96,7 @@ class LearnedOptimizer(WatchedOptimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as `ProgramOptimizer` does; it takes over the factor learned so far."""
         lr = param_group.get("lr", self.defaults["lr"])
-        if not isinstance(lr, Tensor) and isinstance(lr, int | float) and not lr > 0:
+        if isinstance(lr, int | float | Tensor) and not lr > 0:
             raise ProgramError(f"lr must be positive to be learned, got {lr!r}")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -185,13 +186,15 @@ class LearnedOptimizer(WatchedOptimizer):
         base, device = self.param_groups[0]["base_lr"], moved.device
         if not len(moved.matrices):
             return
+        damp = near(self._damp, device)
         rates = [max(float(group["lr"]), group["base_lr"]) / base for group in self.param_groups]
         weights = moved.of_groups(rates)[moved.matrices]
         # weights of a layer with n inputs keep its sums at size 1 if their variance is 1/n
         change = (u2[moved.matrices] / of(u2).maximum(p2[moved.matrices], moved.inputs)) ** 0.5
         found = median(change * weights)
         large, given = (near(self.param_groups[0]["learning"][name], device) for name in ("large", "given"))
-        bound, large, given = cap(large, given, of(found).where(of(found).isfinite(found), found, large))
+        usual = of(found).isfinite(found) & (damp == 1.0)  # what a spike moves says nothing about other steps
+        bound, large, given = cap(large, given, of(found).where(usual, found, large))
         bound = bound - math.log(base)
         self._share(large=large, given=given)
         for group in self.param_groups:
@@ -244,7 +247,9 @@ class LearnedOptimizer(WatchedOptimizer):
                 own = near(placed(have, device), device)
                 dot = total((share * sums[f"dot {name}"])[own])
                 u2_own = total((share * share * sums[f"u2 {name}"])[own])
-                self._learn_hyper(name, Seen(dot, total(sums["g2"][own]), u2_own, None).cosine)
+                step2 = total((share * share * sums["u2"])[own])
+                cosine = Seen(dot, total(sums["g2"][own]), u2_own, None).cosine
+                self._learn_hyper(name, of(cosine).where(u2_own > _NOISE * step2, cosine, 0.0))
 
     def _learn_rate(
         self, dot: Number, g2: Number, u2: Number, numbers: Sequence[int], factors: Sequence[Tensor]

@@ -71,16 +71,16 @@ def watched(program: Program, what: tuple[str, ...] = ("lr",)) -> Watched:
     update = b.update
     factor, rate = b.slot(b.fresh("factor"), Kind.SCALAR, 1.0), b.slot(b.fresh("rate"), Kind.SCALAR)
     factor.next, rate.next = factor, b.lr * factor
+    step = update
     if "lr" in what:
         reads = "lr" in program.live.names
-        step = update
         if reads:
             dot = differentiate(b, "lr").get(update.arg)
             step = update if dot is None else update + b.lr * dot
         before = None if reads else recovered(b, program, rate)
         before = last("step", b.of_kind(step, b.g)) if before is None else before
         measure("dot", b.dot(g, before))
-        measure("u2", measure("n2", b.dot(step, step)))  # as it was before
+    measure("u2", measure("n2", b.dot(step, step)))  # as it was before
     measure("g2", b.dot(g, g))
     measure("p2", b.dot(b.p, b.p))
     for name in what:
@@ -104,7 +104,9 @@ def recovered(b: Extended, program: Program, rate: Expr) -> Expr | None:
     Weight decay w p, w one number, reads p before the step, of which only p after it is left: p⁺ = p - α u. As
     u = A + w p = A + w p⁺ + α w u, it is (A + w p⁺) / (1 - α w), with α kept in a slot.
     """
-    known = {a: s.name for s, a in zip(program.state, program.next_state, strict=True) if type(a) is int}
+    live = program.live.names  # slots that nothing reads are not kept
+    slots = zip(program.state, program.next_state, strict=True)
+    known = {a: s.name for s, a in slots if type(a) is int and s.name in live}
     if not program.live_state:
         return None
 
