@@ -26,7 +26,7 @@ class MetaOptimizer(Optimizer):
 
     ::
 
-        optimizer = MetaOptimizer(model.parameters(), "mlp-classifiers")
+        optimizer = MetaOptimizer(model.parameters(), "lstm-classifiers")
 
     Args:
         params: parameters or groups of them, in float32 or float64; a group may have its own `lr`.
@@ -42,7 +42,11 @@ class MetaOptimizer(Optimizer):
     """
 
     def __init__(
-        self, params: ParamsT, learned: Learned | str | Path = "mlp-classifiers", lr: float = 1.0, learn_lr: float = 0.0
+        self,
+        params: ParamsT,
+        learned: Learned | str | Path = "lstm-classifiers",
+        lr: float = 1.0,
+        learn_lr: float = 0.0,
     ) -> None:
         self.learned = learned if isinstance(learned, Learned) else load(learned)
         if isinstance(learn_lr, bool) or not (isinstance(learn_lr, int | float) and 0 <= learn_lr < math.inf):

@@ -13,7 +13,7 @@ from experiments.cli import app
 from experiments.training import meta_command
 from learned.meta_tasks import quadratics
 from learned.meta_trainer import MetaTrainer
-from learned.meta_weights import load
+from learned.meta_weights import FOLDER, load
 from primitives import parse_program
 
 
@@ -156,6 +156,17 @@ def test_a_rule_learns_from_another_and_its_card_says_from_whom(tmp_path):
     assert card["teacher"]["meta-steps"] == load("mlp-quadratics").card["meta-steps"]
     said = optforge("meta-train", "--resume", "--teacher", "lstm-quadratics", "--run-dir", tmp_path, code=2)
     assert "has teacher 'mlp-quadratics', not 'lstm-quadratics'" in said
+
+
+def test_a_run_goes_on_whatever_becomes_of_its_teacher(tmp_path):
+    teacher, folder = tmp_path / "teacher.safetensors", tmp_path / "run"
+    teacher.write_bytes(Path(str(FOLDER / "mlp-quadratics.safetensors")).read_bytes())
+    arguments = ["lstm", "--problems", "quadratics", "--teacher", teacher, "--steps", 10]
+    optforge("meta-train", *arguments, "--minutes", 0.0001, "--run-dir", folder)
+    teacher.unlink()
+    optforge("meta-train", "--resume", "--run-dir", folder)
+    optforge("meta-train", *arguments[:4], "mlp-quadratics", "--steps", 10, "--run-dir", tmp_path / "whole")
+    assert torch.equal(checkpoint(folder)["theta"], checkpoint(tmp_path / "whole")["theta"])
 
 
 def test_a_meta_trained_rule_trains_a_task(tmp_path):

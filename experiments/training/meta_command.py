@@ -6,9 +6,10 @@ import io
 import json
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ VALIDATE_EVERY = 20  # training runs
 SAVE_EVERY = 30.0  # seconds; checkpoints lie between training runs, so that when they are written changes nothing
 DEFAULTS: dict[str, Any] = {"problems": ["digits"], "estimator": "bptt", "steps": 300, "seed": 0, "lr": 3e-3}
 DEFAULTS |= {"raw": False, "start": None, "curvature": None, "workers": None, "teacher": None}
+GIVEN = ("start", "teacher")  # weights that a run may be given
 IMITATION = "imitation"  # the estimator that a teacher is for
 CONFIG, CHECKPOINT, WEIGHTS = "meta.json", "checkpoint.pt", "weights.safetensors"
 
@@ -102,7 +104,7 @@ def meta_train_command(options: MetaOptions) -> None:
             raise UserError("--resume needs the --run-dir of the run to go on with")
         folder = existing_run_dir(options.run_dir)
         config = _agreed(options, folder)
-        trainer = build(config)
+        trainer = build(config, _kept(folder, config))
         seconds = _restore(trainer, folder)
     else:
         config = _config(options)
@@ -111,6 +113,9 @@ def meta_train_command(options: MetaOptions) -> None:
         seconds = 0.0
     try:
         if not options.resume:
+            for what in GIVEN:
+                if config[what] is not None:  # the run goes on whatever becomes of the file
+                    write_atomic(folder / f"{what}.safetensors", pack(load(config[what])))
             write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
         seconds = train(trainer, config["steps"], folder, options.minutes, seconds)
         record = finish(trainer, config, folder, seconds)
@@ -119,16 +124,21 @@ def meta_train_command(options: MetaOptions) -> None:
     finally:
         remove_if_empty(folder)
     held_out = ", ".join(f"{name} {value:.4g}" for name, value in record["validation"].items())
-    print(
-        f"{config['rule']}: {trainer.done} of {config['steps']} steps in {seconds:.0f} s of CPU; held-out: {held_out}"
-    )
+    asked = f" of {config['steps']}" if trainer.done < config["steps"] else ""
+    print(f"{config['rule']}: {trainer.done}{asked} steps in {seconds:.0f} s of CPU; held-out: {held_out}")
     print(f"weights: {folder / WEIGHTS}, as in: MetaOptimizer(model.parameters(), {str(folder / WEIGHTS)!r})")
     if trainer.done < config["steps"]:
         print(f"go on with: optforge meta-train --resume --run-dir {folder}")
 
 
-def build(config: dict[str, Any]) -> MetaTrainer:
-    """The trainer that a configuration means.
+def _kept(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Where a run has its copies of the weights that it was given."""
+    paths = {what: folder / f"{what}.safetensors" for what in GIVEN if config.get(what) is not None}
+    return {what: str(path) for what, path in paths.items() if path.is_file()}
+
+
+def build(config: dict[str, Any], kept: Mapping[str, str] = MappingProxyType({})) -> MetaTrainer:
+    """The trainer that a configuration means; `kept` are places of weights that go before those in it.
 
     Raises:
         UserError: for names that do not exist, and where data are missing.
@@ -141,6 +151,7 @@ def build(config: dict[str, Any]) -> MetaTrainer:
             if name not in known:
                 raise unknown(what, str(name), known)
     problems = [PROBLEMS[name](device_type()) for name in config["problems"]]
+    config = {**config, **kept}
     estimator = _estimator(config["estimator"], config.get("curvature"), config.get("teacher"))
     if config["raw"] and config["rule"] != "lstm":
         raise UserError("--raw leaves out the preprocessing of the LSTM; the MLP has features instead")
@@ -173,6 +184,8 @@ def train(trainer: MetaTrainer, steps: int, folder: Path, minutes: float | None,
 
     begin, start = time.monotonic(), time.process_time() - seconds
     saved = begin
+    if not trainer.done:
+        trainer.validate()  # weights to start with may be the best
     with SummaryWriter(str(folder / "tensorboard")) as writer, progress_bar("meta-train", steps) as report:
         while trainer.done < steps and (minutes is None or time.monotonic() - begin < 60 * minutes):
             progress = trainer.run()
@@ -227,11 +240,10 @@ def finish(trainer: MetaTrainer, config: dict[str, Any], folder: Path, seconds: 
         "cpu": source["hardware"]["cpu"],
         "gpu": source["hardware"]["gpu"],
     }
-    names = ("trained on", "meta-steps", "CPU seconds", "seed", "meta learning rate")
-    for what, rule in (("start", trainer.rule), ("teacher", None)):
-        if config.get(what) is not None:
-            before = load(config[what], rule).card
-            card["started from" if what == "start" else what] = {name: before.get(name) for name in names}
+    names = ("rule", "trained on", "meta-steps", "CPU seconds", "seed", "meta learning rate", "commit")
+    for what, path in _kept(folder, config).items():
+        before = load(path).card
+        card["started from" if what == "start" else what] = {name: before.get(name) for name in names}
     learned = Learned(trainer.rule, {k: w.clone() for k, w in unflatten(theta, trainer.rule).items()}, card)
     write_atomic(folder / WEIGHTS, pack(learned))
     write_atomic(folder / "card.md", card_markdown(learned, f"{config['rule']} on {', '.join(config['problems'])}"))
