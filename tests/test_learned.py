@@ -15,6 +15,7 @@ from baselines import BASELINES
 from learned import LearnedOptimizer, learn
 from primitives import Builder, ProgramError, ProgramOptimizer
 from primitives.blocks import heavy_ball, trust_ratio
+from primitives.text import parse_program
 
 
 def sgd():
@@ -466,3 +467,27 @@ def test_an_additive_step_at_most_doubles_or_halves_the_rate(sign, factor):
         p.grad = scale * torch.ones(3)
         optimizer.step()
     assert optimizer.learned_values()["lr"] == pytest.approx(factor * 0.01)
+
+
+def test_the_last_update_is_not_read_from_a_slot_that_nothing_keeps():
+    """A slot that nothing reads stays what it was at first, although its successor is the update."""
+    program = parse_program("""optforge 1
+slot m = 0.0 tensor
+slot v = 0.0 tensor
+x0 = add(v, g)
+x1 = mul(x0, 0.5)
+update x1
+next m = x1
+next v = g
+""")
+    w = torch.full((4, 3), 5.0, dtype=torch.float64, requires_grad=True)
+    optimizer, last, before = learn([w], program, lr=1e-6), None, torch.zeros(4, 3, dtype=torch.float64)
+    for _ in range(5):
+        optimizer.zero_grad()
+        w.square().sum().backward()
+        expected = None if last is None else -(w.grad * last).sum()
+        optimizer.step()
+        if expected is not None:
+            torch.testing.assert_close(optimizer.hypergradient, expected)
+        last, before = (before + w.grad) / 2, w.grad.clone()
+    assert optimizer.learned_values()["lr"] > 2e-6

@@ -255,3 +255,46 @@ def test_caps_compute_with_floats_as_with_tensors() -> None:
     for given in itertools.product((0.0, 0.3, math.inf), (0.0, 0.004), HARD):
         expected = torch.stack(cap(*map(number, given)))
         torch.testing.assert_close(torch.tensor(cap(*given), dtype=torch.float64), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize(("name", "lr"), [("sgd", 1e-6), ("sgd", 10.0), ("adamw", 1e-6)])
+def test_one_spike_in_the_middle_leaves_the_learned_rate_alone(name, lr):
+    """All gradients of one step of 200 are 10,000 times what they should be."""
+
+    def run(spike):
+        generator = torch.Generator().manual_seed(0)
+        x, w = (torch.randn(s, generator=generator) for s in ((256, 8), (8, 3)))
+        y = (x @ w).argmax(1)
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+        optimizer = learn(net.parameters(), BASELINES[name].program, lr=lr)
+        for t in range(200):
+            i = torch.randint(256, (32,), generator=generator)
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(x[i]), y[i]).backward()
+            for p in net.parameters() if t == spike else ():
+                p.grad *= 1e4
+            optimizer.step()
+        with torch.no_grad():
+            return optimizer.learned_values()["lr"], torch.nn.functional.cross_entropy(net(x), y).item()
+
+    (rate, loss), (spiked, after) = run(None), run(120)
+    assert 0.7 * rate < spiked < 1.5 * rate and after < 1.15 * loss
+
+
+@pytest.mark.parametrize(
+    ("hyper", "dtype"), [("beta1", torch.float32), ("beta1", torch.float64), ("beta2", torch.float64)]
+)
+def test_a_derivative_that_is_rounding_moves_nothing(hyper, dtype):
+    """The first update of AdamW does not depend on its decays: its averages are corrected for their bias."""
+    p = torch.nn.Parameter(torch.linspace(-1, 1, 12, dtype=dtype))
+    optimizer = learn([p], BASELINES["adamw"].program, lr=1e-3, what=[hyper])
+    start = optimizer.learned_values()[hyper]
+    for _ in range(2):
+        p.grad = torch.linspace(1, 3, 12, dtype=dtype) * p.detach()
+        optimizer.step()
+    assert optimizer.learned_values()[hyper] == pytest.approx(start, rel=1e-6)
+    for _ in range(3):
+        p.grad = torch.linspace(1, 3, 12, dtype=dtype) * p.detach()
+        optimizer.step()
+    assert optimizer.learned_values()[hyper] != pytest.approx(start, rel=1e-6)
