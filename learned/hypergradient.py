@@ -137,6 +137,8 @@ class LearnedOptimizer(WatchedOptimizer):
         }
         shared = {**fresh, **first.get("learning", {}), "own": zero, "start": learned}
         group["learning"] = shared | group.get("learning", {})  # what an older checkpoint has not begins anew
+        if group["learning"]["memory"].keys() != fresh["memory"].keys():  # of another rule: this one begins anew
+            group["learning"]["memory"] = fresh["memory"]
 
     def learned_values(self) -> dict[str, float]:
         """Each learned quantity by name: `lr` is the first group's rate before a scheduler's share in it."""

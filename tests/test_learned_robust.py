@@ -298,3 +298,23 @@ def test_a_derivative_that_is_rounding_moves_nothing(hyper, dtype):
         p.grad = torch.linspace(1, 3, 12, dtype=dtype) * p.detach()
         optimizer.step()
     assert optimizer.learned_values()[hyper] != pytest.approx(start, rel=1e-6)
+
+
+@pytest.mark.parametrize("rules", list(itertools.permutations(["two-sided", "tower", "scaled"], 2)))
+def test_a_checkpoint_of_another_rule_goes_on_with_memory_that_begins_anew(rules):
+    p, q = (torch.nn.Parameter(torch.linspace(-1, 1, 12)) for _ in range(2))
+    first, second = (
+        learn([x], BASELINES["adamw"].program, lr=1e-3, rule=r) for x, r in zip((p, q), rules, strict=True)
+    )
+
+    def step(x, optimizer):
+        x.grad = x.detach().clone()
+        optimizer.step()
+
+    for _ in range(4):
+        step(p, first)
+    second.load_state_dict(first.state_dict())
+    assert second.learned_values() == first.learned_values()
+    for _ in range(2):
+        step(q, second)
+    assert math.isfinite(second.learned_values()["lr"])
