@@ -107,7 +107,7 @@ def test_simplify_for_people_can_be_read_back(run, tmp_path):
 
 
 def test_simplify_refuses_what_it_cannot_write(run, tmp_path):
-    assert refused(run("simplify", "lion", "--json", "none/out.json"), "--json none/out.json", "folder does not exist")
+    assert refused(run("simplify", "lion", "--json", "none/out.json"), "--json none/out.json", "there is no folder")
     assert refused(run("simplify", "lino"), "did you mean lion")
     assert list(tmp_path.iterdir()) == []
 
