@@ -7,7 +7,8 @@ Almeida's, 1999.) Other hyperparameters follow in the same way, with the derivat
 them in place of u (see `learned.derivative`).
 
 `learned.watch` measures these products in the step itself, and `learned.rules` says how a rate follows them. Variant:
-what a step shows moves the rate of the next one, not its own, so that one pass over memory does everything.
+what a step shows moves the rate of the next one, not its own, so that one pass over memory does everything. A rate
+moves most in the beginning; later on most steps may rest, and cost what they cost without learning.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ PER = ("global", "group", "tensor")
 _LIMIT = math.log(1e12)  # a factor stays within 1e-12 and 1e12, so that a rate is positive and finite
 _NOISE = 1e-12  # of a step's square, below which that of its derivative is rounding
 _HYPER_SHARE = 0.1  # of κ, for these
+_BEGINNING = 200  # steps that all count
 
 
 class LearnedOptimizer(WatchedOptimizer):
@@ -53,6 +55,8 @@ class LearnedOptimizer(WatchedOptimizer):
         per: what has a learning rate of its own: ``"global"``, ``"group"`` or ``"tensor"``.
         rule: a key of `learned.rules.RULES`.
         hyper_lr: κ of the rule; by default that of its row. 0 switches learning off.
+        every: after the first 200 steps, learn from one in so many, which makes the others as fast as the program's own
+            if only `lr` is learned; by default that of the rule's row then, else 1.
 
     Raises:
         ProgramError: at construction, for anything that is unknown or out of range, or for sharded parameters; in a
@@ -72,6 +76,7 @@ class LearnedOptimizer(WatchedOptimizer):
         per: str = "global",
         rule: str = "two-sided",
         hyper_lr: float | None = None,
+        every: int | None = None,
         **options: Any,
     ) -> None:
         self.what = tuple([what] if isinstance(what, str) else what)
@@ -83,6 +88,10 @@ class LearnedOptimizer(WatchedOptimizer):
         self.hyper_lr = RULES[rule].hyper_lr if hyper_lr is None else hyper_lr
         if not (isinstance(self.hyper_lr, int | float) and 0 <= self.hyper_lr < math.inf):
             raise ProgramError(f"hyper_lr must be a finite number of at least 0, got {hyper_lr!r}")
+        usual = RULES[rule].every if self.what == WHAT else 1
+        self.every = usual if every is None else every
+        if isinstance(every, bool) or not (isinstance(self.every, int) and self.every >= 1):
+            raise ProgramError(f"every must be a whole number of steps, at least 1, got {every!r}")
         if options.get("differentiable"):
             raise ProgramError("learned rates are no functions of the inputs; choose learning or differentiable")
         self._probed, self._moved, self._measured, self._seen_binds = False, None, None, 0
@@ -109,7 +118,7 @@ class LearnedOptimizer(WatchedOptimizer):
                 group[name] = self.param_groups[0][name]
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("per", "rule", "hyper_lr", "hypergradient")
+        own = ("per", "rule", "hyper_lr", "every", "hypergradient")
         return super().__getstate__() | {name: getattr(self, name) for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -127,6 +136,7 @@ class LearnedOptimizer(WatchedOptimizer):
         learned = {name: float(group[name]) for name in self.what if name != "lr"}
         fresh = {
             "memory": RULES[self.rule].init(),
+            "steps": 0,
             "log": group["log_factor"],
             "own": zero,
             "large": zero,
@@ -154,6 +164,7 @@ class LearnedOptimizer(WatchedOptimizer):
     @quiet
     def _before_step(self, ready: list[list[Tensor]]) -> None:
         """What must be known before the first parameter moves: how large the gradients and the first step are."""
+        self.resting = self._until_learning() > 1
         super()._before_step(ready)
         if not any(self._ready):
             raise ProgramError("no parameter has a gradient: call loss.backward() before optimizer.step()")
@@ -177,6 +188,11 @@ class LearnedOptimizer(WatchedOptimizer):
                 self._bound_from_above(moved, *(near(x, device) for x in torch.stack(squares, 1)))
                 for group in self.param_groups:
                     group["log_factor"] = group["learning"]["log"]
+
+    def _until_learning(self) -> int:
+        """How many steps are between this one and one that moves what is learned, for which the last two measure."""
+        steps = self.param_groups[0]["learning"]["steps"]
+        return 0 if steps < _BEGINNING else self.every - 1 - steps % self.every
 
     def _share(self, **values: Number) -> None:
         state = {name: kept(value) for name, value in values.items()}
@@ -207,9 +223,11 @@ class LearnedOptimizer(WatchedOptimizer):
         super()._step()
         self.hypergradient = None
         assert self._moved is not None
-        self._learn(self._moved)
+        if self._until_learning() == 0:
+            self._learn(self._moved)
         for group in self.param_groups:
             group["applied_lr"] = float(group["lr"])
+            group["learning"] = group["learning"] | {"steps": group["learning"]["steps"] + 1}
 
     @quiet
     def _learn(self, moved: Moved) -> None:
@@ -305,6 +323,7 @@ def learn(
     per: str = "global",
     rule: str = "two-sided",
     hyper_lr: float | None = None,
+    every: int | None = None,
     **options: Any,
 ) -> LearnedOptimizer:
     """An optimizer for `params` that applies `program` and learns its learning rate, starting from `lr`.
@@ -315,7 +334,9 @@ def learn(
 
     The arguments are those of `LearnedOptimizer`.
     """
-    return LearnedOptimizer(params, program, lr, what=what, per=per, rule=rule, hyper_lr=hyper_lr, **options)
+    return LearnedOptimizer(
+        params, program, lr, what=what, per=per, rule=rule, hyper_lr=hyper_lr, every=every, **options
+    )
 
 
 def _choose(verb: str, name: object, known: Sequence[str] | Mapping[str, object]) -> None:

@@ -50,11 +50,15 @@ class Seen(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """`init()` gives the first memory, ``step(memory, seen, κ)`` a change of log α and the next memory."""
+    """`init()` gives the first memory, ``step(memory, seen, κ)`` a change of log α and the next memory.
+
+    `hyper_lr` and `every` are the defaults of `learned.learn`.
+    """
 
     init: Callable[[], Memory]
     step: Callable[[Mapping[str, Number], Seen, float], tuple[Number, Memory]]
     hyper_lr: float
+    every: int = 1
 
 
 def _zeros(*names: str) -> Callable[[], Memory]:
@@ -111,7 +115,7 @@ def tower(depth: int) -> Rule:
 
 
 RULES: dict[str, Rule] = {
-    "two-sided": Rule(_zeros("trace", "weight"), _two_sided, 0.3),
+    "two-sided": Rule(_zeros("trace", "weight"), _two_sided, 0.3, every=10),
     "multiplicative": Rule(_zeros(), _multiplicative, 0.02),
     "additive": Rule(_zeros(), _additive, 1e-7),
     "traced": Rule(_zeros("trace", "weight"), _traced, 0.02),

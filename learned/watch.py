@@ -29,7 +29,9 @@ class Watched:
     """A program that measures.
 
     Attributes:
-        program: does what the original does.
+        program: does what the original does, and measures.
+        resting: does the same and measures nothing; its slots are among those of `program`. The same as `program`
+            where another hyperparameter than `lr` is measured: such derivatives have memory, which every step moves.
         sums: names of its slots for `SUMS`; with `dot`, `u2` of each other hyperparameter as ``"dot beta1"``.
         factor: slot that multiplies the update of each parameter; 1 unless the caller writes it.
         damp: hyperparameter that multiplies gradients.
@@ -37,6 +39,7 @@ class Watched:
     """
 
     program: Program
+    resting: Program
     sums: dict[str, str]
     factor: str
     damp: str
@@ -92,10 +95,10 @@ def watched(program: Program, what: tuple[str, ...] = ("lr",)) -> Watched:
     nothing = alive[0]
     for term in alive[1:]:
         nothing = nothing + term
-    result = b.build(update * (factor - nothing))
     own = {slot.name for slot in program.state}
-    result = result.pruned()
-    return Watched(result, sums, factor.arg, damp, tuple(s.name for s in result.state if s.name not in own))
+    result = b.build(update * (factor - nothing)).pruned()
+    resting = b.build(update * factor).pruned() if what == ("lr",) else result
+    return Watched(result, resting, sums, factor.arg, damp, tuple(s.name for s in result.state if s.name not in own))
 
 
 def recovered(b: Extended, program: Program, rate: Expr) -> Expr | None:

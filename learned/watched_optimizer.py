@@ -24,15 +24,18 @@ class WatchedOptimizer(ProgramOptimizer):
 
     Attributes:
         what: hyperparameters whose derivatives are measured.
+        resting: whether steps are taken without measuring.
     """
 
     what: tuple[str, ...]
+    resting: bool
     _damp: Tensor  # what gradients of this step are multiplied by
     _ready: list[list[Tensor]]  # of each group, the parameters of this step
     _binds: int  # how often a parameter or its state was put in another place
 
     def _start(self) -> None:
-        self._damp, self._ready, self._binds = ONE, [], 0
+        self._damp, self._ready, self._binds, self.resting = ONE, [], 0, False
+        self._bounds: dict[bool, dict[int, Bound]] = {False: {}, True: {}}
         self._watches: dict[str, Watched] = {}  # by route: hashing a program takes longer than looking up a word
 
     def __getstate__(self) -> dict[str, Any]:
@@ -43,7 +46,7 @@ class WatchedOptimizer(ProgramOptimizer):
         self._start()
 
     def _before_step(self, ready: list[list[Tensor]]) -> None:
-        self._damp, self._ready = ONE, ready
+        self._damp, self._ready, self._bound = ONE, ready, self._bounds[self.resting]
 
     def _bind(self, p: Tensor, sign: int) -> Bound:
         self._binds += 1
@@ -65,14 +68,22 @@ class WatchedOptimizer(ProgramOptimizer):
         return watched(program, tuple(n for n in self.what if n not in own or n in program.defaults()))
 
     def route(self, p: Tensor) -> Program:
-        """The program that trains `p`, as it measures what learning needs."""
-        return self._watch(p).program
+        """The program that trains `p`, as it measures what learning needs, or rests."""
+        watch = self._watch(p)
+        return watch.resting if self.resting else watch.program
+
+    def _begin(self, p: Tensor, sign: int) -> dict[str, Any]:
+        resting, self.resting = self.resting, False  # state is that of programs that measure
+        try:
+            return super()._begin(p, sign)
+        finally:
+            self.resting = resting
 
     def _numbers(self, program: Program, scalars: dict[str, Tensor], step: float) -> Numbers:
         return super()._numbers(program, scalars | {self._of(program).damp: self._damp}, step)
 
     def _of(self, program: Program) -> Watched:
-        return next(w for w in self._watches.values() if w.program is program)
+        return next(w for w in self._watches.values() if program in (w.program, w.resting))
 
     def _extra(self) -> set[str]:
         return {name for part in with_fallback(self.program) for name in self._watched(part).extra}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from statistics import quantiles
+from statistics import fmean, quantiles
 from typing import Any
 
 from baselines import BASELINES
@@ -19,7 +19,7 @@ from primitives import Kind, Program, ProgramOptimizer
 
 OFFLINE = tuple(name for name in TASKS if name not in FILE_TASKS)
 TIMED = ("adamw", "momentum", "lion")
-ROUNDS = 60
+BEGINNING, CYCLE, CYCLES = 200, 10, 20  # steps that all learn; one in so many afterwards; how many of these are timed
 
 
 def _plain(program: Program, params: Any, lr: float) -> ProgramOptimizer:
@@ -53,22 +53,33 @@ def not_worse(tasks: Sequence[str], seeds: int, done: set[tuple[str, str, int]])
 def cost() -> list[dict[str, Any]]:
     """Time of a compiled step that learns its rate over that of the program's own, and tensors that it keeps for that.
 
-    For the parameters of `experiments.bench.step.gpt_shapes`, on one thread, in CPU time, which other work on the
-    machine moves less than wall-clock time; 10th percentile of steps that take turns.
+    `beginning` is for steps that all learn, `afterwards` for those after the first 200, most of which rest. For the
+    parameters of `experiments.bench.step.gpt_shapes`, on one thread, in CPU time, which other work on the machine moves
+    less than wall-clock time; 10th percentile over mean times of ten steps, of optimizers that take turns.
     """
     rows = []
     with threads(1):
         for name in TIMED:
             program = BASELINES[name].program
-            steps = {method: make(program, model_parameters(), 1e-3).step for method, make in MAKERS.items()}
-            times: dict[str, list[float]] = {method: [] for method in steps}
-            for _ in range(ROUNDS):
-                for method, step in steps.items():
-                    begin = time.process_time()
-                    step()
-                    times[method].append(time.process_time() - begin)
-            plain, learned = (quantiles(times[method][2:], n=10)[0] for method in MAKERS)
+            optimizers = (
+                _plain(program, model_parameters(), 1e-3),
+                learn(model_parameters(), program, 1e-3, compile=True, every=1),
+                learn(model_parameters(), program, 1e-3, compile=True, every=CYCLE),
+            )
+            times = [[_timed(optimizer.step) for optimizer in optimizers] for _ in range(BEGINNING + CYCLE * CYCLES)]
+            cycles = [times[i : i + CYCLE] for i in range(BEGINNING, len(times), CYCLE)]
+            plain, beginning, afterwards = (
+                quantiles([fmean(column) for column in columns], n=10)[0]
+                for columns in zip(*(zip(*cycle, strict=True) for cycle in cycles), strict=True)
+            )
             watch = watched(program)
             kept = sum(s.kind is Kind.TENSOR and s.name in watch.extra for s in watch.program.state)
-            rows.append({"program": name, "milliseconds": 1e3 * plain, "ratio": learned / plain, "tensors": kept})
+            ratios = {"beginning": beginning / plain, "afterwards": afterwards / plain}
+            rows.append({"program": name, "milliseconds": 1e3 * plain, **ratios, "tensors": kept})
     return rows
+
+
+def _timed(step: Callable[[], Any]) -> float:
+    begin = time.process_time()
+    step()
+    return time.process_time() - begin

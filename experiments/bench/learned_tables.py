@@ -82,9 +82,12 @@ def suite_table(cells: Cells) -> str:
 
 def cost_table(rows: Cells) -> str:
     """Time and memory that a learned rate adds to a compiled step."""
-    head = ["program", "its own compiled step [ms of CPU time]", "with a learned rate", "tensors kept for it"]
-    body = [[r["program"], f"{r['milliseconds']:.2f}", f"{r['ratio']:.2f}×", str(r["tensors"])] for r in rows]
-    return markdown(head, body)
+    times = ["its own compiled step [ms of CPU time]", "learned, first 200 steps", "learned, afterwards"]
+    body = []
+    for r in rows:
+        shown = [f"{r['milliseconds']:.2f}", f"{r['beginning']:.2f}×", f"{r['afterwards']:.2f}×"]
+        body.append([r["program"], *shown, str(r["tensors"])])
+    return markdown(["program", *times, "tensors kept for it"], body)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
