@@ -169,16 +169,14 @@ def _changed(path: Path) -> int:
     return 0
 
 
-@pytest.mark.slow
+@long
 @pytest.mark.skipif(not PROC, reason="needs /proc")
-@pytest.mark.parametrize("moments", [pytest.param(3, marks=pytest.mark.timeout(600)), pytest.param(50, marks=LONG)])
-def test_a_search_killed_at_random_moments_and_resumed_equals_the_uninterrupted_one(
-    tmp_path: Path, moments: int
-) -> None:
-    rng = random.Random(moments)
+def test_a_search_killed_at_random_moments_and_resumed_equals_the_uninterrupted_one(tmp_path: Path) -> None:
+    """The short form is in `test_search.py`."""
+    rng = random.Random(50)
     folder = tmp_path / "killed"
     others = []
-    for _ in range(moments):
+    for _ in range(50):
         others += kill_at_a_random_moment(folder, rng, "--programs", 10**6)
         if not (folder / Ledger.FILE).exists():  # nothing was begun, so there is nothing to resume
             shutil.rmtree(folder, ignore_errors=True)
@@ -244,7 +242,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 @pytest.mark.parametrize(
     "kilobytes",
-    [4, 48, 140, 200, *(pytest.param(n, marks=LONG) for n in range(10, 400, 12))],
+    [4, 140, *(pytest.param(n, marks=LONG) for n in range(10, 400, 12))],
 )
 # TensorBoard's thread hands its error on, and raises it too; the command itself keeps quiet about that
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
