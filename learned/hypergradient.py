@@ -14,7 +14,7 @@ moves most in the beginning; later on most steps may rest, and cost what they co
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,7 +79,10 @@ class LearnedOptimizer(WatchedOptimizer):
         every: int | None = None,
         **options: Any,
     ) -> None:
-        self.what = tuple([what] if isinstance(what, str) else what)
+        named = [what] if isinstance(what, str) else list(what) if isinstance(what, Iterable) else [what]
+        if not all(isinstance(name, str) for name in named):
+            raise ProgramError(f"what to learn must be a name or names of hyperparameters, got {what!r}")
+        self.what = tuple(dict.fromkeys(named))
         if not self.what:
             raise ProgramError(f"nothing to learn was named; choose from: {', '.join(WHAT)}")
         _choose("learn per", per, PER)
@@ -340,7 +343,7 @@ def learn(
 
 
 def _choose(verb: str, name: object, known: Sequence[str] | Mapping[str, object]) -> None:
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ProgramError(f"cannot {verb} {name!r}; choose from: {', '.join(known)}")
 
 

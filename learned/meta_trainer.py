@@ -17,6 +17,7 @@ from torch import Tensor
 from learned.meta_models import Rule, flatten
 from learned.meta_tasks import Params, Problem
 from learned.meta_training import Estimator, begin, unroll_all
+from primitives import ProgramError
 
 VALIDATION = 2**32  # added to the seed, for problems that training does not see
 
@@ -54,6 +55,9 @@ class MetaTrainer:
         start: weights to begin with, as one vector, in place of random ones.
         workers: how many runs are trained at once; by default as many as a problem has.
         device: where they are trained. What is drawn is the same on all.
+
+    Raises:
+        ProgramError: for a rate that is negative or not finite.
     """
 
     def __init__(
@@ -70,6 +74,8 @@ class MetaTrainer:
         workers: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        if not 0 <= lr < math.inf:
+            raise ProgramError(f"the rate of meta-training must be a finite number of at least 0, got {lr!r}")
         self.rule, self.estimator, self.steps = rule, estimator, steps
         self.problems = [p if workers is None else replace(p, workers=workers) for p in problems]
         self.seed, self.lr, self.clip = seed, lr, clip

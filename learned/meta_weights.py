@@ -59,7 +59,11 @@ def load(which: str | Path, rule: Rule | None = None) -> Learned:
             for another rule, with what differs.
     """
     path = Path(str(FOLDER / f"{which}.safetensors")) if str(which) in shipped() else Path(which)
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:  # such a long name is none of a file
+        there = False
+    if not there:
         raise ProgramError(
             f"there are no weights {str(which)[:200]!r}; name a .safetensors file, or one of: {', '.join(shipped())}"
         )

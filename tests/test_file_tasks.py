@@ -356,6 +356,7 @@ def test_tasks_of_yours(run, tmp_path, command):
     [("x = 1", "has nothing where TASK"), ("TASK = 3", "has a int"), ("import nowhere", "No module named"),
      ("\n1 / 0", "at line 2: ZeroDivisionError"), ("raise SystemExit(3)", "at line 1: SystemExit: 3"),
      ("def", "at line 1: SyntaxError"),
+     (MINE.replace('name="mine"', 'name="digits"'), "as a task of optforge"),
      (MINE.replace('name="mine"', 'name="a/b"'), "letters, digits and hyphens"),
      (MINE.replace("steps=3", "steps=0"), "must be at least 1"),
      (MINE.replace("Splits(PART, PART, PART)", "None"), "has no attribute 'train'"),

@@ -421,6 +421,9 @@ def test_half_precision_parameters():
         ({"rule": "magic"}, "cannot use rule 'magic'; choose from: two-sided, multiplicative, additive"),
         ({"hyper_lr": -1.0}, "hyper_lr must be a finite number of at least 0, got -1.0"),
         ({"hyper_lr": math.nan}, "hyper_lr must be a finite number of at least 0, got nan"),
+        ({"rule": ["two-sided"]}, "cannot use rule ['two-sided']; choose from"),
+        ({"what": None}, "what to learn must be a name or names of hyperparameters, got None"),
+        ({"what": ("lr", 3)}, "what to learn must be a name or names of hyperparameters, got ('lr', 3)"),
         ({"every": 0}, "every must be a whole number of steps, at least 1, got 0"),
         ({"every": 2.5}, "every must be a whole number of steps, at least 1, got 2.5"),
         ({"every": True}, "every must be a whole number of steps, at least 1, got True"),
@@ -442,6 +445,10 @@ def test_a_group_without_a_rate_cannot_be_learned():
     optimizer = learn([torch.ones(2, requires_grad=True)], PROGRAMS["adamw"])
     with pytest.raises(ProgramError, match="lr must be positive to be learned, got 0"):
         optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)], "lr": 0})
+
+
+def test_a_name_given_twice_is_learned_once():
+    assert learn([torch.ones(2, requires_grad=True)], PROGRAMS["adamw"], what=["lr", "lr"]).what == ("lr",)
 
 
 def test_a_single_name_is_one_thing_to_learn():

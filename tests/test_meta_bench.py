@@ -10,7 +10,7 @@ import torch
 
 from experiments.bench import meta
 from experiments.bench.meta import CASES, METHODS, Case, drawn, hand_made, measure, table
-from experiments.training.meta_command import digit_images
+from experiments.training.meta_problems import digit_images
 from learned.meta_tasks import classifier, quadratics
 
 

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from experiments.cli import app
-from experiments.training import meta_command
+from experiments.training import distil_command, meta_command
 from learned.meta_tasks import quadratics
 from learned.meta_trainer import MetaTrainer
 from learned.meta_weights import FOLDER, load
@@ -21,7 +21,8 @@ from primitives import parse_program
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meta_command, "VALIDATE_EVERY", 2)
     problems = {"quadratics": lambda device: quadratics(3, 10, 4), "others": lambda device: quadratics(2, 30, 4)}
-    monkeypatch.setattr(meta_command, "PROBLEMS", problems)
+    for module in (meta_command, distil_command):
+        monkeypatch.setattr(module, "PROBLEMS", problems)
 
 
 def optforge(*arguments: object, code: int = 0) -> str:
@@ -101,6 +102,7 @@ def test_a_run_stopped_by_time_goes_on_to_the_same_weights(tmp_path):
             "es looks at losses",
         ),
         (["lstm", "--problems", "quadratics", "--teacher", "mlp"], "there are no weights"),
+        (["lstm", "--problems", "quadratics", "--lr", "inf"], "must be a finite number of at least 0, got inf"),
         (["--resume"], "--resume needs the --run-dir"),
     ],
 )

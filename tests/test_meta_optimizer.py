@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from experiments.training.meta_command import digit_images
+from experiments.training.meta_problems import digit_images
 from learned import MetaOptimizer
 from learned.meta_features import default_features
 from learned.meta_models import LSTMRule, MLPRule, flatten
@@ -288,6 +288,8 @@ def test_truncated_and_poisoned_weights_are_refused(tmp_path):
 
 
 def test_a_name_that_is_not_there_is_answered_with_those_that_are():
+    with pytest.raises(ProgramError, match=f"there are no weights '{'a' * 200}'"):
+        load("a" * 5000)
     with pytest.raises(ProgramError, match="there are no weights 'nope'"):
         load("nope")
 

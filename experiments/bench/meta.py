@@ -26,7 +26,7 @@ from experiments.compare.statistics import mean_interval
 from experiments.errors import UserError
 from experiments.files import write_atomic
 from experiments.provenance import provenance
-from experiments.training.meta_command import digit_images
+from experiments.training.meta_problems import digit_images
 from learned.meta_models import flatten
 from learned.meta_tasks import Problem, classifier, quadratics
 from learned.meta_training import begin, unroll_all

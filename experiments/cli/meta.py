@@ -101,6 +101,6 @@ def distil(
       optforge distil mlp-quadratics --terms 4
       optforge distil runs/mlp/weights.safetensors --output mine.txt
     """
-    from experiments.training.meta_command import distil_command
+    from experiments.training.distil_command import distil_command
 
     distil_command(weights, None if problem is None else [problem], terms, seed, output, json_file)

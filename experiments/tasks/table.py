@@ -168,7 +168,10 @@ def get_task(text: str, *, ready: bool = True) -> Task:
     if text.endswith(".py"):
         if not ready:
             raise UserError(f"the task {text[:200]} is a Python file, which is not run unasked")
-        return from_file(Path(text).expanduser().resolve())
+        task = from_file(Path(text).expanduser().resolve())
+        if task.name in TASKS:
+            raise UserError(f"{text[:200]} calls its task {task.name!r}, as a task of optforge; give it another name")
+        return task
     front, at, path = text.partition("@")
     name, colon, size = front.partition(":")
     if name in FILE_TASKS:

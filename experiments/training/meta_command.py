@@ -1,4 +1,4 @@
-"""`optforge meta-train` and `optforge distil`: the run directory, what is shown, and what is written."""
+"""`optforge meta-train`: the run directory, what is shown, and what is written."""
 
 from __future__ import annotations
 
@@ -6,31 +6,26 @@ import io
 import json
 import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from experiments.errors import UserError, unknown
 from experiments.files import check_can_write, write_atomic
 from experiments.progress import progress_bar
 from experiments.provenance import provenance
 from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
+from experiments.training.meta_problems import PROBLEMS
 from experiments.training.options import device_type
-from learned.meta_distil import candidates, distil, samples
 from learned.meta_imitation import Imitation
 from learned.meta_models import RULES, LSTMRule, flatten, unflatten
-from learned.meta_tasks import Problem, classifier, quadratics
 from learned.meta_trainer import MetaTrainer
 from learned.meta_training import ESTIMATORS, Estimator
 from learned.meta_weights import Learned, card_markdown, load, pack
-from primitives import print_program
-from primitives.pseudocode import pseudo_code
 
 VALIDATE_EVERY = 20  # training runs
 SAVE_EVERY = 30.0  # seconds; checkpoints lie between training runs, so that when they are written changes nothing
@@ -39,33 +34,6 @@ DEFAULTS |= {"raw": False, "start": None, "curvature": None, "workers": None, "t
 GIVEN = ("start", "teacher")  # weights that a run may be given
 IMITATION = "imitation"  # the estimator that a teacher is for
 CONFIG, CHECKPOINT, WEIGHTS = "meta.json", "checkpoint.pt", "weights.safetensors"
-
-
-def digit_images(side: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Training images as pixels in [0, 1] ``[examples, side²]``, and classes: 8 is scikit-learn's, 28 and 14 MNIST's.
-
-    Raises:
-        UserError: where the files of MNIST are not.
-    """
-    if side == 8:
-        from sklearn.datasets import load_digits
-
-        x, y = load_digits(return_X_y=True)
-        return torch.tensor(x / 16, dtype=torch.float32).to(device), torch.tensor(y).long().to(device)
-    from experiments.tasks import get_task
-
-    train: Any = get_task("mnist").data().train
-    pixels = train.pixels.float() / 255
-    return avg_pool2d(pixels, 28 // side).flatten(1).to(device), train.classes.to(device)
-
-
-PROBLEMS: dict[str, Callable[[str], Problem]] = {
-    "quadratics": lambda device: quadratics(),
-    "digits": lambda device: classifier("digits", *digit_images(8, device), workers=4),
-    "mnist-small": lambda device: classifier("mnist-small", *digit_images(14, device), workers=2),
-    "mnist": lambda device: classifier("mnist", *digit_images(28, device), workers=1),
-}
-"""What rules can be meta-trained on, by name, for a device; `mnist-small` has its pixels averaged two by two."""
 
 
 @dataclass(frozen=True)
@@ -286,36 +254,3 @@ def _restore(trainer: MetaTrainer, folder: Path) -> float:
     except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is no checkpoint of this run: {str(error).splitlines()[0][:200]}") from None
     return float(state["seconds"])
-
-
-def distil_command(
-    which: str, problems: Sequence[str] | None, terms: int, seed: int, output: Path | None, json_file: Path | None
-) -> None:
-    """Fit sums of 1 to `terms` terms to a learned rule, and print the last as pseudo-code, with R² of all.
-
-    Raises:
-        UserError, ProgramError: if there are no such weights or problems.
-    """
-    check_can_write("--json", json_file)
-    check_can_write("--output", output)
-    rule, weights, card = load(which)
-    names = list(problems or card.get("problems") or DEFAULTS["problems"])
-    for name in names:
-        if name not in PROBLEMS:
-            raise unknown("problem", name, PROBLEMS)
-    problem = PROBLEMS[names[0]]("cpu")
-    dictionary = candidates()
-    workers = min(problem.workers, 16)
-    fitted, held_out = (samples(rule, problem, weights, s, workers, dictionary) for s in (seed, seed + 1))
-    found = [distil(fitted, held_out, dictionary, count) for count in range(1, terms + 1)]
-    print(f"{which} on {problem.name}, as a sum of terms:")
-    for d in found:
-        print(f"  {d.terms} term{'s' * (d.terms > 1)}: R² {d.fitted:.3f}, on other training runs {d.held_out:.3f}")
-    print()
-    print(pseudo_code(found[-1].program))
-    if output is not None:
-        write_atomic(output, print_program(found[-1].program))
-    if json_file is not None:
-        rows = [{"terms": d.terms, "r2": d.fitted, "r2_held_out": d.held_out, "program": str(d.program)} for d in found]
-        record = {"weights": which, "problem": problem.name, "seed": seed, "found": rows, "provenance": provenance()}
-        write_atomic(json_file, json.dumps(record, indent=2) + "\n")
