@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from learned.guarded_optimizer import GuardedOptimizer
 from learned.measured import Measured, Moved, placed
-from learned.numeric import Number, kept, median, near, of, quiet, total
-from learned.rules import RULES, Seen, cap, on_scale, towards_parent
-from learned.spikes import damping, follow, sampled, spaced
-from learned.watched_optimizer import WatchedOptimizer
+from learned.numeric import Number, kept, near, of, quiet, total
+from learned.rules import RULES, Seen, on_scale, towards_parent
+from learned.spikes import follow
 from primitives import Program, ProgramError
 from primitives.options import with_fallback
-from primitives.parameters import global_norm, is_sharded
+from primitives.parameters import is_sharded
 
 WHAT = ("lr",)
 PER = ("global", "group", "tensor")
@@ -38,7 +38,7 @@ _HYPER_SHARE = 0.1  # of κ, for these
 _BEGINNING = 200  # steps that all count
 
 
-class LearnedOptimizer(WatchedOptimizer):
+class LearnedOptimizer(GuardedOptimizer):
     """A program trained with hyperparameters that it learns on the way; see the module for how.
 
     The rate of a step is ``group["lr"] · global · group · tensor``: the scheduler's value times learned factors, which
@@ -64,7 +64,6 @@ class LearnedOptimizer(WatchedOptimizer):
     """
 
     _moved: Moved | None
-    _measured: Measured | None
 
     def __init__(
         self,
@@ -97,7 +96,8 @@ class LearnedOptimizer(WatchedOptimizer):
             raise ProgramError(f"every must be a whole number of steps, at least 1, got {every!r}")
         if options.get("differentiable"):
             raise ProgramError("learned rates are no functions of the inputs; choose learning or differentiable")
-        self._probed, self._moved, self._measured, self._seen_binds = False, None, None, 0
+        self._probed, self._norm_known, self._seen_binds = False, False, 0
+        self._moved, self._measured = None, None
         self._start()
         self.hypergradient: Tensor | None = None
         """Derivative of the last step's loss with respect to the learned rate of the step before, or None."""
@@ -106,9 +106,9 @@ class LearnedOptimizer(WatchedOptimizer):
         super().__init__(params, program, lr, **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group as `ProgramOptimizer` does; it takes over the factor learned so far."""
-        lr = param_group.get("lr", self.defaults["lr"])
-        if isinstance(lr, int | float | Tensor) and not lr > 0:
+        """Add a group as `ProgramOptimizer` does; it takes over what has been learned so far."""
+        lr, own = param_group.get("lr", self.defaults["lr"]), set(param_group)
+        if (isinstance(lr, int | float) or (isinstance(lr, Tensor) and lr.numel() == 1)) and not lr > 0:
             raise ProgramError(f"lr must be positive to be learned, got {lr!r}")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -117,7 +117,7 @@ class LearnedOptimizer(WatchedOptimizer):
             raise ProgramError("a rate cannot be learned from shards of parameters; learn it without sharding them")
         self._complete(group)
         for name in self.what:
-            if name != "lr" and len(self.param_groups) > 1 and name not in param_group:
+            if name != "lr" and len(self.param_groups) > 1 and name not in own and name in self.param_groups[0]:
                 group[name] = self.param_groups[0][name]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -126,7 +126,8 @@ class LearnedOptimizer(WatchedOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._probed, self._moved, self._measured, self._seen_binds = False, None, None, 0
+        self._probed, self._norm_known, self._seen_binds = False, False, 0
+        self._moved, self._measured = None, None
         for group in self.param_groups:
             self._complete(group)
 
@@ -134,22 +135,30 @@ class LearnedOptimizer(WatchedOptimizer):
         first = self.param_groups[0]
         zero = torch.zeros((), dtype=torch.float64)
         group.setdefault("log_factor", first.get("log_factor", zero))
-        group.setdefault("base_lr", float(group["lr"]))
+        group.setdefault("base_lr", float(group["lr"]) or float(self.defaults["lr"]))  # a schedule may be at 0
         group.setdefault("applied_lr", float(group["lr"]))
         learned = {name: float(group[name]) for name in self.what if name != "lr"}
         fresh = {
             "memory": RULES[self.rule].init(),
             "steps": 0,
             "log": group["log_factor"],
+            "common": group["log_factor"],
             "own": zero,
             "large": zero,
             "given": torch.tensor(first["base_lr"], dtype=torch.float64),
             "norm": zero,
             "some": zero,
+            "loss": zero,
+            "lowest_loss": zero,
+            "stalled": zero,
+            "told": zero,
             "start": learned,
         }
         shared = {**fresh, **first.get("learning", {}), "own": zero, "start": learned}
-        group["learning"] = shared | group.get("learning", {})  # what an older checkpoint has not begins anew
+        older = group.get("learning", {})
+        if "own" in older:
+            shared["common"] = older["log"] - older["own"]
+        group["learning"] = shared | older  # what an older checkpoint has not begins anew
         if group["learning"]["memory"].keys() != fresh["memory"].keys():  # of another rule: this one begins anew
             group["learning"]["memory"] = fresh["memory"]
 
@@ -175,52 +184,17 @@ class LearnedOptimizer(WatchedOptimizer):
             self._moved, self._measured = Moved(ready), None
         for group in self.param_groups:
             group["log_factor"] = group["learning"]["log"]
-        if self.rule != "two-sided" or self.hyper_lr == 0:
-            return
-        first = self.param_groups[0]["learning"]
-        moved, device = self._moved, self._moved.device
-        some = sampled([g for p in spaced(moved.params) if (g := p.grad) is not None and g.device == device])
-        norm, usual_some = (near(first[name], device) for name in ("norm", "some"))
-        self._damp = damping(moved.gradients(), norm, some, usual_some)
-        self._share(some=follow(usual_some, some))
-        if not self._probed:
-            self._probed = True
-            if "lr" in self.what and not float(first["large"]):
-                whole = global_norm(moved.gradients()).double()
-                squares = [self._probe(group, p, whole).to(device) for group, p in self._pairs()]
-                self._bound_from_above(moved, *(near(x, device) for x in torch.stack(squares, 1)))
-                for group in self.param_groups:
-                    group["log_factor"] = group["learning"]["log"]
+        if self.rule == "two-sided" and self.hyper_lr:
+            self._guard(self._moved)
 
     def _until_learning(self) -> int:
         """How many steps are between this one and one that moves what is learned, for which the last two measure."""
         steps = self.param_groups[0]["learning"]["steps"]
         return 0 if steps < _BEGINNING else self.every - 1 - steps % self.every
 
-    def _share(self, **values: Number) -> None:
-        state = {name: kept(value) for name, value in values.items()}
-        for group in self.param_groups:
-            group["learning"] = group["learning"] | state  # not in place: a state_dict may hold the old one
-
-    def _bound_from_above(self, moved: Moved, u2: Number, p2: Number) -> None:
-        """Lower the factor to its cap; squares of norms of the updates and of the parameters of this step, ``[n]``."""
-        base, device = self.param_groups[0]["base_lr"], moved.device
-        if not len(moved.matrices):
-            return
-        damp = near(self._damp, device)
-        rates = [max(float(group["lr"]), group["base_lr"]) / base for group in self.param_groups]
-        weights = moved.of_groups(rates)[moved.matrices]
-        # weights of a layer with n inputs keep its sums at size 1 if their variance is 1/n
-        change = (u2[moved.matrices] / of(u2).maximum(p2[moved.matrices], moved.inputs)) ** 0.5
-        found = median(change * weights)
-        large, given = (near(self.param_groups[0]["learning"][name], device) for name in ("large", "given"))
-        usual = of(found).isfinite(found) & (damp == 1.0)  # what a spike moves says nothing about other steps
-        bound, large, given = cap(large, given, of(found).where(usual, found, large))
-        bound = bound - math.log(base)
-        self._share(large=large, given=given)
-        for group in self.param_groups:
-            log = of(bound).minimum(near(group["learning"]["log"], device), bound)
-            group["learning"]["log"] = kept(log)
+    def _stride(self) -> int:
+        """Steps between those that move what is learned."""
+        return 1 if self.param_groups[0]["learning"]["steps"] < _BEGINNING else self.every
 
     def _step(self) -> None:
         super()._step()
@@ -244,17 +218,19 @@ class LearnedOptimizer(WatchedOptimizer):
         states = self._measured.states
         sums, old = self._measured.rows(), self._measured.begun()
         guarded = self.rule == "two-sided" and self.hyper_lr > 0
-        if guarded:
+        if guarded and not self._norm_known:
             usual = near(self.param_groups[0]["learning"]["norm"], device)
             self._share(norm=follow(usual, total(sums["g2"]) ** 0.5))
         if old == []:
             return
         applied = [group["applied_lr"] / base for group in self.param_groups]
         share = moved.of_groups(applied)  # of the program's step
-        numbers, watches, u2, p2 = moved.numbers, self._measured.watches, sums.get("n2"), sums.get("p2")
+        numbers, watches, whole = moved.numbers, self._measured.watches, sums
         if old is not None:
             sums, share = {name: row[old] for name, row in sums.items()}, share[old]
             states, watches, numbers = [states[i] for i in old], [watches[i] for i in old], [numbers[i] for i in old]
+        fresh = sums["stale"] == 0
+        sums = {name: of(row).where(fresh, row, 0.0) for name, row in sums.items()}
         if "lr" in self.what:
             factors = []
             if self.per == "tensor":
@@ -262,8 +238,8 @@ class LearnedOptimizer(WatchedOptimizer):
                 flat = torch.cat([f.view(1).to(device) for f in factors])
                 share = share * near(flat.double(), device)
             self._learn_rate(share * sums["dot"], sums["g2"], share * share * sums["u2"], numbers, factors)
-            if guarded and u2 is not None and p2 is not None:
-                self._bound_from_above(moved, u2, p2)
+            if guarded:
+                self._bound_from_above(moved, *(whole[name] for name in ("n2", "p2", "g2")))
         for name in self.what:
             have = [k for k, watch in enumerate(watches) if f"dot {name}" in watch.sums] if name != "lr" else []
             if have and self.hyper_lr:
@@ -283,7 +259,7 @@ class LearnedOptimizer(WatchedOptimizer):
         device = self._moved.device
         memory = {name: near(value, device) for name, value in first["learning"]["memory"].items()}
         own = [near(group["learning"]["own"], device) for group in self.param_groups]
-        common = near(first["learning"]["log"], device) - own[0]
+        common = near(first["learning"]["common"], device)
         do = of(common)
         seen = Seen(total(dot), total(g2), total(u2), first["base_lr"] * do.exp(common))
         self.hypergradient = kept(-seen.dot)
@@ -299,7 +275,8 @@ class LearnedOptimizer(WatchedOptimizer):
                 cosine = Seen(total(dot[at]), total(g2[at]), total(u2[at]), None).cosine
                 own[number] = towards_parent(own[number], deviates * (cosine - seen.cosine))
             log = kept(do.clip(common + own[number], -_LIMIT, _LIMIT))
-            group["learning"] = group["learning"] | {"memory": new, "own": kept(own[number]), "log": log}
+            learned = {"memory": new, "own": kept(own[number]), "common": kept(common), "log": log}
+            group["learning"] = group["learning"] | learned
         if factors and deviates:
             logs = near(torch.cat([f.view(1).to(device) for f in factors]).double().log(), device)
             moved: Any = of(logs).exp(towards_parent(logs, deviates * (Seen(dot, g2, u2, None).cosine - seen.cosine)))

@@ -87,8 +87,11 @@ def total(x: Number) -> Number:
 
 
 def median(x: Number) -> Number:
-    """The lower one of the two in the middle of many; not a number, if one of them is not."""
-    return x.median() if isinstance(x, Tensor) else torch.from_numpy(x).median().item()
+    """The lower one of the two in the middle of all that are not 0; not a number, if there is none or one is not."""
+    if isinstance(x, Tensor):
+        return torch.where(x.isnan().any(), math.nan, torch.where(x == 0, math.nan, x).nanmedian())
+    some = x[x != 0]
+    return torch.from_numpy(some).median().item() if len(some) else math.nan
 
 
 __all__ = ["Floats", "Number", "kept", "median", "near", "of", "quiet", "total"]

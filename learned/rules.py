@@ -115,7 +115,7 @@ def tower(depth: int) -> Rule:
 
 
 RULES: dict[str, Rule] = {
-    "two-sided": Rule(_zeros("trace", "weight"), _two_sided, 0.3, every=10),
+    "two-sided": Rule(_zeros("trace", "weight"), _two_sided, 0.3, every=20),
     "multiplicative": Rule(_zeros(), _multiplicative, 0.02),
     "additive": Rule(_zeros(), _additive, 1e-7),
     "traced": Rule(_zeros("trace", "weight"), _traced, 0.02),
@@ -127,10 +127,16 @@ RULES: dict[str, Rule] = {
 MARGIN = 0.1  # averages of cosines within it, on both sides of 0, move nothing
 CAP = 0.01  # largest step of a weight matrix, relative to its size, that a rate is lifted to
 TRUSTED = 0.05  # the same for the rate that was given
-MEMORY_OF_LARGE = 0.999  # by which the largest seen update per rate is forgotten a step
+TRUSTED_AT_FIRST = (
+    1.0  # the same where losses are told, until it is seen whether they fall; if they do, there is no bound
+)
+PATIENCE = 50  # steps without a lower average loss after which it does not fall
+MEMORY_OF_LARGE = 0.99  # by which the largest seen update per rate is forgotten a step
 
 
-def cap(large: Number, given: Number, relative: Number) -> tuple[Number, Number, Number]:
+def cap(
+    large: Number, given: Number, relative: Number, trusted: Number = TRUSTED, steps: int = 1
+) -> tuple[Number, Number, Number]:
     """Upper bound of log α, and both memories for the next.
 
     α r ≤ 1 %, with r the median over all matrices of ‖u‖ / ‖p‖: what one step at rate 1 changes of them. Updates of
@@ -139,11 +145,17 @@ def cap(large: Number, given: Number, relative: Number) -> tuple[Number, Number,
     bounds.
 
     Somebody chose the first rate, `given`, which says something: α ≤ `given` is allowed, too, unless that ever makes
-    more than 5 %. From then on it counts for nothing, as 0.
+    more than `trusted`. From then on it counts for nothing, as 0.
+
+    Args:
+        large, given: the memories.
+        relative: r of this step.
+        trusted: largest step of a weight matrix, relative to its size, that the given rate may make.
+        steps: how many have been made since `large` was known.
     """
     do = of(relative)
-    large = do.maximum(MEMORY_OF_LARGE * large, relative)
-    given = do.where(given * large > TRUSTED, 0.0, given)
+    large = do.maximum(MEMORY_OF_LARGE**steps * large, relative)
+    given = do.where(given * large > trusted, 0.0, given)
     return do.maximum(math.log(CAP) - do.log(large), do.log(given)), large, given
 
 
@@ -175,4 +187,18 @@ _MAPS: dict[str, tuple[Callable[[Number], Number], Callable[[Number], Number]]] 
     "linear": (lambda x: x, lambda x: x),
 }
 
-__all__ = ["CAP", "MARGIN", "RULES", "TRUSTED", "Memory", "Rule", "Seen", "cap", "on_scale", "towards_parent", "tower"]
+__all__ = [
+    "CAP",
+    "MARGIN",
+    "PATIENCE",
+    "RULES",
+    "TRUSTED",
+    "TRUSTED_AT_FIRST",
+    "Memory",
+    "Rule",
+    "Seen",
+    "cap",
+    "on_scale",
+    "towards_parent",
+    "tower",
+]

@@ -1,4 +1,4 @@
-"""Gradients that are far larger than usual: found from a sample, and scaled down to a size that is not.
+"""Gradients that are far larger than usual: found from a sample, and scaled down to the usual size.
 
 One such gradient would otherwise fill averages for many steps and mislead whatever is learned. On a CPU, reading all
 gradients once more makes a compiled step a fifth slower, so that a few elements of each say whether it is worth it.
@@ -18,20 +18,22 @@ from learned.numeric import Number, kept, near, of
 from primitives.parameters import global_norm
 
 ONE = torch.ones((), dtype=torch.float64)
-SPIKE = 10.0  # times their usual norm, to which larger gradients are scaled
+SPIKE = 10.0  # times their usual norm, above which gradients are scaled down to it
+FIRST_SPIKE = 100.0  # times the norm of the second gradient, above which the first one was too large
 _DOUBTFUL = 3.0  # times its usual norm, from which the sample calls for all
-_SAMPLED = 16  # elements of a gradient, about: each comes from memory of its own
-_GRADIENTS = 8  # of these, evenly spaced: each takes as long as a thousand elements that lie together
+_SAMPLED = 4  # elements of a gradient, about: each comes from memory of its own
+_GRADIENTS = 31  # at most, evenly spaced: each takes as long as a thousand elements that lie together
 _ARRAYS = (torch.float32, torch.float64)  # which numpy knows, where a look at a part costs a third of torch's
 
 
 def spaced(items: Sequence[Tensor]) -> Sequence[Tensor]:
-    """From 8 to 15 of them, evenly spaced; all, if they are fewer."""
-    return items[:: max(1, len(items) // _GRADIENTS)]
+    """31 of them, evenly spaced; all, if they are fewer."""
+    count = len(items)
+    return items if count <= _GRADIENTS else [items[i * count // _GRADIENTS] for i in range(_GRADIENTS)]
 
 
 def sampled(gradients: Sequence[Tensor]) -> Number:
-    """Norm of about 16 elements each of 8 to 15 gradients, evenly spaced; of all, if they are fewer."""
+    """Norm of about 4 elements each of 31 gradients, evenly spaced; of all, if they are fewer."""
     chosen = spaced(gradients)
     arrays = all(g.dtype in _ARRAYS and g.device.type == "cpu" for g in chosen)
     flat: list[Any] = [(g.numpy(force=True) if arrays else g.detach()).reshape(-1) for g in chosen]
@@ -43,8 +45,12 @@ def sampled(gradients: Sequence[Tensor]) -> Number:
     return near(norm, norm.device)
 
 
-def damping(gradients: Iterable[Tensor], usual: Number, sample: Number, usual_sample: Number) -> Tensor:
-    """What to multiply gradients by, so that their norm is at most 10 times the `usual` one; 0-dimensional float64.
+def damping(
+    gradients: Iterable[Tensor], usual: Number, sample: Number, usual_sample: Number
+) -> tuple[Tensor, Number | None]:
+    """What to multiply gradients by, 0-dimensional float64, and their norm before it, if that had to be known.
+
+    Where their norm is more than 10 times the `usual` one, it is that afterwards.
 
     Args:
         gradients: of all parameters.
@@ -53,9 +59,9 @@ def damping(gradients: Iterable[Tensor], usual: Number, sample: Number, usual_sa
             times the usual is nothing else looked at, and only on CPUs, where knowing it does not wait for a device.
     """
     if (isinstance(sample, float) or not sample.is_cuda) and sample <= _DOUBTFUL * usual_sample:
-        return ONE
-    norm, limit = global_norm(gradients).double(), SPIKE * kept(usual)
-    return torch.where((norm > limit) & (limit > 0), limit / norm, 1.0)
+        return ONE, None
+    norm, limit = global_norm(gradients).double(), kept(usual)
+    return torch.where((norm > SPIKE * limit) & (limit > 0), limit / norm, 1.0), near(norm, norm.device)
 
 
 def follow(usual: Number, seen: Number) -> Number:
@@ -66,4 +72,4 @@ def follow(usual: Number, seen: Number) -> Number:
     return where(of(after).isfinite(after), after, usual)
 
 
-__all__ = ["ONE", "SPIKE", "damping", "follow", "sampled", "spaced"]
+__all__ = ["FIRST_SPIKE", "ONE", "SPIKE", "damping", "follow", "sampled", "spaced"]

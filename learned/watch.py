@@ -18,8 +18,9 @@ from primitives.builder import Expr
 from primitives.kinds import Kind
 from primitives.program import Arg, Const, Program
 
-SUMS = ("dot", "g2", "u2", "n2", "p2")
-"""⟨g, u⟩, ‖g‖² and ‖u‖² with u of the step before, ‖u‖² of this one, and ‖p‖² before it.
+SUMS = ("dot", "g2", "u2", "n2", "p2", "stale")
+"""⟨g, u⟩, ‖g‖² and ‖u‖² with u of the step before, ‖u‖² of this one, ‖p‖² before it, and 1 where the step before has
+rested, so that ⟨g, u⟩ and ‖u‖² are not of the same step.
 
 `u2` is what `n2` was: one sum over memory less."""
 
@@ -84,6 +85,9 @@ def watched(program: Program, what: tuple[str, ...] = ("lr",)) -> Watched:
         before = last("step", b.of_kind(step, b.g)) if before is None else before
         measure("dot", b.dot(g, before))
     measure("u2", measure("n2", b.dot(step, step)))  # as it was before
+    rested = b.slot(b.fresh("rested"), Kind.SCALAR)
+    rested.next = 0.0 * rested
+    measure("stale", rested)
     measure("g2", b.dot(g, g))
     measure("p2", b.dot(b.p, b.p))
     for name in what:
@@ -96,8 +100,10 @@ def watched(program: Program, what: tuple[str, ...] = ("lr",)) -> Watched:
     for term in alive[1:]:
         nothing = nothing + term
     own = {slot.name for slot in program.state}
-    result = b.build(update * (factor - nothing)).pruned()
-    resting = b.build(update * factor).pruned() if what == ("lr",) else result
+    result = resting = b.build(update * (factor - nothing)).pruned()
+    if what == ("lr",):
+        rested.next = 0.0 * rested + 1.0
+        resting = b.build(update * (factor - b.less(b.square(rested), -1.0))).pruned()
     return Watched(result, resting, sums, factor.arg, damp, tuple(s.name for s in result.state if s.name not in own))
 
 

@@ -114,7 +114,10 @@ class WatchedOptimizer(ProgramOptimizer):
                     state[slot.name] = begin(slot, p).to(self._dtype(p))
 
     def _probe(self, group: dict[str, Any], p: Tensor, norm: Tensor) -> Tensor:
-        """Squares of the norms of the next update and of `p`, without a step; `norm` is that of all gradients."""
+        """Squares of the norms of the next update, of `p` and of its gradient, without a step.
+
+        `norm` is that of all gradients.
+        """
         sign = -1 if group["maximize"] else 1
         state, dtype = self.state[p] or self._begin(p, sign), self._dtype(p)
         scalars = {name: torch.as_tensor(group[name], dtype=torch.float64) for name in self._hyper_names()}
@@ -124,7 +127,7 @@ class WatchedOptimizer(ProgramOptimizer):
         inputs = {"g": sign * p.grad.to(dtype), "p": p.detach().to(dtype)}  # type: ignore[union-attr]
         inputs |= {slot.name: state[slot.name] for slot in program.state}
         update = self._execute(p, program, inputs, numbers).update
-        return torch.stack((update.double().square().sum(), p.detach().double().square().sum()))
+        return torch.stack([x.double().square().sum() for x in (update, p.detach(), p.grad)])  # type: ignore[union-attr]
 
 
 __all__ = ["WatchedOptimizer"]

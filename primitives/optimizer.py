@@ -136,6 +136,7 @@ class ProgramOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+            self._told(loss)
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             self._step()
         return loss
@@ -175,6 +176,9 @@ class ProgramOptimizer(Optimizer):
 
     def _before_step(self, ready: list[list[Tensor]]) -> None:
         """For subclasses: called once a step with what it will move, of each group, before any of it has moved."""
+
+    def _told(self, loss: Any) -> None:
+        """For subclasses: what the closure has returned, before anything moves."""
 
     def _rate(self, group: dict[str, Any]) -> Tensor:
         """Learning rate of this step for a group, 0-dimensional."""

@@ -27,6 +27,8 @@ class Comparison:
         for p in self.params:
             p.grad = None
 
+    takes_loss = True
+
     @torch.no_grad()
     def step(self, loss: Tensor | None = None) -> None:
         """One step; only MoMo needs the loss."""

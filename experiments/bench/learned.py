@@ -30,7 +30,7 @@ from experiments.provenance import provenance
 from experiments.tasks.models import MLP
 from experiments.tasks.places import data_folder
 from experiments.tasks.transformers import GPT
-from learned import learn
+from learned import LearnedOptimizer, learn
 
 RATES = tuple(10.0**k for k in range(-6, 2))
 TUNED = tuple(10 ** (k / 2) for k in range(-8, -3))  # of the reference, half a decade apart
@@ -95,12 +95,24 @@ def charlm() -> Problem:
     )
 
 
+_ADAMW = BASELINES["adamw"].program.with_defaults(weight_decay=0.0)
 PROBLEMS = {"digits": digits, "charlm": charlm}
 
 
 def _learned(rule: str, **options: Any) -> Callable[..., Any]:
-    program = BASELINES["adamw"].program.with_defaults(weight_decay=0.0)
-    return lambda params, lr: learn(params, program, lr, rule=rule, compile=True, **options)
+    return lambda params, lr: learn(params, _ADAMW, lr, rule=rule, compile=True, **options)
+
+
+class _Told(LearnedOptimizer):
+    """Hears of the loss of each step, as from a closure."""
+
+    takes_loss = True
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, _ADAMW, lr, compile=True)
+
+    def step(self, loss: Any = None) -> Any:
+        return super().step(lambda: loss)
 
 
 def _peer(module: str, name: str, **options: Any) -> Callable[..., Any]:
@@ -122,6 +134,7 @@ class _Prodigy:
 
 METHODS: dict[str, Callable[..., Any]] = {
     "optforge two-sided": _learned("two-sided"),
+    "optforge two-sided, told the loss": _Told,
     "optforge two-sided, per tensor": _learned("two-sided", per="tensor"),
     "optforge two-sided, lr and beta1": _learned("two-sided", what=("lr", "beta1")),
     "optforge multiplicative": _learned("multiplicative"),
@@ -155,7 +168,7 @@ def train(problem: Problem, make: Callable[..., Any], lr: float, seed: int, cosi
         if not math.isfinite(loss.item()):
             return {"start": start, "final": math.nan}
         loss.backward()
-        optimizer.step(loss.detach()) if hasattr(optimizer, "adam") else optimizer.step()
+        optimizer.step(loss.detach()) if getattr(optimizer, "takes_loss", False) else optimizer.step()
         if schedule is not None:
             schedule.step()
     getattr(optimizer, "eval", lambda: None)()

@@ -19,7 +19,7 @@ from primitives import Kind, Program, ProgramOptimizer
 
 OFFLINE = tuple(name for name in TASKS if name not in FILE_TASKS)
 TIMED = ("adamw", "momentum", "lion")
-BEGINNING, CYCLE, CYCLES = 200, 10, 20  # steps that all learn; one in so many afterwards; how many of these are timed
+BEGINNING, CYCLE, CYCLES = 200, 20, 12  # steps that all learn; one in so many afterwards; how many of these are timed
 
 
 def _plain(program: Program, params: Any, lr: float) -> ProgramOptimizer:
@@ -55,7 +55,7 @@ def cost() -> list[dict[str, Any]]:
 
     `beginning` is for steps that all learn, `afterwards` for those after the first 200, most of which rest. For the
     parameters of `experiments.bench.step.gpt_shapes`, on one thread, in CPU time, which other work on the machine moves
-    less than wall-clock time; 10th percentile over mean times of ten steps, of optimizers that take turns.
+    less than wall-clock time; 10th percentile over mean times of twenty steps, of optimizers that take turns.
     """
     rows = []
     with threads(1):

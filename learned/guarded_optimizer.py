@@ -1,0 +1,125 @@
+"""What a learned rate is guarded with: a cap, a scale for gradients far too large, and losses, if any are told.
+
+None of it costs a pass over memory in a usual step (see `learned.spikes` and `learned.rules.cap`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learned.measured import Measured, Moved
+from learned.numeric import Number, kept, median, near, of
+from learned.rules import PATIENCE, TRUSTED, TRUSTED_AT_FIRST, cap
+from learned.spikes import FIRST_SPIKE, damping, follow, sampled
+from learned.watched_optimizer import WatchedOptimizer
+from primitives.parameters import global_norm
+
+
+class GuardedOptimizer(WatchedOptimizer):
+    """Bounds the learned factors of its groups from above, ``group["learning"]["log"]``.
+
+    Subclasses say what is in ``group["learning"]`` (`_complete`), call `_guard` before a step, and `_bound_from_above`
+    once it has measured.
+    """
+
+    _probed: bool  # whether the first step is bounded
+    _measured: Measured | None
+    _norm_known: bool  # whether the gradients of this step had to be read for their norm
+
+    def _complete(self, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _stride(self) -> int:
+        raise NotImplementedError
+
+    def _guard(self, moved: Moved) -> None:
+        """Damp spikes, and bound the first step."""
+        first, device = self.param_groups[0]["learning"], moved.device
+        some = sampled([g for g in moved.gradients() if g.device == device])
+        if first["steps"] == 1 and near(first["some"], device) > FIRST_SPIKE * some > 0:
+            self._begin_anew()
+            first = self.param_groups[0]["learning"]
+        norm, usual_some = (near(first[name], device) for name in ("norm", "some"))
+        self._damp, seen = damping(moved.gradients(), norm, some, usual_some)
+        self._share(some=follow(usual_some, some), **({} if seen is None else {"norm": follow(norm, seen)}))
+        self._norm_known = seen is not None
+        if not self._probed:  # for as long as all gradients are 0
+            if "lr" in self.what and not float(first["large"]):
+                whole = global_norm(moved.gradients()).double()
+                squares = [self._probe(group, p, whole).to(device) for group, p in self._pairs()]
+                self._bound_from_above(moved, *(near(x, device) for x in torch.stack(squares, 1)))
+                for group in self.param_groups:
+                    group["log_factor"] = group["learning"]["log"]
+            self._probed = "lr" not in self.what or float(self.param_groups[0]["learning"]["large"]) > 0
+
+    def _begin_anew(self) -> None:
+        """The first gradient was a spike, as the second one shows: what it has left in state would last."""
+        for group in self.param_groups:
+            group["log_factor"] = torch.zeros((), dtype=torch.float64)
+            del group["learning"]
+            for p in group["params"]:
+                self.state.pop(p, None)
+        for group in self.param_groups:
+            self._complete(group)
+        self._probed, self._measured = False, None
+
+    def _told(self, loss: Any) -> None:
+        """Average the losses that closures return, and count the steps since the average was lowest."""
+        if not (isinstance(loss, int | float) or (isinstance(loss, Tensor) and loss.numel() == 1)):
+            return
+        at = torch.as_tensor(loss).detach().double().reshape(())
+        value, do = near(at, at.device), of(near(at, at.device))
+        if self.param_groups[0]["maximize"]:
+            value = -value
+        names = ("loss", "lowest_loss", "stalled", "told")
+        average, lowest, stalled, told = (near(self.param_groups[0]["learning"][name], at.device) for name in names)
+        usable = do.isfinite(value)
+        average = do.where(usable, do.where(told > 0, average + 0.1 * (value - average), value), average)
+        lower = usable & ((told == 0) | (average < lowest))
+        stalled, lowest = do.where(lower, 0.0, stalled + 1.0), do.where(lower, average, lowest)
+        self._share(loss=average, lowest_loss=lowest, stalled=stalled, told=do.where(usable, 1.0, told))
+
+    def _share(self, **values: Number) -> None:
+        state = {name: kept(value) for name, value in values.items()}
+        for group in self.param_groups:
+            group["learning"] = group["learning"] | state  # not in place: a state_dict may hold the old one
+
+    def _bound_from_above(self, moved: Moved, u2: Number, p2: Number, g2: Number) -> None:
+        """Lower the factor to its cap.
+
+        Args:
+            moved: the parameters of this step.
+            u2, p2, g2: squares of norms of their updates, of themselves, and of their gradients, ``[n]`` each.
+        """
+        base, device = self.param_groups[0]["base_lr"], moved.device
+        if not len(moved.matrices):
+            return
+        damp = near(self._damp, device)
+        rates = [max(float(group["lr"]), group["base_lr"]) / base for group in self.param_groups]
+        weights = moved.of_groups(rates)[moved.matrices]
+        # weights of a layer with n inputs keep its sums at size 1 if their variance is 1/n
+        change = (u2[moved.matrices] / of(u2).maximum(p2[moved.matrices], moved.inputs)) ** 0.5
+        # behind zeros, as in heads of networks and LoRA, gradients are 0 at first, and nothing moves but by decay
+        found = median(of(u2).where(g2[moved.matrices] > 0, change * weights, 0.0))
+        first = self.param_groups[0]["learning"]
+        large, given, stalled, told = (near(first[name], device) for name in ("large", "given", "stalled", "told"))
+        do = of(found)
+        falls = (told > 0) & (stalled < PATIENCE)
+        trusted = do.where(falls, TRUSTED_AT_FIRST if first["steps"] < PATIENCE else math.inf, TRUSTED)
+        usual = do.isfinite(found) & (damp == 1.0)  # what a spike moves says nothing about other steps
+        bound, large, given = cap(large, given, do.where(usual, found, large), trusted, self._stride())
+        bound = bound - math.log(base)
+        lowest, *others = (near(group["learning"]["own"], device) for group in self.param_groups)
+        for own in others:
+            lowest = do.minimum(lowest, own)
+        common = do.minimum(near(first["common"], device), bound - lowest)
+        self._share(large=large, given=given, common=common)
+        for group in self.param_groups:
+            group["learning"]["log"] = kept(do.minimum(near(group["learning"]["log"], device), bound))
+
+
+__all__ = ["GuardedOptimizer"]

@@ -1,0 +1,202 @@
+"""What guards a learned rate: the cap where some gradients are 0, spikes anywhere, and losses that are told."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from test_learned import PROGRAMS, Problem
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from learned import LearnedOptimizer, learn
+from primitives import ProgramOptimizer
+
+
+class Classes:
+    """Three classes by a random linear rule, batches of 64 from 512 points; a network with one or more layers of 32."""
+
+    def __init__(self, depth: int = 1, seed: int = 0) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.x, w = (torch.randn(s, generator=self.generator) for s in ((512, 16), (16, 3)))
+        self.y = (self.x @ w).argmax(1)
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = [nn.Linear(16, 32), nn.Tanh()]
+        for _ in range(depth - 1):
+            layers += [nn.Linear(32, 32), nn.Tanh()]
+        self.model = nn.Sequential(*layers, nn.Linear(32, 3))
+
+    def loss(self) -> torch.Tensor:
+        i = torch.randint(512, (64,), generator=self.generator)
+        return cross_entropy(self.model(self.x[i]), self.y[i])
+
+    def end(self) -> float:
+        with torch.no_grad():
+            return cross_entropy(self.model(self.x), self.y).item()
+
+    def train(
+        self, optimizer: LearnedOptimizer | ProgramOptimizer, steps: int, spike: int = -1, where: int | None = None
+    ) -> list[float]:
+        losses = []
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss = self.loss()
+            loss.backward()
+            for p in list(self.model.parameters())[slice(None) if where is None else slice(where, where + 1)]:
+                p.grad *= 1e4 if step == spike else 1.0
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "momentum"])
+@pytest.mark.parametrize("lr", [1.0, 10.0])
+def test_behind_zeros_the_first_step_is_bounded_all_the_same(name, lr):
+    """A head of zeros, behind which no other gradient is anything but 0 in the first step."""
+    task = Classes(depth=3)
+    nn.init.zeros_(task.model[-1].weight)
+    nn.init.zeros_(task.model[-1].bias)
+    losses = task.train(learn(task.model.parameters(), PROGRAMS[name], lr), 120)
+    assert max(losses) < 1.5 * math.log(3) and task.end() < 0.5
+
+
+@pytest.mark.parametrize("name", ["adamw", "momentum", "sgd"])
+@pytest.mark.parametrize("spike", [0, 1, 50])
+def test_a_spike_leaves_the_run_unaffected_whenever_it_is(name, spike):
+    ends, rates = [], []
+    for at in (-1, spike):
+        task = Classes()
+        optimizer = learn(task.model.parameters(), PROGRAMS[name], 1e-2)
+        task.train(optimizer, 150, at)
+        ends.append(task.end())
+        rates.append(optimizer.learned_values()["lr"])
+    assert ends[1] < 1.15 * ends[0] and rates[1] == pytest.approx(rates[0], rel=0.3)
+
+
+def test_a_spike_in_any_tensor_is_seen():
+    """Of twenty, in one: weights and biases alike."""
+    ends = []
+    for where in (None, *range(20)):
+        task = Classes(depth=9)
+        assert len(list(task.model.parameters())) == 20
+        optimizer = learn(task.model.parameters(), PROGRAMS["momentum"], 1e-2)
+        task.train(optimizer, 12, -1 if where is None else 10, where)
+        ends.append(task.end())
+    assert max(ends[1:]) < 1.1 * ends[0]
+
+
+def test_a_spike_is_scaled_to_the_usual_size_and_larger_gradients_become_usual():
+    p = nn.Parameter(torch.zeros(4))
+    optimizer = learn([p], PROGRAMS["sgd"], 1e-3)
+    moves = []
+    for step in range(30):
+        p.grad = torch.full((4,), 1.0 if step < 10 else 100.0)
+        before = p.detach().clone()
+        optimizer.step()
+        moves.append((p.detach() - before).norm().item() / optimizer.param_groups[0]["log_factor"].exp().item())
+    assert moves[10] == pytest.approx(moves[9], rel=1e-3) and moves[-1] == pytest.approx(100 * moves[9], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["adamw", "momentum"])
+def test_the_order_of_groups_does_not_matter(name):
+    rates = []
+    for order in (1, -1):
+        problem = Problem()
+        groups = [{"params": part.parameters()} for part in (problem.model[0], problem.model[2])]
+        optimizer = learn(groups[::order], PROGRAMS[name], 1e-5, per="group")
+        for step in range(80):
+            problem.step(optimizer, step % 40)
+        rates.append([float(group["learning"]["log"]) for group in optimizer.param_groups][::order])
+    assert rates[0] == pytest.approx(rates[1], rel=1e-6)
+    assert name == "adamw" or rates[0][0] != rates[0][1]  # both of AdamW's are at the cap
+
+
+def test_a_later_group_takes_over_what_was_learned_of_other_hyperparameters():
+    problem = Problem()
+    params = list(problem.model.parameters())
+    optimizer = learn(params[:2], PROGRAMS["adamw"], 1e-3, what=("lr", "beta1"))
+    for step in range(10):
+        problem.step(optimizer, step)
+    learned = float(optimizer.param_groups[0]["beta1"])
+    optimizer.add_param_group({"params": params[2:3]})
+    optimizer.add_param_group({"params": params[3:], "beta1": 0.5})
+    assert learned != 0.9 and [float(g["beta1"]) for g in optimizer.param_groups] == [learned, learned, 0.5]
+
+
+def test_a_plain_checkpoint_whose_schedule_was_at_zero_is_gone_on_from():
+    problem = Problem()
+    plain = ProgramOptimizer(problem.model.parameters(), PROGRAMS["adamw"], 1e-3)
+    problem.step(plain, 0)
+    plain.param_groups[0]["lr"] = 0.0
+    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 1e-3)
+    optimizer.load_state_dict(plain.state_dict())
+    problem.step(optimizer, 1)
+    optimizer.param_groups[0]["lr"] = 1e-3
+    problem.step(optimizer, 2)
+    assert optimizer.learned_values()["lr"] == pytest.approx(1e-3, rel=0.5)
+
+
+@pytest.mark.parametrize("name", ["momentum", "sgd"])
+def test_after_a_rest_a_parameter_that_was_not_measured_does_not_count(name, monkeypatch):
+    """Its gradients come every other step, and grow: sums of two different steps would make cosines beyond 1."""
+    monkeypatch.setattr("learned.hypergradient._BEGINNING", 4)
+    p, q = (nn.Parameter(torch.zeros(3)) for _ in range(2))
+    optimizer = learn([p, q], PROGRAMS[name], 1e-3, rule="multiplicative", hyper_lr=1.0, every=10)
+    for step in range(40):
+        before = optimizer.learned_values()["lr"]
+        p.grad = torch.ones(3) * 1.3**step if step % 2 else None
+        q.grad = torch.tensor([1.0, 0.0, 0.0]) if step % 3 else torch.tensor([0.0, 1.0, 0.0])
+        optimizer.step()
+        change = math.log(optimizer.learned_values()["lr"] / before)
+        assert abs(change) <= 1 + 1e-9
+        if step in (19, 29, 39):  # what moves the rate is `q` alone
+            expected = -(q.grad @ last_update(name, q, step)).item()
+            assert float(optimizer.hypergradient) == pytest.approx(expected, rel=1e-5)
+
+
+def last_update(name: str, q: nn.Parameter, step: int) -> torch.Tensor:
+    """Of `q`, from the gradients of the test above."""
+    gradients = [torch.tensor([1.0, 0, 0]) if t % 3 else torch.tensor([0, 1.0, 0]) for t in range(step)]
+    update = torch.zeros(3)
+    for g in gradients:
+        update = (0.9 * update if name == "momentum" else 0.0) + g
+    return update
+
+
+@pytest.mark.parametrize(("told", "trusted"), [(False, False), (True, True)])
+def test_a_given_rate_is_trusted_further_while_the_loss_is_known_to_fall(told, trusted):
+    """A fifth of the weights' size a step, at first."""
+    task = Classes()
+    optimizer = learn(task.model.parameters(), PROGRAMS["adamw"], 0.04)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = task.loss()
+        loss.backward()
+        return loss
+
+    for _ in range(60):
+        if told:
+            optimizer.step(closure)
+        else:
+            closure()
+            optimizer.step()
+    assert (optimizer.learned_values()["lr"] > 0.02) is trusted
+
+
+def test_a_given_rate_is_given_up_once_the_loss_has_stopped_to_fall():
+    """Gradients are noise, which says nothing for or against the rate."""
+    generator = torch.Generator().manual_seed(0)
+    p = nn.Parameter(torch.ones(64, 64))
+    optimizer = learn([p], PROGRAMS["adamw"], 0.3)
+    rates: list[float] = []
+
+    def closure() -> float:
+        p.grad = torch.randn(64, 64, generator=generator)
+        return 2.0 - 0.02 * len(rates) if len(rates) < 40 else 1.5
+
+    for _ in range(120):
+        optimizer.step(closure)
+        rates.append(optimizer.learned_values()["lr"])
+    assert rates[60] == pytest.approx(0.3) and rates[-1] < 0.1
