@@ -109,7 +109,8 @@ class Monitor:
         names = _labels(groups)
         found = {self._tag("lr", name): float(lr) for name, lr in zip(names, self._rates, strict=False)}
         values: Callable[[], dict[str, float]] = getattr(self.optimizer, "learned_values", dict)
-        return found | {self._tag("learned", name): value for name, value in values().items()}
+        own: Callable[[], dict[str, float]] = getattr(self.optimizer, "learned_rates", dict)
+        return found | {self._tag("learned", name): value for name, value in {**values(), **own()}.items()}
 
     def remove(self) -> None:
         """Observe no more."""

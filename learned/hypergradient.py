@@ -24,7 +24,7 @@ from torch.optim.optimizer import ParamsT
 from learned.guarded_optimizer import GuardedOptimizer
 from learned.measured import Measured, Moved, placed
 from learned.numeric import Number, kept, near, of, quiet, total
-from learned.rules import RULES, Seen, on_scale, towards_parent
+from learned.rules import RULES, Seen, named_rule, on_scale, starts, towards_parent
 from learned.spikes import follow
 from primitives import Program, ProgramError
 from primitives.options import with_fallback
@@ -53,7 +53,7 @@ class LearnedOptimizer(GuardedOptimizer):
         params, program, lr, options: as for `ProgramOptimizer`. Rates must be positive.
         what: what to learn: ``lr``, and names of the program's hyperparameters, which move on their own scale.
         per: what has a learning rate of its own: ``"global"``, ``"group"`` or ``"tensor"``.
-        rule: a key of `learned.rules.RULES`.
+        rule: a key of `learned.rules.RULES`, or ``"towerN"`` for a tower of N levels.
         hyper_lr: κ of the rule; by default that of its row. 0 switches learning off.
         every: after the first 200 steps, learn from one in so many, which makes the others as fast as the program's own
             if only `lr` is learned; by default that of the rule's row then, else 1.
@@ -83,14 +83,13 @@ class LearnedOptimizer(GuardedOptimizer):
             raise ProgramError(f"what to learn must be a name or names of hyperparameters, got {what!r}")
         self.what = tuple(dict.fromkeys(named))
         if not self.what:
-            raise ProgramError(f"nothing to learn was named; choose from: {', '.join(WHAT)}")
+            raise ProgramError("nothing to learn was named; choose lr or hyperparameters of the program")
         _choose("learn per", per, PER)
-        _choose("use rule", rule, RULES)
         self.per, self.rule = per, rule
-        self.hyper_lr = RULES[rule].hyper_lr if hyper_lr is None else hyper_lr
-        if not (isinstance(self.hyper_lr, int | float) and 0 <= self.hyper_lr < math.inf):
+        self.hyper_lr = named_rule(rule).hyper_lr if hyper_lr is None else hyper_lr
+        if isinstance(hyper_lr, bool) or not (isinstance(self.hyper_lr, int | float) and 0 <= self.hyper_lr < math.inf):
             raise ProgramError(f"hyper_lr must be a finite number of at least 0, got {hyper_lr!r}")
-        usual = RULES[rule].every if self.what == WHAT else 1
+        usual = named_rule(rule).every if self.what == WHAT else 1
         self.every = usual if every is None else every
         if isinstance(every, bool) or not (isinstance(self.every, int) and self.every >= 1):
             raise ProgramError(f"every must be a whole number of steps, at least 1, got {every!r}")
@@ -103,6 +102,10 @@ class LearnedOptimizer(GuardedOptimizer):
         """Derivative of the last step's loss with respect to the learned rate of the step before, or None."""
         if isinstance(program, Program):
             self._watched(program)  # refuses names, before torch takes over
+            for hyper in program.hypers:
+                value = options.get(hyper.name, hyper.default)
+                if hyper.name in self.what and isinstance(value, int | float) and not starts(hyper.scale, value):
+                    raise ProgramError(f"{hyper.name} is {value:g}, and would stay so; learn from another value")
         super().__init__(params, program, lr, **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -139,7 +142,7 @@ class LearnedOptimizer(GuardedOptimizer):
         group.setdefault("applied_lr", float(group["lr"]))
         learned = {name: float(group[name]) for name in self.what if name != "lr"}
         fresh = {
-            "memory": RULES[self.rule].init(),
+            "memory": named_rule(self.rule).init(),
             "steps": 0,
             "log": group["log_factor"],
             "common": group["log_factor"],
@@ -167,6 +170,20 @@ class LearnedOptimizer(GuardedOptimizer):
         first = self.param_groups[0]
         rate = first["base_lr"] * math.exp(float(first["learning"]["log"]))
         return {name: rate if name == "lr" else float(first[name]) for name in self.what}
+
+    def learned_rates(self) -> dict[str, float]:
+        """The rate of each group or tensor as learned, ``lr/NAME``; nothing, if all have the same."""
+        found = {}
+        for number, group in enumerate(self.param_groups) if self.per != "global" else ():
+            rate = group["base_lr"] * math.exp(float(group["learning"]["log"]))
+            if self.per == "group":
+                found[f"lr/group{number}"] = rate
+                continue
+            names = group.get("param_names", [f"group{number}.{i}" for i in range(len(group["params"]))])
+            for name, p in zip(names, group["params"], strict=True):
+                factor = self.state[p].get(self._watch(p).factor, 1.0) if p in self.state else 1.0
+                found[f"lr/{name}"] = rate * float(factor)
+        return found
 
     # a step
 
@@ -254,7 +271,7 @@ class LearnedOptimizer(GuardedOptimizer):
         self, dot: Number, g2: Number, u2: Number, numbers: Sequence[int], factors: Sequence[Tensor]
     ) -> None:
         """Move the factors by the sums of each parameter, ``[n]``, given the numbers of their groups."""
-        first, rule = self.param_groups[0], RULES[self.rule]
+        first, rule = self.param_groups[0], named_rule(self.rule)
         assert self._moved is not None
         device = self._moved.device
         memory = {name: near(value, device) for name, value in first["learning"]["memory"].items()}

@@ -60,6 +60,8 @@ class MetaOptimizer(Optimizer):
         lr = param_group.get("lr", self.defaults["lr"])
         if isinstance(lr, bool) or not (isinstance(lr, int | float) and 0 <= lr < math.inf):
             raise ProgramError(f"lr must be a finite number of at least 0, got {lr!r}; 1 is what the rule learned")
+        if param_group.get("maximize"):
+            raise ProgramError("learned rules minimise; in place of maximize=True, change the sign of the loss")
         super().add_param_group(param_group)
         for p in self.param_groups[-1]["params"]:
             if p.dtype not in (torch.float32, torch.float64):
@@ -97,6 +99,11 @@ class MetaOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         ready = with_gradients(self.param_groups)
+        if not any(ready):
+            raise ProgramError("no parameter has a gradient: call loss.backward() before optimizer.step()")
+        for group in self.param_groups:
+            if not math.isfinite(group["lr"]):
+                raise ProgramError(f"lr has become {group['lr']}; it must be a finite number, and nothing has moved")
         self._check(list(chain.from_iterable(ready)))
         factor = self._factor(ready) if self.learn_lr else 1.0
         for group, params in zip(self.param_groups, ready, strict=True):

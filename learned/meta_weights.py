@@ -7,6 +7,7 @@ them) and the card. It is read for a rule: one that was trained on other feature
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -58,6 +59,8 @@ def load(which: str | Path, rule: Rule | None = None) -> Learned:
         ProgramError: if there are none, if the file is damaged or is something else, or if the weights were trained
             for another rule, with what differs.
     """
+    if not isinstance(which, str | Path):
+        raise ProgramError(f"expected the name or path of weights, got {which!r}; shipped are: {', '.join(shipped())}")
     path = Path(str(FOLDER / f"{which}.safetensors")) if str(which) in shipped() else Path(which)
     try:
         there = path.is_file()
@@ -81,13 +84,17 @@ def load(which: str | Path, rule: Rule | None = None) -> Learned:
     if rule is None:
         try:
             rule = RULES[kind].of(metadata)
+            if not math.isfinite(rule.scale):
+                raise ValueError(f"its scale is {rule.scale}")
         except (KeyError, ValueError) as error:
             raise ProgramError(f"{path} does not say how its rule was set: {error}") from None
     _check(path, rule, kind, metadata, tensors)
     try:
         card = json.loads(metadata.get("card", "{}"))
     except ValueError:
-        raise ProgramError(f"the card of {path} is not JSON; was the file edited?") from None
+        card = None
+    if not isinstance(card, dict):
+        raise ProgramError(f"the card of {path} is no JSON object; was the file edited?")
     return Learned(rule, tensors, card)
 
 
@@ -99,7 +106,12 @@ def _check(path: Path, rule: Rule, kind: str, metadata: Mapping[str, str], tenso
         if theirs == ours:
             continue
         if name == "features" and isinstance(rule, MLPRule):
-            differs = difference(rule.features, Features.parse(theirs))
+            try:
+                differs = difference(rule.features, Features.parse(theirs))
+            except ProgramError as error:
+                raise ProgramError(
+                    f"{path} does not say what its features are ({error}); copy or train it again"
+                ) from None
             raise ProgramError(
                 f"the weights in {path} were trained on another feature program: {differs}; give the rule with the "
                 "features that they were trained on, or train anew with: optforge meta-train mlp"
@@ -109,6 +121,8 @@ def _check(path: Path, rule: Rule, kind: str, metadata: Mapping[str, str], tenso
         found = tuple(tensors[name].shape) if name in tensors else "nothing"
         if found != shape:
             raise ProgramError(f"{path} has {found} for {name!r} of the rule {rule.name!r}, which needs {shape}")
+        if not tensors[name].is_floating_point():
+            raise ProgramError(f"{name!r} in {path} is of {tensors[name].dtype}; weights are floating-point numbers")
         if not torch.isfinite(tensors[name]).all():
             raise ProgramError(f"{name!r} in {path} is not finite; these weights train nothing")
 

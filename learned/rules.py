@@ -124,6 +124,16 @@ RULES: dict[str, Rule] = {
 }
 """Rules by name, each with the κ (`hyper_lr`) that is used unless another is given."""
 
+
+def named_rule(name: str) -> Rule:
+    """The rule of this name, of which ``"towerN"`` is a tower of N levels; `ProgramError` if there is none."""
+    if isinstance(name, str) and (found := RULES.get(name)):
+        return found
+    if isinstance(name, str) and (levels := name.removeprefix("tower")) != name and levels.isdecimal():
+        return tower(int(levels))
+    raise ProgramError(f"cannot use rule {name!r}; choose from: {', '.join(RULES)}, towerN")
+
+
 MARGIN = 0.1  # averages of cosines within it, on both sides of 0, move nothing
 CAP = 0.01  # largest step of a weight matrix, relative to its size, that a rate is lifted to
 TRUSTED = 0.05  # the same for the rate that was given
@@ -169,6 +179,11 @@ def towards_parent(own: Number, change: Number) -> Number:
     return of(moved).clip(of(moved).where(of(moved).isfinite(moved), moved, own), -2.0, 2.0)
 
 
+def starts(scale: str, value: float) -> bool:
+    """Whether a hyperparameter of this value can be moved in the space of its scale: one switched off cannot."""
+    return math.isfinite(SCALES[scale].forward(value))
+
+
 def on_scale(scale: str, value: Number, start: float, change: Number) -> Number:
     """A hyperparameter moved by `change` in the space of its scale (see `primitives.kinds.SCALES`).
 
@@ -198,7 +213,9 @@ __all__ = [
     "Rule",
     "Seen",
     "cap",
+    "named_rule",
     "on_scale",
+    "starts",
     "towards_parent",
     "tower",
-]
+]  # fmt: skip

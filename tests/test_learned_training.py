@@ -37,7 +37,10 @@ def test_learn_per_tensor_on_the_command_line(tmp_path):
     assert result["learn"] == ["lr", "beta1"] and result["options"]["per"] == "tensor"
     assert (result["steps"], result["seed"]) == (60, 0)
     assert all(math.isfinite(result[name]) for name in ("train_loss", "valid_loss", "test_loss"))
-    assert set(result["learned"]) == {"lr", "beta1"} and result["learned"]["lr"] > 2e-5
+    own = {f"lr/{layer}.{part}" for layer in (0, 1) for part in ("weight", "bias")}
+    learned = result["learned"]
+    assert {name.replace("layers.", "") for name in learned} == {"lr", "beta1", *own} and learned["lr"] > 2e-5
+    assert len({learned[name] for name in learned if name.startswith("lr/")}) == 4
     steps, sentences = zip(*result["moves"], strict=True)
     assert list(steps) == sorted(steps) and sentences[0].startswith("lr raised from 1e-05 to ")
     assert sentences[-1] in " ".join(done.output.split())

@@ -262,9 +262,23 @@ def _packed(**metadata):
         (_packed(optforge="1", rule="gru"), "not the weights of a learned rule"),
         (_packed(optforge="1", rule="lstm"), "does not say how its rule was set"),
         (_packed(optforge="1", rule="lstm", p="10.0", scale="0.1"), "has nothing for 'weight_ih_l0'"),
-        (_packed(optforge="1", rule="mlp", scale="0.01", features="{"), "no feature program"),
+        (_packed(optforge="1", rule="mlp", scale="0.01", features="{"), "does not say what its features are"),
+        (_packed(optforge="1", rule="lstm", p="10.0", scale="nan"), "its scale is nan"),
+        (pack(learned()._replace(card=[1])), "is no JSON object"),
+        (pack(learned()._replace(weights={k: w.long() for k, w in learned().weights.items()})), "of torch.int64"),
     ],
-    ids=["empty", "text", "bare", "gru", "unset", "shapeless", "features"],  # the bytes differ from process to process
+    ids=[
+        "empty",
+        "text",
+        "bare",
+        "gru",
+        "unset",
+        "shapeless",
+        "features",
+        "nan",
+        "card",
+        "integers",
+    ],  # the bytes differ from process to process
 )
 def test_files_that_are_no_weights_are_refused(content, says, tmp_path):
     path = tmp_path / "w.safetensors"
@@ -290,6 +304,8 @@ def test_truncated_and_poisoned_weights_are_refused(tmp_path):
 def test_a_name_that_is_not_there_is_answered_with_those_that_are():
     with pytest.raises(ProgramError, match=f"there are no weights '{'a' * 200}'"):
         load("a" * 5000)
+    with pytest.raises(ProgramError, match="expected the name or path of weights, got 5"):
+        MetaOptimizer([torch.ones(2, requires_grad=True)], 5)
     with pytest.raises(ProgramError, match="there are no weights 'nope'"):
         load("nope")
 
@@ -310,3 +326,17 @@ def test_shipped_weights_train(name):
 def test_the_example_of_the_page_runs():
     page = (Path(__file__).parents[1] / "docs" / "meta.md").read_text()
     exec(page.split("```python\n")[1].split("```")[0], {})
+
+
+def test_what_a_learned_rule_cannot_do_is_told_before_anything_moves():
+    p = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ProgramError, match="change the sign of the loss"):
+        MetaOptimizer([{"params": [p], "maximize": True}])
+    optimizer = MetaOptimizer([p])
+    with pytest.raises(ProgramError, match="no parameter has a gradient"):
+        optimizer.step()
+    p.grad = torch.ones(2)
+    optimizer.param_groups[0]["lr"] = math.nan
+    with pytest.raises(ProgramError, match="lr has become nan"):
+        optimizer.step()
+    assert torch.equal(p.detach(), torch.ones(2)) and not optimizer.state

@@ -73,7 +73,10 @@ class TrainingRun(LightningModule):
         self.model = initial_model(task, seed)
         self.splits = task.data()
         self.batches = RunBatches(task, self.splits.train, steps * options.accumulate, seed, full_batch)
-        self.make_optimizer = lambda: factory(self.model.parameters(), lr=lr, **options.hypers)
+        named = options.per == "tensor"  # the rates of tensors are told by their names
+        self.make_optimizer = lambda: factory(
+            self.model.named_parameters() if named else self.model.parameters(), lr=lr, **options.hypers
+        )
         self.optimizer = self.make_optimizer()
         self.guard, self.scheduler = options.guard(self.optimizer), options.scheduler(self.optimizer, steps)
         self.checkpoint = checkpoint
@@ -227,6 +230,12 @@ class TrainingRun(LightningModule):
             setattr(self, name, kept[name])
         if self.guard is not None:
             self.guard.load_state_dict(kept["guard"])
+
+
+def learned_rates(optimizer: object) -> dict[str, float]:
+    """The rates of groups or tensors that have some of their own."""
+    values: Callable[[], dict[str, float]] = getattr(optimizer, "learned_rates", dict)
+    return values()
 
 
 def learned_values(optimizer: object) -> dict[str, float]:

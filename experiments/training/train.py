@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from experiments.errors import UserError
 from experiments.progress import progress_bar
-from experiments.training.module import Factory, TrainingRun, learned_values
+from experiments.training.module import Factory, TrainingRun, learned_rates, learned_values
 from experiments.training.monitor import OptimizerMonitor
 from experiments.training.options import PLAIN, RunOptions
 from experiments.training.results import RunResult
@@ -186,7 +186,7 @@ def _result(run: TrainingRun, lr: float, seed: int) -> RunResult:
         test_loss=losses[2],
         valid_accuracy=measured[1][1],
         test_accuracy=measured[2][1],
-        learned=learned_values(run.optimizer),
+        learned=learned_values(run.optimizer) | learned_rates(run.optimizer),
         moves=tuple(run.moves),
         seconds=run.seconds,
         curve=tuple(run.curve),
