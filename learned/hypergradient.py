@@ -201,6 +201,8 @@ class LearnedOptimizer(GuardedOptimizer):
             self._moved, self._measured = Moved(ready), None
         for group in self.param_groups:
             group["log_factor"] = group["learning"]["log"]
+        if self.rule == "polyak" and not float(self.param_groups[0]["learning"]["told"]):
+            raise ProgramError("rule 'polyak' needs the loss: call optimizer.step(closure) with what computes it")
         if self.rule == "two-sided" and self.hyper_lr:
             self._guard(self._moved)
 
@@ -254,7 +256,8 @@ class LearnedOptimizer(GuardedOptimizer):
                 factors = [state[watch.factor] for state, watch in zip(states, watches, strict=True)]
                 flat = torch.cat([f.view(1).to(device) for f in factors])
                 share = share * near(flat.double(), device)
-            self._learn_rate(share * sums["dot"], sums["g2"], share * share * sums["u2"], numbers, factors)
+            dot, gu, u2 = share * sums["dot"], share * sums["gu"], share * share * sums["u2"]
+            self._learn_rate(dot, sums["g2"], u2, gu, numbers, factors)
             if guarded:
                 self._bound_from_above(moved, *(whole[name] for name in ("n2", "p2", "g2")))
         for name in self.what:
@@ -268,7 +271,7 @@ class LearnedOptimizer(GuardedOptimizer):
                 self._learn_hyper(name, of(cosine).where(u2_own > _NOISE * step2, cosine, 0.0))
 
     def _learn_rate(
-        self, dot: Number, g2: Number, u2: Number, numbers: Sequence[int], factors: Sequence[Tensor]
+        self, dot: Number, g2: Number, u2: Number, gu: Number, numbers: Sequence[int], factors: Sequence[Tensor]
     ) -> None:
         """Move the factors by the sums of each parameter, ``[n]``, given the numbers of their groups."""
         first, rule = self.param_groups[0], named_rule(self.rule)
@@ -278,7 +281,8 @@ class LearnedOptimizer(GuardedOptimizer):
         own = [near(group["learning"]["own"], device) for group in self.param_groups]
         common = near(first["learning"]["common"], device)
         do = of(common)
-        seen = Seen(total(dot), total(g2), total(u2), first["base_lr"] * do.exp(common))
+        told = (near(first["learning"][name], device) for name in ("loss", "lowest_loss"))
+        seen = Seen(total(dot), total(g2), total(u2), first["base_lr"] * do.exp(common), total(gu), *told)
         self.hypergradient = kept(-seen.dot)
         change, after = rule.step(memory, seen, self.hyper_lr)
         usable = do.isfinite(seen.dot) & do.isfinite(change) & do.isfinite(sum(after.values(), change))

@@ -11,6 +11,10 @@ the gradient, u the derivative of the step before with respect to its rate, and 
   Optimizer). Variant: in log space, with normalised derivatives: log κᵢ ← log κᵢ + κᵢ₊₁ hᵢ₊₁, h₁ = c, hᵢ₊₁ = hᵢ hᵢ⁻.
 - `scaled`: online gradient descent with AdaGrad's step on ⟨g, u⟩ / ‖g⁻‖², with g⁻ the gradient before (Gao et al. 2024,
   Gradient Methods with Online Scaling). Variant: the scaling is one number, and moves in units of α.
+- `polyak`: `traced`, and from above Polyak's step (f − f*) / ⟨g, u⟩, for which losses must be told (Loizou et al. 2021,
+  Stochastic Polyak Step-size, equation 3, with the cap and the step in each other's place). f* begins at 0 and moves
+  half the way to the lowest loss after each 100 steps (Hazan and Kakade 2019, Revisiting the Polyak step size,
+  algorithm 2). Variants: f is an average over about ten steps, and moves the next rate.
 - `two-sided`: `traced` where the average says something, |c| > 0.1, and from above a cap on the relative change of
   weights, which needs no loss (see `cap`). At a useful rate c is near 0, and a little below: greedy derivatives, of the
   next loss alone, favour small rates (Wu et al. 2018, Understanding Short-Horizon Bias). Those are left alone.
@@ -36,12 +40,17 @@ class Seen(NamedTuple):
         dot: ⟨g, u⟩; the derivative of the loss with respect to the rate is its negative.
         g2, u2: ‖g‖² and ‖u‖².
         alpha: the rate.
+        gu: ⟨g, u⟩ with u of this step.
+        loss, lowest: an average of the losses told, and its lowest value; not a number if none was.
     """
 
     dot: Number
     g2: Number
     u2: Number
     alpha: Number
+    gu: Number = math.nan
+    loss: Number = math.nan
+    lowest: Number = math.nan
 
     @property
     def cosine(self) -> Number:
@@ -89,6 +98,16 @@ def _two_sided(memory: Mapping[str, Number], seen: Seen, k: float) -> tuple[Numb
     return of(change).where(abs(change) > k * MARGIN, change, 0.0), after
 
 
+def _polyak(memory: Mapping[str, Number], seen: Seen, k: float) -> tuple[Number, Memory]:
+    change, after = _traced(memory, seen, k)
+    do, floor, count = of(seen.dot), memory["floor"], memory["count"] + 1.0
+    above = seen.loss - floor
+    limit = do.log(do.divide(above, seen.gu)) - do.log(seen.alpha)
+    change = do.where((above > 0) & (seen.gu > 0), do.minimum(change, limit), change)
+    floor = do.where((count % STAGE == 0) & (seen.lowest > floor), (floor + seen.lowest) / 2, floor)
+    return change, {**after, "floor": floor, "count": count}
+
+
 def _scaled(memory: Mapping[str, Number], seen: Seen, k: float) -> tuple[Number, Memory]:
     h = of(seen.dot).where(memory["g2"] > 0, of(seen.dot).divide(seen.dot, memory["g2"]), 0.0)
     square = memory["square"] + h * h
@@ -121,6 +140,7 @@ RULES: dict[str, Rule] = {
     "traced": Rule(_zeros("trace", "weight"), _traced, 0.02),
     "tower": tower(3),
     "scaled": Rule(_zeros("g2", "square"), _scaled, 0.1),
+    "polyak": Rule(_zeros("trace", "weight", "floor", "count"), _polyak, 0.3),
 }
 """Rules by name, each with the κ (`hyper_lr`) that is used unless another is given."""
 
@@ -134,6 +154,7 @@ def named_rule(name: str) -> Rule:
     raise ProgramError(f"cannot use rule {name!r}; choose from: {', '.join(RULES)}, towerN")
 
 
+STAGE = 100  # steps with one estimate of the lowest loss
 MARGIN = 0.1  # averages of cosines within it, on both sides of 0, move nothing
 CAP = 0.01  # largest step of a weight matrix, relative to its size, that a rate is lifted to
 TRUSTED = 0.05  # the same for the rate that was given

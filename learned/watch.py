@@ -18,9 +18,9 @@ from primitives.builder import Expr
 from primitives.kinds import Kind
 from primitives.program import Arg, Const, Program
 
-SUMS = ("dot", "g2", "u2", "n2", "p2", "stale")
-"""⟨g, u⟩, ‖g‖² and ‖u‖² with u of the step before, ‖u‖² of this one, ‖p‖² before it, and 1 where the step before has
-rested, so that ⟨g, u⟩ and ‖u‖² are not of the same step.
+SUMS = ("dot", "g2", "u2", "n2", "gu", "p2", "stale")
+"""⟨g, u⟩, ‖g‖² and ‖u‖² with u of the step before, ‖u‖² and ⟨g, u⟩ of this one, ‖p‖² before it, and 1 where the step
+before has rested, so that the first ⟨g, u⟩ and ‖u‖² are not of the same step.
 
 `u2` is what `n2` was: one sum over memory less."""
 
@@ -85,6 +85,7 @@ def watched(program: Program, what: tuple[str, ...] = ("lr",)) -> Watched:
         before = last("step", b.of_kind(step, b.g)) if before is None else before
         measure("dot", b.dot(g, before))
     measure("u2", measure("n2", b.dot(step, step)))  # as it was before
+    measure("gu", b.dot(g, step))
     rested = b.slot(b.fresh("rested"), Kind.SCALAR)
     rested.next = 0.0 * rested
     measure("stale", rested)

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from learned import LearnedOptimizer, learn
-from primitives import ProgramOptimizer
+from learned.rules import Seen, named_rule
+from primitives import ProgramError, ProgramOptimizer
 
 
 class Classes:
@@ -200,3 +201,42 @@ def test_a_given_rate_is_given_up_once_the_loss_has_stopped_to_fall():
         optimizer.step(closure)
         rates.append(optimizer.learned_values()["lr"])
     assert rates[60] == pytest.approx(0.3) and rates[-1] < 0.1
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_rule_of_polyak_on_a_parabola(compiled):
+    """(f - 0) / (g·g) of f = x²/2 is a half, whatever the rate is at first; one far too large costs its first step."""
+    for lr in (1e-3, 100.0):
+        p = nn.Parameter(torch.ones(5, dtype=torch.float64))
+        optimizer = learn([p], PROGRAMS["sgd"], lr, rule="polyak", compile=compiled)
+        for _ in range(60):
+            p.grad = p.detach().clone()
+            optimizer.step(lambda p=p: p.detach().square().sum() / 2)
+        assert p.detach().norm() < 1e-3 and optimizer.learned_values()["lr"] < 20
+
+
+def test_the_rule_of_polyak_by_hand():
+    """The lift is bounded by (f - f*) / (g·u), and f* moves half the way to the lowest loss after 100 steps."""
+    rule = named_rule("polyak")
+    memory = rule.init()
+    seen = Seen(*map(number, (0.9, 1.0, 1.0, 0.01, 2.0, 0.024, 0.02)))
+    for step in range(1, 101):
+        change, memory = rule.step(memory, seen, 0.3)
+        assert change.item() == pytest.approx(math.log(0.024 / 2.0 / 0.01))
+        assert memory["floor"].item() == (pytest.approx(0.01) if step == 100 else 0.0)
+    change, _ = rule.step(memory, seen, 0.3)
+    assert change.item() == pytest.approx(math.log(0.014 / 2.0 / 0.01))
+    free, _ = rule.step(memory, seen._replace(gu=number(-1.0)), 0.3)  # uphill, nothing is known
+    assert free.item() == pytest.approx(0.3 * 0.9)
+
+
+def test_the_rule_of_polyak_asks_for_losses():
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    with pytest.raises(ProgramError, match=r"needs the loss: call optimizer.step\(closure\)"):
+        learn([p], PROGRAMS["sgd"], 0.1, rule="polyak").step()
+    assert torch.equal(p.detach(), torch.ones(2))
+
+
+def number(x: float) -> torch.Tensor:
+    return torch.tensor(x, dtype=torch.float64)

@@ -188,7 +188,7 @@ def test_what_is_not_finite_never_enters(rule, bad):
     optimizer = learn([p], PROGRAMS["adamw"], 0.01, what=("lr", "weight_decay"), rule=rule, per="tensor")
     for step in range(12):
         p.grad = torch.full((3, 3), bad) if step in (0, 5) else torch.ones(3, 3)
-        optimizer.step()
+        optimizer.step(lambda step=step: bad if step in (1, 6) else 9.0)
         values = optimizer.learned_values()
         assert all(0 < v < math.inf for v in values.values())
 
@@ -212,8 +212,9 @@ def test_every_rule_lifts_a_small_rate(rule):
     optimizer = learn([p], PROGRAMS["sgd"], 1e-4, rule=rule)
     for _ in range(10):
         optimizer.zero_grad()
-        p.square().sum().backward()
-        optimizer.step()
+        loss = p.square().sum()
+        loss.backward()
+        optimizer.step(loss.detach)
     assert optimizer.learned_values()["lr"] > 1.05e-4
 
 
