@@ -23,6 +23,7 @@ from experiments.compare import work
 from experiments.compare.batches import ROOM_OF_GPU
 from experiments.compare.command import Asked, _shown, compare_command, make_plan, newest_search
 from experiments.compare.contest import contest
+from experiments.compare.origin import count_seen, origin_sentences
 from experiments.compare.plan import FACTORS, Plan, Row, block_size, check_plan, pending, quick, tuning
 from experiments.compare.tables import place
 from experiments.compare.tuning import Jobs, proposals
@@ -382,16 +383,45 @@ def test_a_searched_program_brings_its_search(tmp_path: Path, monkeypatch: pytes
     plan = make_plan(["runs/first#1"], asked)
     assert "digits" not in plan.tasks and plan.rows[0].rate == 0.05
     assert plan.origins[0]["steps"] == 30 * 2 * 2 * 50
-    from experiments.compare.origin import count_seen, origin_sentences
-
     programs = {r.name: r.program for r in plan.rows}
     assert count_seen(plan.origins, programs, ["mnist1d"]) == {"mnist1d": 1}
     other = dict.fromkeys(programs, BASELINES["lion"].program)
     assert count_seen(plan.origins, other, ["mnist1d", "copy"]) == {"mnist1d": 2, "copy": 1}
     sentence, counted = origin_sentences(plan.origins, ["mnist1d"], {"mnist1d": 2})
-    assert "on digits, which is therefore left out; it trained 30 programs in 6,000 steps" in sentence
+    assert "on digits, which is left out. The search trained 30 programs in 6,000 steps" in sentence
     assert "mnist1d 2" in counted
     assert "flatters" in origin_sentences(plan.origins, ["digits"], {})[0]
+
+
+def test_tasks_by_which_a_funnel_chose_are_left_out_and_its_candidates_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "kept"
+    run.mkdir()
+    fame = [{"rank": 1, "number": 4, "lr": 0.05, "program": print_program(BASELINES["adam"].program)}]
+    (run / "hall_of_fame.json").write_text(json.dumps(fame))
+    config = {"task": "digits", "ladder": [0.1, 1.0], "seeds": [0, 1], "steps": 50}
+    (run / "search.json").write_text(json.dumps({"search": {"config": config, "programs": 30, "seconds": 7}}))
+    stages: list[dict[str, Any]] = [
+        {"tasks": ["digits"], "scores": {"4": {}, "9": {}, "11": {}}},
+        {"tasks": ["digits-autoencoder", "charlm"], "scores": {"4": {}, "9": {}}},
+        {"tasks": ["mnist1d"], "scores": {"4": {}, "2": {}, "7": {}}},  # the last chooses nothing
+    ]
+    (run / "funnel.json").write_text(json.dumps({"stages": stages}))
+    plan = make_plan(["kept#1"], Asked("suite", "1", SMALL))
+    assert not {"digits", "digits-autoencoder", "charlm"} & set(plan.tasks)
+    assert {"mnist1d", "digits-conv"} <= set(plan.tasks)
+    programs = {r.name: r.program for r in plan.rows}
+    for _ in range(2):  # the program itself counts once, however often it is compared
+        counts = count_seen(plan.origins, programs, ["charlm", "mnist1d", "copy"])
+        assert counts == {"charlm": 2, "mnist1d": 3, "copy": 1}
+    said = origin_sentences(plan.origins, plan.tasks, counts)[0]
+    assert "on digits, and chosen by its funnel on digits-autoencoder, charlm; all these are left out." in said
+    assert "to be compared on charlm all the same flatters it" in origin_sentences(plan.origins, ["charlm"], counts)[0]
+    (run / "funnel.json").write_text("[]")
+    with pytest.raises(UserError, match="is not a search that can be read"):
+        make_plan(["kept#1"], Asked("suite", "1", SMALL))
 
 
 @pytest.mark.parametrize(
