@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -305,6 +306,22 @@ def test_many_tasks_are_counted_and_few_are_named(line: str) -> None:
     few, many = (contest_sentence([comparison] * n) for n in (MANY, MANY + 1))
     assert few.count(f"{place(comparison)} (") == MANY and f" of {MANY} (" not in few
     assert many.count(f"{place(comparison)} (") == 0 and f" on {MANY + 1} of {MANY + 1} (" in many
+
+
+def test_a_baseline_in_other_words_is_a_reference(line: str, tmp_path: Path) -> None:
+    lion = print_program(BASELINES["lion"].program)
+    (tmp_path / "mylion.txt").write_text(re.sub(r"\bm\b", "momentum", lion))
+    (tmp_path / "bad.txt").write_text(print_program(BASELINES["adamw"].program.with_defaults(beta2=0.5)))
+    given = [str(tmp_path / "mylion.txt"), str(tmp_path / "bad.txt")]
+    plan = make_plan(given, Asked(line, "0.5,1", SMALL | {"trials": 1}))
+    assert plan.rows[0].program != BASELINES["lion"].program and plan.rows[0].program.key == plan.rows[3].program.key
+    found = contest(plan, done(plan), 0.0)
+    assert {e.name: e.reference for e in found.comparisons[0].entries} == {
+        "mylion": True, "bad": False, "adamw": True, "lion": True,
+    }  # fmt: skip
+    assert found.verdict.startswith("Over 1 task and 2 horizons, bad is against mylion ")
+    for verdict in (found.verdict, found.comparisons[0].verdict):
+        assert "best of" not in verdict and all(name in verdict for name in ("mylion", "adamw", " lion"))
 
 
 def test_a_file_does_not_take_a_baselines_name_and_a_horizon_counts_once(line: str, tmp_path: Path) -> None:

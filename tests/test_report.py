@@ -19,6 +19,7 @@ from experiments.compare.statistics import compare_pairs, mean_interval
 from experiments.compare.tables import entry_table, interval_text, notes, number, pair_table
 from experiments.compare.verdict import verdict_sentence
 from experiments.files import write_atomic
+from experiments.programs import baseline_name
 from experiments.report.comparison_report import html, markdown, write_report
 from experiments.report.plots import panels, svg
 from experiments.tasks import TASKS
@@ -56,7 +57,9 @@ def comparison(names: tuple[str, ...] = (NASTY, "adamw", "lion"), seeds: int = 4
         tuning = Tuning((1e-4, 1e-3, 1e-2), table, table, failed, 1e-3, False)
         counted = [run.counted for run in runs]
         mean = float(np.mean(counted))
-        entries.append(Entry(name, program, tuning, runs, mean, mean_interval(counted), mean, 0.8, 4, 7, 7))
+        known = baseline_name(program) is not None
+        numbers = (mean, mean_interval(counted), mean, 0.8, 4, 7, 7)
+        entries.append(Entry(name, program, tuning, runs, *numbers, reference=known))
     pairs = compare_pairs({e.name: [r.counted for r in e.runs] for e in entries})
     return Comparison(protocol, tuple(entries), pairs, verdict_sentence(protocol, entries, pairs), {"commit": "abc"})
 

@@ -210,6 +210,7 @@ class Entry:
         statements: number of live statements.
         all_statements: number of statements, dead ones included.
         costs: what it costs, if that was measured.
+        reference: whether it is what others are set beside, a baseline or a control, and not itself in question.
     """
 
     name: str
@@ -224,6 +225,7 @@ class Entry:
     statements: int
     all_statements: int
     costs: Costs | None = None
+    reference: bool = False
 
     @property
     def lr(self) -> float:
@@ -281,7 +283,7 @@ class Comparison:
 def _entry_json(entry: Entry) -> dict[str, Any]:
     numbers = ("name", "lr", "edge", "mean", "valid_mean", "accuracy", "diverged", "state_bytes", "statements")
     return {
-        **{name: getattr(entry, name) for name in (*numbers, "all_statements")},
+        **{name: getattr(entry, name) for name in (*numbers, "all_statements", "reference")},
         "key": entry.program.key,
         "program": print_program(entry.program),
         "interval": asdict(entry.interval),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from baselines import BASELINES
 from experiments.compare.comparison import Comparison, Entry, Protocol
 from experiments.compare.measures import FLOOR, POWER
 from experiments.compare.statistics import Pair, Verdict
@@ -21,14 +20,14 @@ MANY = 6
 def verdict_sentence(protocol: Protocol, entries: Sequence[Entry], pairs: Sequence[Pair]) -> str:
     """What was found about the subject of a comparison, with differences, intervals and caveats.
 
-    The subject is the program in question: of the entries that are no baselines, the one with the lowest tuning loss,
-    set beside the baselines if there are any. Tuning and reported runs have different seeds, so that being chosen
-    does not flatter it. Among baselines only, the first is set beside the others.
+    The subject is the program in question: of the entries that are no references, the one with the lowest tuning loss,
+    set beside the references if there are any. Tuning and reported runs have different seeds, so that being chosen
+    does not flatter it. Among references only, the first is set beside the others.
     """
     subject, others = _subject(entries)
     seeds = len(protocol.seeds)
     name = subject.name
-    if (candidates := sum(not _is_baseline(e) for e in entries)) > 1:
+    if (candidates := sum(not e.reference for e in entries)) > 1:
         name += f", best of {candidates} by tuning loss,"
     numbers = f"test loss {subject.mean:.4g}"
     if subject.accuracy is not None:
@@ -55,7 +54,7 @@ def contest_sentence(comparisons: Sequence[Comparison]) -> str:
     first = comparisons[0]
     if len(comparisons) == 1 or len(first.protocol.seeds) == 1:
         return " ".join([*(c.verdict for c in comparisons), *_promise(comparisons)])
-    candidates = [e.name for e in first.entries if not _is_baseline(e)]
+    candidates = [e.name for e in first.entries if not e.reference]
     subject = min(candidates or [first.entries[0].name], key=lambda name: sum(_rank(c, name) for c in comparisons))
     names = [e.name for e in first.entries if e.name not in candidates] if candidates else []
     others = names or [e.name for e in first.entries if e.name != subject]
@@ -145,14 +144,10 @@ def _budget(protocol: Protocol, entries: Sequence[Entry]) -> str:
 
 
 def _subject(entries: Sequence[Entry]) -> tuple[Entry, list[Entry]]:
-    candidates = [e for e in entries if not _is_baseline(e)]
+    candidates = [e for e in entries if not e.reference]
     subject = min(candidates, key=lambda e: e.tuning.loss) if candidates else entries[0]
     others = [e for e in entries if e is not subject]
-    return subject, [e for e in others if _is_baseline(e)] or others
-
-
-def _is_baseline(entry: Entry) -> bool:
-    return entry.name == CONTROL or any(entry.program == baseline.program for baseline in BASELINES.values())
+    return subject, [e for e in others if e.reference] or others
 
 
 _WORDS = {
