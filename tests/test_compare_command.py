@@ -124,6 +124,8 @@ def test_a_winner_at_an_edge_widens_it_and_gives_everybody_as_many_trials(line: 
     found = tuning(plan, line, 1.0, {adamw.name: outcome(adamw, edge), lion.name: outcome(lion, inside)}, 8)
     assert [len(job.points) for job in found.jobs] == [plan.extra, plan.extra] == [2, 2]
     (index, side), *_ = found.spaces[1].edges(adamw.points[edge])
+    first = tuning(replace(plan, widenings=0), line, 1.0, {job.name: outcome(job, edge) for job in (adamw, lion)}, 8)
+    assert found.spaces[1].dimensions[index].name in first.at_edge(0)
     low, high = found.spaces[0].bounds[index]
     assert (low, high) == ((-0.5, 1.0) if side < 0 else (0.0, 1.5))
     for at in found.jobs[0].points:  # the new trials lie where nothing was tried before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,10 +14,10 @@ import numpy as np
 import pytest
 
 from baselines import BASELINES
-from experiments.compare.comparison import Comparison, Entry, Protocol, Run, Tuning
+from experiments.compare.comparison import Comparison, Entry, Protocol, Run, Trial, Tuning
 from experiments.compare.console import print_comparison
 from experiments.compare.statistics import compare_pairs, mean_interval
-from experiments.compare.tables import entry_table, interval_text, notes, number, pair_table
+from experiments.compare.tables import configuration_table, entry_table, interval_text, notes, number, pair_table
 from experiments.compare.verdict import verdict_sentence
 from experiments.files import write_atomic
 from experiments.programs import baseline_name
@@ -154,6 +155,30 @@ def test_verdict_names_the_program_in_question_and_sets_it_beside_baselines() ->
     assert "is better than first (by 0.1" in verdict and "adamw (by 0.2" in verdict and "lion (by 0.3" in verdict
     assert comparison(("adamw", "lion")).verdict.startswith("On digits, adamw")
     assert "ran alone" in comparison(("adamw",)).verdict
+
+
+def test_the_quantity_at_an_edge_is_named_and_no_other() -> None:
+    found = comparison(("mine", "adamw"))
+    edge = replace(found.entries[0].tuning, edge=True)
+    trial = Trial({"lr": 1e-3, "beta1": 0.5}, 0.2, (0.2,), (0.2,), (False,))
+    space = tuple({"name": name, "low": 0.1, "high": 1.0} for name in ("lr", "beta1"))
+    searched = replace(edge, trials=(trial,), space=space, values=trial.values)
+
+    def told(tuning: Tuning) -> tuple[str, str, str]:
+        entries = (replace(found.entries[0], tuning=tuning), found.entries[1])
+        lr = next(row[1] for row in entry_table(replace(found, entries=entries)).rows if row[0] == "mine")
+        value = next((r[2] for r in configuration_table(replace(found, entries=entries)).rows if r[1] == "beta1"), "")
+        return verdict_sentence(found.protocol, entries, found.pairs), lr, value
+
+    for tuning, words, lr, value in (
+        (edge, "The best learning rate of mine is on an end of the widened ladder: it may do", "0.001 (edge)", ""),
+        (replace(searched, edges=("beta1",)), "The best beta1 of mine is on an end of the widened ranges", "0.001",
+         "0.5 (edge)"),
+        (replace(searched, edges=("lr", "beta1")), "The best learning rate and beta1 of mine is", "0.001 (edge)",
+         "0.5 (edge)"),
+        (searched, "The best configuration of mine is on an end", "0.001 (edge)", "0.5"),  # of an older file
+    ):  # fmt: skip
+        assert words in told(tuning)[0] and told(tuning)[1:] == (lr, value)
 
 
 def test_failures_are_told(capsys: pytest.CaptureFixture[str]) -> None:

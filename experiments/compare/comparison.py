@@ -140,6 +140,7 @@ class Tuning:
         trials: all configurations in the order in which they were tried; empty where only the rate is tuned.
         space: of each tuned quantity its name, scale, centre, lowest and highest value, as widened.
         values: the selected configuration.
+        edges: names of the quantities that lie at an edge, if a space was searched; older files lack them.
     """
 
     rates: tuple[float, ...]
@@ -151,6 +152,7 @@ class Tuning:
     trials: tuple[Trial, ...] = ()
     space: tuple[dict[str, Any], ...] = ()
     values: dict[str, float] = field(default_factory=dict)
+    edges: tuple[str, ...] = ()
 
     @property
     def loss(self) -> float:

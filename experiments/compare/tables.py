@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from experiments.compare.comparison import Comparison, Costs, Entry, Protocol
 from experiments.compare.measures import median_or_censored, times_to_target, width
+from experiments.compare.spaces import RATE
 from experiments.compare.statistics import Interval, Verdict
 
 
@@ -67,7 +68,7 @@ def entry_table(comparison: Comparison) -> Table:
     for e in sorted(comparison.entries, key=lambda e: e.mean):
         row = [
             e.name,
-            f"{e.lr:.3g}" + (" (edge)" if e.edge else ""),
+            f"{e.lr:.3g}" + (" (edge)" if e.edge and RATE in (e.tuning.edges or (RATE,)) else ""),
             number(e.mean),
             interval_text(e.interval),
         ]
@@ -116,7 +117,7 @@ def configuration_table(comparison: Comparison) -> Table:
             name = str(dimension["name"])
             ends = number(dimension["low"], 3), number(dimension["high"], 3)
             rest = (str(len(e.tuning.trials)), number(_width(e), 2)) if k == 0 else ("", "")
-            value = number(e.tuning.values[name], 3)
+            value = number(e.tuning.values[name], 3) + (" (edge)" if name in e.tuning.edges else "")
             rows.append((e.name if k == 0 else "", name, value, *ends, *rest))
     return Table("configurations, and the ranges that were searched", header, tuple(rows), numeric=2)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from experiments.compare.comparison import Comparison, Entry, Protocol
 from experiments.compare.measures import FLOOR, POWER
+from experiments.compare.spaces import RATE
 from experiments.compare.statistics import Pair, Verdict
 from experiments.compare.tables import place
 
@@ -121,7 +122,7 @@ def _promise(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _edges(comparisons: Sequence[Comparison]) -> list[str]:
-    edges = [f"{e.name} on {place(c)}" for c in comparisons for e in c.entries if e.edge]
+    edges = [f"{_at_edge(e)} of {e.name} on {place(c)}" for c in comparisons for e in c.entries if e.edge]
     if len(comparisons) > MANY:
         names, runs = [e.name for e in comparisons[0].entries], len(comparisons) * len(comparisons[0].protocol.seeds)
         counts = {name: sum(c.entry(name).diverged for c in comparisons) for name in names}
@@ -172,11 +173,17 @@ def _with_interval(pair: Pair) -> str:
 def _caveats(entries: Sequence[Entry], seeds: int) -> list[str]:
     found = []
     where = "ranges" if entries[0].tuning.trials else "ladder"
-    if edges := [e.name for e in entries if e.edge]:
-        found.append(f"The best learning rate of {_join(edges)} is on an end of the widened {where}: it may do better.")
+    if edges := [f"{_at_edge(e)} of {e.name}" for e in entries if e.edge]:
+        found.append(f"The best {_join(edges)} is on an end of the widened {where}: it may do better.")
     if failed := [f"{e.name} {e.diverged} of {seeds}" for e in entries if e.diverged]:
         found.append(f"Runs that failed, counted as the loss before training: {', '.join(failed)}.")
     return found
+
+
+def _at_edge(entry: Entry) -> str:
+    """Which quantities it is that lie at an edge, so far as that is known."""
+    names = ["learning rate" if name == RATE else name for name in entry.tuning.edges]
+    return _join(names) if names else "configuration" if entry.tuning.trials else "learning rate"
 
 
 def _join(parts: Sequence[str]) -> str:

@@ -92,6 +92,7 @@ def _entry(found: dict[str, Any], source: Path) -> Entry:
         "failed": tuple(map(tuple, found["tuning"]["failed"])),
         "trials": tuple(map(Trial.from_json, found["tuning"].get("trials", ()))),
         "space": tuple(found["tuning"].get("space", ())),
+        "edges": tuple(map(str, found["tuning"].get("edges", ()))),
     }
     runs = []
     for run in found["runs"]:
