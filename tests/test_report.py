@@ -181,6 +181,20 @@ def test_the_quantity_at_an_edge_is_named_and_no_other() -> None:
         assert words in told(tuning)[0] and told(tuning)[1:] == (lr, value)
 
 
+def test_a_control_that_was_tuned_in_fewer_dimensions_is_named() -> None:
+    found = comparison(("mine", "adamw", "random control"))
+    trial = Trial({"lr": 1e-3}, 0.2, (0.2,), (0.2,), (False,))
+    space = tuple({"name": name, "low": 0.1, "high": 1.0} for name in ("lr", "beta1", "beta2"))
+    entries = tuple(
+        replace(e, tuning=replace(e.tuning, trials=(trial,) * 16, space=space[: 1 if "control" in e.name else 3]))
+        for e in found.entries
+    )
+    protocol = replace(found.protocol, trials=16, dimensions=3)
+    words = "in 3 dimensions, random control in 1"
+    assert f"every optimizer tuned with 16 trials {words})" in verdict_sentence(protocol, entries, found.pairs)
+    assert words in notes(replace(found, protocol=protocol, entries=entries))[0]
+
+
 def test_failures_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     found = comparison(fails=3)
     assert f"counted as the loss before training: {NASTY} 3 of 4." in found.verdict

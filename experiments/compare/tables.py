@@ -197,10 +197,18 @@ def _tuned_note(comparison: Comparison) -> str:
     warmup = f" with {protocol.warmup / protocol.steps:.0%} of the steps as warm-up" if protocol.warmup else ""
     clip = f", gradients clipped to norm {protocol.clip:g}" if protocol.clip else ""
     return (
-        f"Tuning: {counts} trials in {protocol.dimensions} dimensions for every optimizer ({protocol.sampler}), "
+        f"Tuning: {counts} trials for every optimizer in {dimensions(protocol, comparison.entries)} "
+        f"({protocol.sampler}), "
         f"{protocol.schedule} schedule{warmup}{clip}, selected by "
         f"{_seeds_note(protocol)}"
     )
+
+
+def dimensions(protocol: Protocol, entries: Sequence[Entry]) -> str:
+    """In how many dimensions optimizers were tuned, with those of a control that has fewer."""
+    fewer = {e.name: len(e.tuning.space) for e in entries if 0 < len(e.tuning.space) < protocol.dimensions}
+    named = "".join(f", {name} in {count}" for name, count in fewer.items())
+    return f"{protocol.dimensions} dimension{'s' * (protocol.dimensions > 1)}{named}"
 
 
 def _seeds_note(protocol: Protocol) -> str:

@@ -9,7 +9,7 @@ from experiments.compare.comparison import Comparison, Entry, Protocol
 from experiments.compare.measures import FLOOR, POWER
 from experiments.compare.spaces import RATE
 from experiments.compare.statistics import Pair, Verdict
-from experiments.compare.tables import place
+from experiments.compare.tables import dimensions, place
 
 CONTROL = "random control"
 """Name of the random program that is compared as a control; it is nobody's candidate."""
@@ -141,7 +141,7 @@ def _budget(protocol: Protocol, entries: Sequence[Entry]) -> str:
     if not protocol.trials:
         return "on the same learning rates"
     counts = sorted({len(e.tuning.trials) for e in entries})
-    return f"with {'/'.join(map(str, counts))} trials in {protocol.dimensions} dimensions"
+    return f"with {'/'.join(map(str, counts))} trials in {dimensions(protocol, entries)}"
 
 
 def _subject(entries: Sequence[Entry]) -> tuple[Entry, list[Entry]]:
