@@ -16,9 +16,9 @@ import pytest
 from baselines import BASELINES
 from experiments.compare.comparison import Comparison, Entry, Protocol, Run, Trial, Tuning
 from experiments.compare.console import print_comparison
-from experiments.compare.statistics import compare_pairs, mean_interval
+from experiments.compare.statistics import Verdict, compare_pairs, mean_interval
 from experiments.compare.tables import configuration_table, entry_table, interval_text, notes, number, pair_table
-from experiments.compare.verdict import verdict_sentence
+from experiments.compare.verdict import contest_sentence, verdict_sentence
 from experiments.files import write_atomic
 from experiments.programs import baseline_name
 from experiments.report.comparison_report import html, markdown, write_report
@@ -193,6 +193,16 @@ def test_a_control_that_was_tuned_in_fewer_dimensions_is_named() -> None:
     words = "in 3 dimensions, random control in 1"
     assert f"every optimizer tuned with 16 trials {words})" in verdict_sentence(protocol, entries, found.pairs)
     assert words in notes(replace(found, protocol=protocol, entries=entries))[0]
+
+
+def test_the_promise_is_about_pairs_that_the_verdict_names() -> None:
+    found = comparison(("lion", "adamw", "also lion"))
+    for first, second, said in (("lion", "adamw", True), ("adamw", "also lion", False)):
+        pairs = tuple(
+            replace(p, verdict=Verdict.NO_DIFFERENCE if {p.first, p.second} == {first, second} else Verdict.BETTER)
+            for p in found.pairs
+        )
+        assert ("no difference is shown, one of" in contest_sentence([replace(found, pairs=pairs)])) is said
 
 
 def test_failures_are_told(capsys: pytest.CaptureFixture[str]) -> None:

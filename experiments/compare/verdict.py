@@ -54,7 +54,9 @@ def contest_sentence(comparisons: Sequence[Comparison]) -> str:
     """
     first = comparisons[0]
     if len(comparisons) == 1 or len(first.protocol.seeds) == 1:
-        return " ".join([*(c.verdict for c in comparisons), *_promise(comparisons)])
+        one, beside = _subject(first.entries)
+        promise = _promise(comparisons, one.name, [e.name for e in beside])
+        return " ".join([*(c.verdict for c in comparisons), *promise])
     candidates = [e.name for e in first.entries if not e.reference]
     subject = min(candidates or [first.entries[0].name], key=lambda name: sum(_rank(c, name) for c in comparisons))
     names = [e.name for e in first.entries if e.name not in candidates] if candidates else []
@@ -78,7 +80,7 @@ def contest_sentence(comparisons: Sequence[Comparison]) -> str:
     text = (
         f"{lead} ({len(first.protocol.seeds)} seeds, every optimizer tuned {budget}; shares of the other's test loss)."
     )
-    return " ".join([text, *_promise(comparisons), *_edges(comparisons)])
+    return " ".join([text, *_promise(comparisons, subject, others), *_edges(comparisons)])
 
 
 def _rank(comparison: Comparison, name: str) -> int:
@@ -110,9 +112,11 @@ def _places(found: Sequence[tuple[Comparison, Pair]], total: int) -> str:
     return f"{len(found)} of {total} ({' to '.join(ends)})"
 
 
-def _promise(comparisons: Sequence[Comparison]) -> list[str]:
-    """What would have been found where nothing was."""
-    unknown = [(c, p) for c in comparisons for p in c.pairs if p.verdict is Verdict.NO_DIFFERENCE]
+def _promise(comparisons: Sequence[Comparison], subject: str, others: Sequence[str]) -> list[str]:
+    """What would have been found where nothing was, of the pairs that the verdict speaks of."""
+    told = [{subject, other} for other in others]
+    pairs = [(c, p) for c in comparisons for p in c.pairs if {p.first, p.second} in told]
+    unknown = [(c, p) for c, p in pairs if p.verdict is Verdict.NO_DIFFERENCE]
     shares = sorted(x for c, p in unknown if math.isfinite(x := _share(c, p.second, p.detectable)))
     if not shares:
         return []
