@@ -24,7 +24,7 @@ from experiments.compare import work
 from experiments.compare.batches import ROOM_OF_GPU
 from experiments.compare.command import Asked, _shown, compare_command, make_plan, newest_search
 from experiments.compare.contest import contest
-from experiments.compare.origin import count_seen, origin_sentences
+from experiments.compare.origin import count_seen, origin_sentences, random_control
 from experiments.compare.plan import FACTORS, Plan, Row, block_size, check_plan, pending, quick, tuning
 from experiments.compare.tables import place
 from experiments.compare.tuning import Jobs, proposals
@@ -324,6 +324,13 @@ def test_a_baseline_in_other_words_is_a_reference(line: str, tmp_path: Path) -> 
     assert found.verdict.startswith("Over 1 task and 2 horizons, bad is against mylion ")
     for verdict in (found.verdict, found.comparisons[0].verdict):
         assert "best of" not in verdict and all(name in verdict for name in ("mylion", "adamw", " lion"))
+
+
+def test_a_random_control_carries_no_fallback_of_what_it_is_like() -> None:
+    muon = BASELINES["muon"].program
+    assert muon.fallback is not None
+    control = random_control(muon)
+    assert not control.needs_matrix and control.fallback is None
 
 
 def test_a_file_does_not_take_a_baselines_name_and_a_horizon_counts_once(line: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import json
 import random
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,5 +198,5 @@ def random_control(program: Program, seed: int = 0) -> Program:
 
     for candidate in sorted(drawn, key=size, reverse=True):
         if cache.identify(candidate).verdict is Verdict.NEW:
-            return candidate.pruned()
+            return replace(candidate.pruned(), fallback=None)  # of what it is like, and never needed
     raise UserError(f"none of {DRAWN} random programs of this size could train; leave out --control")
