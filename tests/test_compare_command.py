@@ -316,6 +316,7 @@ def test_a_baseline_in_other_words_is_a_reference(line: str, tmp_path: Path) -> 
     (tmp_path / "bad.txt").write_text(print_program(BASELINES["adamw"].program.with_defaults(beta2=0.5)))
     given = [str(tmp_path / "mylion.txt"), str(tmp_path / "bad.txt")]
     plan = make_plan(given, Asked(line, "0.5,1", SMALL | {"trials": 1}))
+    assert plan.rows[0].rate == plan.rows[3].rate != plan.rows[1].rate == 1e-3, "ranges are the baseline's"
     assert plan.rows[0].program != BASELINES["lion"].program and plan.rows[0].program.key == plan.rows[3].program.key
     found = contest(plan, done(plan), 0.0)
     assert {e.name: e.reference for e in found.comparisons[0].entries} == {

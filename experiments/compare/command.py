@@ -20,7 +20,7 @@ from experiments.compare.verdict import CONTROL
 from experiments.compare.work import study_name, work_together
 from experiments.errors import UserError
 from experiments.files import check_can_write, write_atomic
-from experiments.programs import HALL_OF_FAME, resolve_program, unique_names, usual_rate
+from experiments.programs import HALL_OF_FAME, baseline_name, resolve_program, unique_names, usual_rate
 from experiments.provenance import data_hash
 from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from experiments.tasks import TASKS, get_task
@@ -107,7 +107,8 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
         name = names[text]
         known = origin(text, name)
         origins += [known] if known else []
-        rows.append(Row(name, print_program(program), (known and known["lr"]) or usual_rate(text)))
+        rate = usual_rate(baseline_name(program) or text)
+        rows.append(Row(name, print_program(program), (known and known["lr"]) or rate))
     if asked.control:
         like = next((program for text, _, program in found if text not in ALWAYS), found[0][2])
         rows.append(Row(CONTROL, print_program(random_control(like)), usual_rate(CONTROL), control=True))
