@@ -205,6 +205,11 @@ def test_the_promise_is_about_pairs_that_the_verdict_names() -> None:
         assert ("no difference is shown, one of" in contest_sentence([replace(found, pairs=pairs)])) is said
 
 
+def test_notes_say_that_the_luck_of_tuning_enters_no_interval() -> None:
+    words = "tuned configuration given, so that the luck of tuning enters none"
+    assert any(words in line for line in notes(comparison()))
+
+
 def test_failures_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     found = comparison(fails=3)
     assert f"counted as the loss before training: {NASTY} 3 of 4." in found.verdict

@@ -176,8 +176,9 @@ def notes(comparison: Comparison, pairs: int = 0) -> list[str]:
     methods = "/".join(sorted({e.interval.method for e in comparison.entries}))
     return [
         *found,
-        f"Intervals ({methods}) and paired t tests are over seeds, with data and model given; intervals are for one "
-        f"mean or pair, p values corrected for {pairs} pair{'s' * (pairs > 1)} (Holm).",
+        f"Intervals ({methods}) and paired t tests are over seeds, with data, model and tuned configuration given, so "
+        f"that the luck of tuning enters none; intervals are for one mean or pair, p values corrected for {pairs} "
+        f"pair{'s' * (pairs > 1)} (Holm).",
         f"'equivalent' means: shown to differ by less than {protocol.smallest_effect:.3g} times the smaller mean loss.",
         "'found with 80%' is the promise of these tests: so large a true difference would be found with that chance.",
     ]
