@@ -11,6 +11,9 @@ ROOT = Path("runs")
 FUNNEL = "funnel.sqlite"
 """In a search's run directory: what its funnel has trained."""
 
+FUNNEL_RESULT = "funnel.json"
+"""In a search's run directory: what came of its funnel."""
+
 
 def new_run_dir(path: Path | None, command: str, task: str) -> Path:
     """Create a run directory: `path`, or by default the next free ``runs/COMMAND-TASK-N``.

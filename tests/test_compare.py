@@ -217,6 +217,14 @@ def test_programs_that_cannot_train_the_model_are_refused() -> None:
         compare([], regression())
 
 
+def test_what_others_are_tested_against_is_a_reference_also_with_tuned_constants() -> None:
+    tuned = BASELINES["adamw"].program.with_defaults(eps=1e-6)
+    programs = [("found 1", BASELINES["lion"].program), ("found 2", BASELINES["sgd"].program), ("adamw", tuned)]
+    found = compare(programs, regression(), ladder=(1e-3, 1e-2, 1e-1), seeds=(5, 6), steps=3, against=("adamw",))
+    assert [e.reference for e in found.entries] == [False, False, True]
+    assert "best of 2 by tuning loss" in found.verdict and "adamw (by" in found.verdict
+
+
 def test_names_are_made_unique() -> None:
     assert unique_names(["a", "b", "a", "a (2)", "a"]) == ["a", "b", "a (2)", "a (2) (2)", "a (3)"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -23,6 +24,7 @@ from experiments.compare import work
 from experiments.compare.batches import ROOM_OF_GPU
 from experiments.compare.command import Asked, _shown, compare_command, make_plan, newest_search
 from experiments.compare.contest import contest
+from experiments.compare.origin import count_seen, origin_sentences, random_control
 from experiments.compare.plan import FACTORS, Plan, Row, block_size, check_plan, pending, quick, tuning
 from experiments.compare.tables import place
 from experiments.compare.tuning import Jobs, proposals
@@ -122,6 +124,8 @@ def test_a_winner_at_an_edge_widens_it_and_gives_everybody_as_many_trials(line: 
     found = tuning(plan, line, 1.0, {adamw.name: outcome(adamw, edge), lion.name: outcome(lion, inside)}, 8)
     assert [len(job.points) for job in found.jobs] == [plan.extra, plan.extra] == [2, 2]
     (index, side), *_ = found.spaces[1].edges(adamw.points[edge])
+    first = tuning(replace(plan, widenings=0), line, 1.0, {job.name: outcome(job, edge) for job in (adamw, lion)}, 8)
+    assert found.spaces[1].dimensions[index].name in first.at_edge(0)
     low, high = found.spaces[0].bounds[index]
     assert (low, high) == ((-0.5, 1.0) if side < 0 else (0.0, 1.5))
     for at in found.jobs[0].points:  # the new trials lie where nothing was tried before
@@ -306,6 +310,30 @@ def test_many_tasks_are_counted_and_few_are_named(line: str) -> None:
     assert many.count(f"{place(comparison)} (") == 0 and f" on {MANY + 1} of {MANY + 1} (" in many
 
 
+def test_a_baseline_in_other_words_is_a_reference(line: str, tmp_path: Path) -> None:
+    lion = print_program(BASELINES["lion"].program)
+    (tmp_path / "mylion.txt").write_text(re.sub(r"\bm\b", "momentum", lion))
+    (tmp_path / "bad.txt").write_text(print_program(BASELINES["adamw"].program.with_defaults(beta2=0.5)))
+    given = [str(tmp_path / "mylion.txt"), str(tmp_path / "bad.txt")]
+    plan = make_plan(given, Asked(line, "0.5,1", SMALL | {"trials": 1}))
+    assert plan.rows[0].rate == plan.rows[3].rate != plan.rows[1].rate == 1e-3, "ranges are the baseline's"
+    assert plan.rows[0].program != BASELINES["lion"].program and plan.rows[0].program.key == plan.rows[3].program.key
+    found = contest(plan, done(plan), 0.0)
+    assert {e.name: e.reference for e in found.comparisons[0].entries} == {
+        "mylion": True, "bad": False, "adamw": True, "lion": True,
+    }  # fmt: skip
+    assert found.verdict.startswith("Over 1 task and 2 horizons, bad is against mylion ")
+    for verdict in (found.verdict, found.comparisons[0].verdict):
+        assert "best of" not in verdict and all(name in verdict for name in ("mylion", "adamw", " lion"))
+
+
+def test_a_random_control_carries_no_fallback_of_what_it_is_like() -> None:
+    muon = BASELINES["muon"].program
+    assert muon.fallback is not None
+    control = random_control(muon)
+    assert not control.needs_matrix and control.fallback is None
+
+
 def test_a_file_does_not_take_a_baselines_name_and_a_horizon_counts_once(line: str, tmp_path: Path) -> None:
     (tmp_path / "adamw.txt").write_text(print_program(BASELINES["sgd"].program))
     plan = make_plan([str(tmp_path / "adamw.txt")], Asked(line, "1,0.5,1", SMALL))
@@ -382,16 +410,45 @@ def test_a_searched_program_brings_its_search(tmp_path: Path, monkeypatch: pytes
     plan = make_plan(["runs/first#1"], asked)
     assert "digits" not in plan.tasks and plan.rows[0].rate == 0.05
     assert plan.origins[0]["steps"] == 30 * 2 * 2 * 50
-    from experiments.compare.origin import count_seen, origin_sentences
-
     programs = {r.name: r.program for r in plan.rows}
     assert count_seen(plan.origins, programs, ["mnist1d"]) == {"mnist1d": 1}
     other = dict.fromkeys(programs, BASELINES["lion"].program)
     assert count_seen(plan.origins, other, ["mnist1d", "copy"]) == {"mnist1d": 2, "copy": 1}
     sentence, counted = origin_sentences(plan.origins, ["mnist1d"], {"mnist1d": 2})
-    assert "on digits, which is therefore left out; it trained 30 programs in 6,000 steps" in sentence
+    assert "on digits, which is left out. The search trained 30 programs in 6,000 steps" in sentence
     assert "mnist1d 2" in counted
     assert "flatters" in origin_sentences(plan.origins, ["digits"], {})[0]
+
+
+def test_tasks_by_which_a_funnel_chose_are_left_out_and_its_candidates_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "kept"
+    run.mkdir()
+    fame = [{"rank": 1, "number": 4, "lr": 0.05, "program": print_program(BASELINES["adam"].program)}]
+    (run / "hall_of_fame.json").write_text(json.dumps(fame))
+    config = {"task": "digits", "ladder": [0.1, 1.0], "seeds": [0, 1], "steps": 50}
+    (run / "search.json").write_text(json.dumps({"search": {"config": config, "programs": 30, "seconds": 7}}))
+    stages: list[dict[str, Any]] = [
+        {"tasks": ["digits"], "scores": {"4": {}, "9": {}, "11": {}}},
+        {"tasks": ["digits-autoencoder", "charlm"], "scores": {"4": {}, "9": {}}},
+        {"tasks": ["mnist1d"], "scores": {"4": {}, "2": {}, "7": {}}},  # the last chooses nothing
+    ]
+    (run / "funnel.json").write_text(json.dumps({"stages": stages}))
+    plan = make_plan(["kept#1"], Asked("suite", "1", SMALL))
+    assert not {"digits", "digits-autoencoder", "charlm"} & set(plan.tasks)
+    assert {"mnist1d", "digits-conv"} <= set(plan.tasks)
+    programs = {r.name: r.program for r in plan.rows}
+    for _ in range(2):  # the program itself counts once, however often it is compared
+        counts = count_seen(plan.origins, programs, ["charlm", "mnist1d", "copy"])
+        assert counts == {"charlm": 2, "mnist1d": 3, "copy": 1}
+    said = origin_sentences(plan.origins, plan.tasks, counts)[0]
+    assert "on digits, and chosen by its funnel on digits-autoencoder, charlm; all these are left out." in said
+    assert "to be compared on charlm all the same flatters it" in origin_sentences(plan.origins, ["charlm"], counts)[0]
+    (run / "funnel.json").write_text("[]")
+    with pytest.raises(UserError, match="is not a search that can be read"):
+        make_plan(["kept#1"], Asked("suite", "1", SMALL))
 
 
 @pytest.mark.parametrize(

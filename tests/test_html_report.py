@@ -243,6 +243,18 @@ def test_a_comparison_survives_its_json() -> None:
     assert again.entries[1] == found.entries[1] and again.pairs == found.pairs
 
 
+def test_an_older_file_that_counts_tuned_baselines_as_found_is_judged_anew() -> None:
+    found = comparison(("found 1", "adamw", "lion"))
+    tuned = BASELINES["adamw"].program.with_defaults(eps=1e-6)
+    entries = (found.entries[0], dataclasses.replace(found.entries[1], program=tuned), found.entries[2])
+    old = dataclasses.replace(found, entries=entries, verdict="found 1, best of 2 by tuning loss, is").as_json()
+    for entry in old["optimizers"]:
+        del entry["reference"]
+    again = comparison_from_json(old, Path("x"))
+    assert [e.reference for e in again.entries] == [False, True, True]
+    assert again.verdict == found.verdict and "best of" not in again.verdict
+
+
 @pytest.mark.parametrize("path", [["verdict"], ["pairs", 0, "first"], ["optimizers", 0, "program"], ["protocol"]])
 def test_an_edited_comparison_is_refused_in_a_sentence(tmp_path: Path, path: list[str | int]) -> None:
     folder = compare(tmp_path / "c")
@@ -358,7 +370,9 @@ def test_a_summary_gives_the_same_report(run: Path, tmp_path: Path) -> None:
 
 def test_summaries_that_cannot_be(run: Path, tmp_path: Path) -> None:
     kept, other = tmp_path / "kept", tmp_path / "other"
+    (run / "held_out.json").write_text("{}")
     summarise(run, kept)
+    assert (kept / "held_out.json").is_file(), "which candidates comparisons trained belongs to a search"
     summarise(run, kept)  # once more is no harm
     other.mkdir()
     (other / "mine.txt").write_text("")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 
 from baselines import BASELINES
-from experiments.compare.comparison import Comparison, Entry, Protocol, Run, Tuning
+from experiments.compare.comparison import Comparison, Entry, Protocol, Run, Trial, Tuning
 from experiments.compare.console import print_comparison
-from experiments.compare.statistics import compare_pairs, mean_interval
-from experiments.compare.tables import entry_table, interval_text, notes, number, pair_table
-from experiments.compare.verdict import verdict_sentence
+from experiments.compare.statistics import Verdict, compare_pairs, mean_interval
+from experiments.compare.tables import configuration_table, entry_table, interval_text, notes, number, pair_table
+from experiments.compare.verdict import contest_sentence, verdict_sentence
 from experiments.files import write_atomic
+from experiments.programs import baseline_name
 from experiments.report.comparison_report import html, markdown, write_report
 from experiments.report.plots import panels, svg
 from experiments.tasks import TASKS
@@ -56,7 +58,9 @@ def comparison(names: tuple[str, ...] = (NASTY, "adamw", "lion"), seeds: int = 4
         tuning = Tuning((1e-4, 1e-3, 1e-2), table, table, failed, 1e-3, False)
         counted = [run.counted for run in runs]
         mean = float(np.mean(counted))
-        entries.append(Entry(name, program, tuning, runs, mean, mean_interval(counted), mean, 0.8, 4, 7, 7))
+        known = baseline_name(program) is not None
+        numbers = (mean, mean_interval(counted), mean, 0.8, 4, 7, 7)
+        entries.append(Entry(name, program, tuning, runs, *numbers, reference=known))
     pairs = compare_pairs({e.name: [r.counted for r in e.runs] for e in entries})
     return Comparison(protocol, tuple(entries), pairs, verdict_sentence(protocol, entries, pairs), {"commit": "abc"})
 
@@ -151,6 +155,59 @@ def test_verdict_names_the_program_in_question_and_sets_it_beside_baselines() ->
     assert "is better than first (by 0.1" in verdict and "adamw (by 0.2" in verdict and "lion (by 0.3" in verdict
     assert comparison(("adamw", "lion")).verdict.startswith("On digits, adamw")
     assert "ran alone" in comparison(("adamw",)).verdict
+
+
+def test_the_quantity_at_an_edge_is_named_and_no_other() -> None:
+    found = comparison(("mine", "adamw"))
+    edge = replace(found.entries[0].tuning, edge=True)
+    trial = Trial({"lr": 1e-3, "beta1": 0.5}, 0.2, (0.2,), (0.2,), (False,))
+    space = tuple({"name": name, "low": 0.1, "high": 1.0} for name in ("lr", "beta1"))
+    searched = replace(edge, trials=(trial,), space=space, values=trial.values)
+
+    def told(tuning: Tuning) -> tuple[str, str, str]:
+        entries = (replace(found.entries[0], tuning=tuning), found.entries[1])
+        lr = next(row[1] for row in entry_table(replace(found, entries=entries)).rows if row[0] == "mine")
+        value = next((r[2] for r in configuration_table(replace(found, entries=entries)).rows if r[1] == "beta1"), "")
+        return verdict_sentence(found.protocol, entries, found.pairs), lr, value
+
+    for tuning, words, lr, value in (
+        (edge, "The best learning rate of mine is on an end of the widened ladder: it may do", "0.001 (edge)", ""),
+        (replace(searched, edges=("beta1",)), "The best beta1 of mine is on an end of the widened ranges", "0.001",
+         "0.5 (edge)"),
+        (replace(searched, edges=("lr", "beta1")), "The best learning rate and beta1 of mine is", "0.001 (edge)",
+         "0.5 (edge)"),
+        (searched, "The best configuration of mine is on an end", "0.001 (edge)", "0.5"),  # of an older file
+    ):  # fmt: skip
+        assert words in told(tuning)[0] and told(tuning)[1:] == (lr, value)
+
+
+def test_a_control_that_was_tuned_in_fewer_dimensions_is_named() -> None:
+    found = comparison(("mine", "adamw", "random control"))
+    trial = Trial({"lr": 1e-3}, 0.2, (0.2,), (0.2,), (False,))
+    space = tuple({"name": name, "low": 0.1, "high": 1.0} for name in ("lr", "beta1", "beta2"))
+    entries = tuple(
+        replace(e, tuning=replace(e.tuning, trials=(trial,) * 16, space=space[: 1 if "control" in e.name else 3]))
+        for e in found.entries
+    )
+    protocol = replace(found.protocol, trials=16, dimensions=3)
+    words = "in 3 dimensions, random control in 1"
+    assert f"every optimizer tuned with 16 trials {words})" in verdict_sentence(protocol, entries, found.pairs)
+    assert words in notes(replace(found, protocol=protocol, entries=entries))[0]
+
+
+def test_the_promise_is_about_pairs_that_the_verdict_names() -> None:
+    found = comparison(("lion", "adamw", "also lion"))
+    for first, second, said in (("lion", "adamw", True), ("adamw", "also lion", False)):
+        pairs = tuple(
+            replace(p, verdict=Verdict.NO_DIFFERENCE if {p.first, p.second} == {first, second} else Verdict.BETTER)
+            for p in found.pairs
+        )
+        assert ("no difference is shown, one of" in contest_sentence([replace(found, pairs=pairs)])) is said
+
+
+def test_notes_say_that_the_luck_of_tuning_enters_no_interval() -> None:
+    words = "tuned configuration given, so that the luck of tuning enters none"
+    assert any(words in line for line in notes(comparison()))
 
 
 def test_failures_are_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,14 +13,14 @@ from baselines import BASELINES
 from experiments.compare.batches import ROOM, ROOM_OF_GPU
 from experiments.compare.comparison import SEEDS, TUNE_SEEDS
 from experiments.compare.contest import contest
-from experiments.compare.origin import count_seen, origin, origin_sentences, random_control
+from experiments.compare.origin import bred_on, count_seen, origin, origin_sentences, random_control
 from experiments.compare.plan import Plan, Row, check_plan, quick
 from experiments.compare.simple import check_trains
 from experiments.compare.verdict import CONTROL
 from experiments.compare.work import study_name, work_together
 from experiments.errors import UserError
 from experiments.files import check_can_write, write_atomic
-from experiments.programs import HALL_OF_FAME, resolve_program, unique_names, usual_rate
+from experiments.programs import HALL_OF_FAME, baseline_name, resolve_program, unique_names, usual_rate
 from experiments.provenance import data_hash
 from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from experiments.tasks import TASKS, get_task
@@ -107,11 +107,12 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
         name = names[text]
         known = origin(text, name)
         origins += [known] if known else []
-        rows.append(Row(name, print_program(program), (known and known["lr"]) or usual_rate(text)))
+        rate = usual_rate(baseline_name(program) or text)
+        rows.append(Row(name, print_program(program), (known and known["lr"]) or rate))
     if asked.control:
         like = next((program for text, _, program in found if text not in ALWAYS), found[0][2])
         rows.append(Row(CONTROL, print_program(random_control(like)), usual_rate(CONTROL), control=True))
-    tasks = _tasks(asked, {row["task"] for row in origins})
+    tasks = _tasks(asked, bred_on(origins))
     horizons = _horizons("1" if asked.horizons is None else asked.horizons)
     room = ROOM if device_type() == "cpu" else ROOM_OF_GPU
     plan = Plan(tuple(rows), tasks, horizons, room=room, origins=tuple(origins), **asked.settings)
@@ -126,11 +127,11 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
     return plan
 
 
-def _tasks(asked: Asked, bred_on: set[str]) -> tuple[str, ...]:
-    """Names of tasks; ``suite`` leaves out what a compared program was bred on, as it was chosen by that."""
+def _tasks(asked: Asked, unfair: set[str]) -> tuple[str, ...]:
+    """Names of tasks; ``suite`` leaves out the `unfair` ones, by which a compared program was chosen."""
     if asked.tasks == "suite":
         suite = QUICK_SUITE if asked.quick else SUITE
-        return tuple(name for name in suite if name in TASKS and name not in bred_on)
+        return tuple(name for name in suite if name in TASKS and name not in unfair)
     names = [name.strip() for name in ("digits" if asked.tasks is None else asked.tasks).split(",") if name.strip()]
     for name in names:
         get_task(name)
@@ -178,7 +179,7 @@ def _differences(plan: Plan, programs: Sequence[str], asked: Asked) -> Iterator[
         yield "no random control in it"
     wanted = replace(plan, **asked.settings)
     if asked.tasks is not None:
-        wanted = replace(wanted, tasks=_tasks(asked, {known["task"] for known in plan.origins}))
+        wanted = replace(wanted, tasks=_tasks(asked, bred_on(plan.origins)))
     if asked.horizons is not None:
         wanted = replace(wanted, horizons=_horizons(asked.horizons))
     wanted = quick(wanted) if asked.quick else wanted

@@ -140,6 +140,7 @@ class Tuning:
         trials: all configurations in the order in which they were tried; empty where only the rate is tuned.
         space: of each tuned quantity its name, scale, centre, lowest and highest value, as widened.
         values: the selected configuration.
+        edges: names of the quantities that lie at an edge, if a space was searched; older files lack them.
     """
 
     rates: tuple[float, ...]
@@ -151,6 +152,7 @@ class Tuning:
     trials: tuple[Trial, ...] = ()
     space: tuple[dict[str, Any], ...] = ()
     values: dict[str, float] = field(default_factory=dict)
+    edges: tuple[str, ...] = ()
 
     @property
     def loss(self) -> float:
@@ -210,6 +212,7 @@ class Entry:
         statements: number of live statements.
         all_statements: number of statements, dead ones included.
         costs: what it costs, if that was measured.
+        reference: whether it is what others are set beside, a baseline or a control, and not itself in question.
     """
 
     name: str
@@ -224,6 +227,7 @@ class Entry:
     statements: int
     all_statements: int
     costs: Costs | None = None
+    reference: bool = False
 
     @property
     def lr(self) -> float:
@@ -281,7 +285,7 @@ class Comparison:
 def _entry_json(entry: Entry) -> dict[str, Any]:
     numbers = ("name", "lr", "edge", "mean", "valid_mean", "accuracy", "diverged", "state_bytes", "statements")
     return {
-        **{name: getattr(entry, name) for name in (*numbers, "all_statements")},
+        **{name: getattr(entry, name) for name in (*numbers, "all_statements", "reference")},
         "key": entry.program.key,
         "program": print_program(entry.program),
         "interval": asdict(entry.interval),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from baselines import BASELINES
 from experiments.compare.comparison import Comparison, Costs, Entry, Trial, Tuning, finite_or_null
 from experiments.compare.entries import make_entry, runs_of
 from experiments.compare.measures import profile
@@ -14,6 +13,7 @@ from experiments.compare.spaces import RATE, declared
 from experiments.compare.statistics import compare_pairs, corrected
 from experiments.compare.verdict import contest_sentence, verdict_sentence
 from experiments.compare.work import final_results
+from experiments.programs import baseline_name
 from experiments.provenance import data_hash, provenance
 from experiments.tasks import get_task
 from primitives.task import parameter_count
@@ -68,17 +68,19 @@ def _comparison(plan: Plan, name: str, horizon: float, results: Results, seconds
     task = get_task(name)
     protocol = plan.protocol(task, horizon)
     tuned = tuning(plan, name, horizon, results, block_size(plan, parameter_count(task)))
+    references = [row.control or baseline_name(row.program) is not None for row in plan.rows]
     entries = []
     for row, what in enumerate(plan.rows):
         unit = f"{name} {horizon:g}"
         around = [Trial.from_json(trial) for trial in results[f"{unit} rates {row}"]["trials"]]
         runs = runs_of(protocol, final_results(results[f"{unit} final {row}"]), 0)
         costs = Costs(**{**results[f"{name} costs {row}"], "compile_seconds": _compile_seconds(plan, results, row)})
-        entries.append(make_entry(what.name, what.program, _tuning(tuned, row, around), runs, protocol, costs))
+        tuned_row = _tuning(tuned, row, around)
+        entries.append(make_entry(what.name, what.program, tuned_row, runs, protocol, costs, reference=references[row]))
     pairs = compare_pairs(
         {e.name: [run.counted for run in e.runs] for e in entries},
         {e.name: [run.failed for run in e.runs] for e in entries},
-        against=_subjects(plan),
+        against=[e.name for e in entries if not e.reference],  # fewer questions need less correction
         smallest_effect=protocol.smallest_effect,
         alpha=protocol.alpha,
     )
@@ -104,7 +106,8 @@ def _tuning(tuned: Tuned, row: int, around: list[Trial]) -> Tuning:
         counted=tuple(trial.counted for trial in ladder),
         failed=tuple(trial.failed for trial in ladder),
         lr=best.values[RATE],
-        edge=tuned.at_edge(row),
+        edge=bool(tuned.at_edge(row)),
+        edges=tuned.at_edge(row),
         trials=tuned.trials[row],
         space=tuple(declared(tuned.spaces[row])),
         values=best.values,
@@ -115,12 +118,6 @@ def _compile_seconds(plan: Plan, results: Results, row: int) -> float | None:
     """It was measured on the first task only."""
     found = results[f"{plan.tasks[0]} costs {row}"]["compile_seconds"]
     return None if found is None else float(found)
-
-
-def _subjects(plan: Plan) -> list[str]:
-    """Optimizers that every pair contains one of: what is no baseline. Fewer questions need less correction."""
-    known = {baseline.program.key for baseline in BASELINES.values()}
-    return [row.name for row in plan.rows if row.program.key not in known and not row.control]
 
 
 def _reference_loss(entries: list[Entry]) -> float:

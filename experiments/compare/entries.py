@@ -42,6 +42,8 @@ def make_entry(
     runs: tuple[Run, ...],
     protocol: Protocol,
     costs: Costs | None = None,
+    *,
+    reference: bool,
 ) -> Entry:
     """One optimizer's row from its reported runs: means over seeds, with failed runs counted as their start."""
     counted = [run.counted for run in runs]
@@ -59,4 +61,5 @@ def make_entry(
         statements=len(program.live.instructions),
         all_statements=len(program.body),
         costs=costs,
+        reference=reference,
     )

@@ -2,7 +2,8 @@
 
 A program from a search was chosen among thousands on the search's task, where it cannot be compared fairly any more.
 On other tasks it can, unless many candidates were tried there too and the best was kept: therefore every search keeps
-count of its candidates that were ever trained on other tasks, by the funnel or by comparisons.
+count of its candidates that were ever trained on other tasks, by the funnel or by comparisons. And where the stages of
+its funnel chose by another task, that one is no fairer than the search's own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import random
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,11 @@ from experiments.compare.spaces import spaces
 from experiments.errors import UserError
 from experiments.files import write_atomic
 from experiments.programs import HALL_OF_FAME
-from experiments.rundirs import FUNNEL
-from primitives import OPS, Program
+from experiments.rundirs import FUNNEL, FUNNEL_RESULT
+from primitives import OPS, Program, parse_program
 
 SEEN = "held_out.json"
-"""In a search's run directory: for each other task, the structural keys of candidates that were trained on it."""
+"""In a search's run directory: for each task, structural keys of the candidates that comparisons trained on it."""
 
 DRAWN = 1000
 
@@ -31,14 +33,16 @@ DRAWN = 1000
 def origin(text: str, name: str) -> dict[str, Any] | None:
     """What is known of a program given as ``RUN_DIR#RANK``; None for any other.
 
-    Keys: ``name``, ``run_dir``, ``task`` of the search, ``strategy``, ``programs`` trained, ``seconds`` of evaluation,
-    ``steps`` of training in all, and ``lr``, the rate that the search found.
+    Keys: ``name``, ``run_dir``, ``task`` of the search, ``chosen_by``, further tasks by which its funnel chose,
+    ``strategy``, ``programs`` trained, ``seconds`` of evaluation, ``steps`` of training in all, and ``lr``, the rate
+    that the search found.
     """
     folder, mark, rank = text.rpartition("#")
     if not mark or Path(text).is_file() or not (Path(folder) / HALL_OF_FAME).is_file():
         return None
     try:
         config, programs, seconds = _search(Path(folder))
+        chosen_by = _chosen_by(Path(folder))
         fame = json.loads((Path(folder) / HALL_OF_FAME).read_text())
         rate = next((float(row["lr"]) for row in fame if int(row["rank"]) == int(rank)), 0.0)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -51,6 +55,7 @@ def origin(text: str, name: str) -> dict[str, Any] | None:
         "name": name,
         "run_dir": folder,
         "task": task,
+        "chosen_by": [name for name in chosen_by if name != task],
         "strategy": str(config.get("strategy", "evolution")),
         "programs": programs,
         "seconds": round(seconds, 1),
@@ -78,11 +83,29 @@ def _search(run_dir: Path) -> tuple[dict[str, Any], int, float]:
         ledger.close()
 
 
+def _stages(run_dir: Path) -> list[dict[str, Any]]:
+    """The stages of the funnel over a search, if it got to its end."""
+    file = run_dir / FUNNEL_RESULT
+    return list(json.loads(file.read_text())["stages"]) if file.is_file() else []
+
+
+def _chosen_by(run_dir: Path) -> list[str]:
+    """Tasks by which a search's funnel chose: those of all its stages but the last, meta-validation."""
+    return list(dict.fromkeys(str(task) for stage in _stages(run_dir)[:-1] for task in stage["tasks"]))
+
+
+def bred_on(origins: Sequence[dict[str, Any]]) -> set[str]:
+    """Tasks by which these programs were chosen: by their searches, and by the funnels over them."""
+    return {task for row in origins for task in (row["task"], *row.get("chosen_by", ()))}
+
+
 def seen(run_dir: Path) -> dict[str, set[str]]:
-    """Structural keys of a search's candidates that were trained on each other task, so far as it was written down."""
+    """A search's candidates that were trained on each task after it, so far as it was written down: structural keys.
+
+    What the funnel trained is in its database. Of a search that was summarised only its result is left, where programs
+    have numbers; the hall of fame has the keys of some, and for others the number serves.
+    """
     found: dict[str, set[str]] = {}
-    if (run_dir / SEEN).is_file():
-        found = {task: set(keys) for task, keys in json.loads((run_dir / SEEN).read_text()).items()}
     if (run_dir / FUNNEL).is_file():
         db = sqlite3.connect(f"{(run_dir / FUNNEL).resolve().as_uri()}?mode=ro", uri=True)
         try:
@@ -90,7 +113,20 @@ def seen(run_dir: Path) -> dict[str, set[str]]:
                 found.setdefault(json.loads(protocol)[0], set()).add(key)
         finally:
             db.close()
+    elif stages := _stages(run_dir):
+        fame = json.loads((run_dir / HALL_OF_FAME).read_text())
+        keys = {str(row.get("number")): parse_program(row["program"]).pruned().key for row in fame}
+        for stage in stages:
+            for task in stage["tasks"]:
+                found.setdefault(task, set()).update(keys.get(number, number) for number in stage["scores"])
+    for task, compared in _compared(run_dir).items():
+        found.setdefault(task, set()).update(compared)
     return found
+
+
+def _compared(run_dir: Path) -> dict[str, set[str]]:
+    file = run_dir / SEEN
+    return {task: set(keys) for task, keys in json.loads(file.read_text()).items()} if file.is_file() else {}
 
 
 def count_seen(origins: Sequence[dict[str, Any]], programs: dict[str, Program], tasks: Sequence[str]) -> dict[str, int]:
@@ -101,11 +137,11 @@ def count_seen(origins: Sequence[dict[str, Any]], programs: dict[str, Program], 
     counts = dict.fromkeys(tasks, 0)
     for folder in dict.fromkeys(row["run_dir"] for row in origins):
         keys = {programs[row["name"]].pruned().key for row in origins if row["run_dir"] == folder}
-        own = seen(Path(folder))
+        known, compared = seen(Path(folder)), _compared(Path(folder))
         for task in tasks:
-            own[task] = own.get(task, set()) | keys
-            counts[task] += len(own[task])
-        content = json.dumps({task: sorted(found) for task, found in sorted(own.items())}, indent=1)
+            counts[task] += len(known.get(task, set()) | keys)
+            compared[task] = compared.get(task, set()) | keys
+        content = json.dumps({task: sorted(found) for task, found in sorted(compared.items())}, indent=1)
         with contextlib.suppress(OSError):
             write_atomic(Path(folder) / SEEN, content + "\n")
     return counts
@@ -117,10 +153,19 @@ def origin_sentences(origins: Sequence[dict[str, Any]], tasks: Sequence[str], co
     for folder in dict.fromkeys(row["run_dir"] for row in origins):
         rows = [row for row in origins if row["run_dir"] == folder]
         row, names = rows[0], ", ".join(r["name"] for r in rows)
-        where = "is compared here all the same, which flatters it" if row["task"] in tasks else "is therefore left out"
+        chosen_by = [task for task in row.get("chosen_by", ()) if task != row["task"]]
+        where = f"found by a search ({row['strategy']}) on {row['task']}"
+        where += f", and chosen by its funnel on {', '.join(chosen_by)}" if chosen_by else ""
+        flattering = [task for task in (row["task"], *chosen_by) if task in tasks]
+        if flattering:
+            where += f"; to be compared on {', '.join(flattering)} all the same flatters it"
+        elif chosen_by:
+            where += "; all these are left out"
+        else:
+            where += ", which is left out"
         found.append(
-            f"{names}: found by a search ({row['strategy']}) on {row['task']}, which {where}; it trained "
-            f"{row['programs']:,} programs in {row['steps']:,} steps and {row['seconds']:,.0f} seconds."
+            f"{names}: {where}. The search trained {row['programs']:,} programs in {row['steps']:,} steps and "
+            f"{row['seconds']:,.0f} seconds."
         )
     if origins:
         seen_by = ", ".join(f"{task} {count}" for task, count in counts.items())
@@ -153,5 +198,5 @@ def random_control(program: Program, seed: int = 0) -> Program:
 
     for candidate in sorted(drawn, key=size, reverse=True):
         if cache.identify(candidate).verdict is Verdict.NEW:
-            return candidate.pruned()
+            return replace(candidate.pruned(), fallback=None)  # of what it is like, and never needed
     raise UserError(f"none of {DRAWN} random programs of this size could train; leave out --control")

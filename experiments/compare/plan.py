@@ -155,9 +155,10 @@ class Tuned:
         """The trial with the lowest loss, the earlier of equals."""
         return min(self.trials[row], key=lambda trial: trial.loss)
 
-    def at_edge(self, row: int) -> bool:
-        """Whether the winner lies in the outer tenth of a range."""
-        return bool(self.spaces[row].edges(self.winner(row).at))
+    def at_edge(self, row: int) -> tuple[str, ...]:
+        """Names of the quantities of which the winner lies in the outer tenth of the range."""
+        space = self.spaces[row]
+        return tuple(space.dimensions[index].name for index, _ in space.edges(self.winner(row).at))
 
 
 def pending(plan: Plan, results: Results, blocks: Mapping[str, int]) -> list[Job]:

@@ -15,7 +15,7 @@ from experiments.compare.entries import make_entry, runs_of
 from experiments.compare.ladder import tune
 from experiments.compare.statistics import compare_pairs
 from experiments.compare.verdict import verdict_sentence
-from experiments.programs import unique_names
+from experiments.programs import baseline_name, unique_names
 from experiments.provenance import data_hash, provenance
 from primitives import Program, Task
 from primitives.task import initial_model
@@ -47,7 +47,8 @@ def compare(
         seeds: seeds of the reported runs, disjoint from `tune_seeds`.
         steps: length of every run; the task's own by default.
         smallest_effect: share of the loss below which a difference does not matter.
-        against: names of the optimizers that all others are tested against; every pair is tested if there are none.
+        against: names of the references that all others are tested against; if there are none, every pair is tested,
+            and references are the baselines.
         progress: called after each batch of runs.
 
     Raises:
@@ -78,10 +79,11 @@ def compare(
     members = [(program, tuning.lr) for program, tuning in zip(rules, tunings, strict=True)]
     results = train_all(protocol, members, protocol.seeds, ("valid", "test"), elements, "reported runs", report)
     measured = time.perf_counter()
-    entries = tuple(
-        make_entry(name, program, tuning, runs_of(protocol, results, index), protocol)
-        for index, (name, program, tuning) in enumerate(zip(names, rules, tunings, strict=True))
-    )
+    entries = []
+    for index, (name, program, tuning) in enumerate(zip(names, rules, tunings, strict=True)):
+        reference = name in against if against else baseline_name(program) is not None
+        runs = runs_of(protocol, results, index)
+        entries.append(make_entry(name, program, tuning, runs, protocol, reference=reference))
     pairs = compare_pairs(
         {e.name: [run.counted for run in e.runs] for e in entries},
         {e.name: [run.failed for run in e.runs] for e in entries},
@@ -97,7 +99,7 @@ def compare(
             "reported, each optimizer": len(protocol.seeds),
         },
     }
-    return Comparison(protocol, entries, pairs, verdict_sentence(protocol, entries, pairs), source)
+    return Comparison(protocol, tuple(entries), pairs, verdict_sentence(protocol, entries, pairs), source)
 
 
 def check_trains(name: str, program: Program, shapes: Sequence[tuple[int, ...]]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from experiments.compare.comparison import Comparison, Costs, Entry, Protocol
 from experiments.compare.measures import median_or_censored, times_to_target, width
+from experiments.compare.spaces import RATE
 from experiments.compare.statistics import Interval, Verdict
 
 
@@ -67,7 +68,7 @@ def entry_table(comparison: Comparison) -> Table:
     for e in sorted(comparison.entries, key=lambda e: e.mean):
         row = [
             e.name,
-            f"{e.lr:.3g}" + (" (edge)" if e.edge else ""),
+            f"{e.lr:.3g}" + (" (edge)" if e.edge and RATE in (e.tuning.edges or (RATE,)) else ""),
             number(e.mean),
             interval_text(e.interval),
         ]
@@ -116,7 +117,7 @@ def configuration_table(comparison: Comparison) -> Table:
             name = str(dimension["name"])
             ends = number(dimension["low"], 3), number(dimension["high"], 3)
             rest = (str(len(e.tuning.trials)), number(_width(e), 2)) if k == 0 else ("", "")
-            value = number(e.tuning.values[name], 3)
+            value = number(e.tuning.values[name], 3) + (" (edge)" if name in e.tuning.edges else "")
             rows.append((e.name if k == 0 else "", name, value, *ends, *rest))
     return Table("configurations, and the ranges that were searched", header, tuple(rows), numeric=2)
 
@@ -175,8 +176,9 @@ def notes(comparison: Comparison, pairs: int = 0) -> list[str]:
     methods = "/".join(sorted({e.interval.method for e in comparison.entries}))
     return [
         *found,
-        f"Intervals ({methods}) and paired t tests are over seeds, with data and model given; intervals are for one "
-        f"mean or pair, p values corrected for {pairs} pair{'s' * (pairs > 1)} (Holm).",
+        f"Intervals ({methods}) and paired t tests are over seeds, with data, model and tuned configuration given, so "
+        f"that the luck of tuning enters none; intervals are for one mean or pair, p values corrected for {pairs} "
+        f"pair{'s' * (pairs > 1)} (Holm).",
         f"'equivalent' means: shown to differ by less than {protocol.smallest_effect:.3g} times the smaller mean loss.",
         "'found with 80%' is the promise of these tests: so large a true difference would be found with that chance.",
     ]
@@ -196,10 +198,18 @@ def _tuned_note(comparison: Comparison) -> str:
     warmup = f" with {protocol.warmup / protocol.steps:.0%} of the steps as warm-up" if protocol.warmup else ""
     clip = f", gradients clipped to norm {protocol.clip:g}" if protocol.clip else ""
     return (
-        f"Tuning: {counts} trials in {protocol.dimensions} dimensions for every optimizer ({protocol.sampler}), "
+        f"Tuning: {counts} trials for every optimizer in {dimensions(protocol, comparison.entries)} "
+        f"({protocol.sampler}), "
         f"{protocol.schedule} schedule{warmup}{clip}, selected by "
         f"{_seeds_note(protocol)}"
     )
+
+
+def dimensions(protocol: Protocol, entries: Sequence[Entry]) -> str:
+    """In how many dimensions optimizers were tuned, with those of a control that has fewer."""
+    fewer = {e.name: len(e.tuning.space) for e in entries if 0 < len(e.tuning.space) < protocol.dimensions}
+    named = "".join(f", {name} in {count}" for name, count in fewer.items())
+    return f"{protocol.dimensions} dimension{'s' * (protocol.dimensions > 1)}{named}"
 
 
 def _seeds_note(protocol: Protocol) -> str:

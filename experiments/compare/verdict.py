@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from baselines import BASELINES
 from experiments.compare.comparison import Comparison, Entry, Protocol
 from experiments.compare.measures import FLOOR, POWER
+from experiments.compare.spaces import RATE
 from experiments.compare.statistics import Pair, Verdict
-from experiments.compare.tables import place
+from experiments.compare.tables import dimensions, place
 
 CONTROL = "random control"
 """Name of the random program that is compared as a control; it is nobody's candidate."""
@@ -21,14 +21,14 @@ MANY = 6
 def verdict_sentence(protocol: Protocol, entries: Sequence[Entry], pairs: Sequence[Pair]) -> str:
     """What was found about the subject of a comparison, with differences, intervals and caveats.
 
-    The subject is the program in question: of the entries that are no baselines, the one with the lowest tuning loss,
-    set beside the baselines if there are any. Tuning and reported runs have different seeds, so that being chosen
-    does not flatter it. Among baselines only, the first is set beside the others.
+    The subject is the program in question: of the entries that are no references, the one with the lowest tuning loss,
+    set beside the references if there are any. Tuning and reported runs have different seeds, so that being chosen
+    does not flatter it. Among references only, the first is set beside the others.
     """
     subject, others = _subject(entries)
     seeds = len(protocol.seeds)
     name = subject.name
-    if (candidates := sum(not _is_baseline(e) for e in entries)) > 1:
+    if (candidates := sum(not e.reference for e in entries)) > 1:
         name += f", best of {candidates} by tuning loss,"
     numbers = f"test loss {subject.mean:.4g}"
     if subject.accuracy is not None:
@@ -54,8 +54,10 @@ def contest_sentence(comparisons: Sequence[Comparison]) -> str:
     """
     first = comparisons[0]
     if len(comparisons) == 1 or len(first.protocol.seeds) == 1:
-        return " ".join([*(c.verdict for c in comparisons), *_promise(comparisons)])
-    candidates = [e.name for e in first.entries if not _is_baseline(e)]
+        one, beside = _subject(first.entries)
+        promise = _promise(comparisons, one.name, [e.name for e in beside])
+        return " ".join([*(c.verdict for c in comparisons), *promise])
+    candidates = [e.name for e in first.entries if not e.reference]
     subject = min(candidates or [first.entries[0].name], key=lambda name: sum(_rank(c, name) for c in comparisons))
     names = [e.name for e in first.entries if e.name not in candidates] if candidates else []
     others = names or [e.name for e in first.entries if e.name != subject]
@@ -78,7 +80,7 @@ def contest_sentence(comparisons: Sequence[Comparison]) -> str:
     text = (
         f"{lead} ({len(first.protocol.seeds)} seeds, every optimizer tuned {budget}; shares of the other's test loss)."
     )
-    return " ".join([text, *_promise(comparisons), *_edges(comparisons)])
+    return " ".join([text, *_promise(comparisons, subject, others), *_edges(comparisons)])
 
 
 def _rank(comparison: Comparison, name: str) -> int:
@@ -110,9 +112,11 @@ def _places(found: Sequence[tuple[Comparison, Pair]], total: int) -> str:
     return f"{len(found)} of {total} ({' to '.join(ends)})"
 
 
-def _promise(comparisons: Sequence[Comparison]) -> list[str]:
-    """What would have been found where nothing was."""
-    unknown = [(c, p) for c in comparisons for p in c.pairs if p.verdict is Verdict.NO_DIFFERENCE]
+def _promise(comparisons: Sequence[Comparison], subject: str, others: Sequence[str]) -> list[str]:
+    """What would have been found where nothing was, of the pairs that the verdict speaks of."""
+    told = [{subject, other} for other in others]
+    pairs = [(c, p) for c in comparisons for p in c.pairs if {p.first, p.second} in told]
+    unknown = [(c, p) for c, p in pairs if p.verdict is Verdict.NO_DIFFERENCE]
     shares = sorted(x for c, p in unknown if math.isfinite(x := _share(c, p.second, p.detectable)))
     if not shares:
         return []
@@ -122,7 +126,7 @@ def _promise(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _edges(comparisons: Sequence[Comparison]) -> list[str]:
-    edges = [f"{e.name} on {place(c)}" for c in comparisons for e in c.entries if e.edge]
+    edges = [f"{_at_edge(e)} of {e.name} on {place(c)}" for c in comparisons for e in c.entries if e.edge]
     if len(comparisons) > MANY:
         names, runs = [e.name for e in comparisons[0].entries], len(comparisons) * len(comparisons[0].protocol.seeds)
         counts = {name: sum(c.entry(name).diverged for c in comparisons) for name in names}
@@ -141,18 +145,14 @@ def _budget(protocol: Protocol, entries: Sequence[Entry]) -> str:
     if not protocol.trials:
         return "on the same learning rates"
     counts = sorted({len(e.tuning.trials) for e in entries})
-    return f"with {'/'.join(map(str, counts))} trials in {protocol.dimensions} dimensions"
+    return f"with {'/'.join(map(str, counts))} trials in {dimensions(protocol, entries)}"
 
 
 def _subject(entries: Sequence[Entry]) -> tuple[Entry, list[Entry]]:
-    candidates = [e for e in entries if not _is_baseline(e)]
+    candidates = [e for e in entries if not e.reference]
     subject = min(candidates, key=lambda e: e.tuning.loss) if candidates else entries[0]
     others = [e for e in entries if e is not subject]
-    return subject, [e for e in others if _is_baseline(e)] or others
-
-
-def _is_baseline(entry: Entry) -> bool:
-    return entry.name == CONTROL or any(entry.program == baseline.program for baseline in BASELINES.values())
+    return subject, [e for e in others if e.reference] or others
 
 
 _WORDS = {
@@ -177,11 +177,17 @@ def _with_interval(pair: Pair) -> str:
 def _caveats(entries: Sequence[Entry], seeds: int) -> list[str]:
     found = []
     where = "ranges" if entries[0].tuning.trials else "ladder"
-    if edges := [e.name for e in entries if e.edge]:
-        found.append(f"The best learning rate of {_join(edges)} is on an end of the widened {where}: it may do better.")
+    if edges := [f"{_at_edge(e)} of {e.name}" for e in entries if e.edge]:
+        found.append(f"The best {_join(edges)} is on an end of the widened {where}: it may do better.")
     if failed := [f"{e.name} {e.diverged} of {seeds}" for e in entries if e.diverged]:
         found.append(f"Runs that failed, counted as the loss before training: {', '.join(failed)}.")
     return found
+
+
+def _at_edge(entry: Entry) -> str:
+    """Which quantities it is that lie at an edge, so far as that is known."""
+    names = ["learning rate" if name == RATE else name for name in entry.tuning.edges]
+    return _join(names) if names else "configuration" if entry.tuning.trials else "learning rate"
 
 
 def _join(parts: Sequence[str]) -> str:

@@ -1,5 +1,21 @@
 """Programs: found by name, and looked at one by one."""
 
-from experiments.programs.names import HALL_OF_FAME, describe, resolve_program, state_bytes, unique_names, usual_rate
+from experiments.programs.names import (
+    HALL_OF_FAME,
+    baseline_name,
+    describe,
+    resolve_program,
+    state_bytes,
+    unique_names,
+    usual_rate,
+)
 
-__all__ = ["HALL_OF_FAME", "describe", "resolve_program", "state_bytes", "unique_names", "usual_rate"]
+__all__ = [
+    "HALL_OF_FAME",
+    "baseline_name",
+    "describe",
+    "resolve_program",
+    "state_bytes",
+    "unique_names",
+    "usual_rate",
+]

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,16 @@ def usual_rate(name: str) -> float:
     if name not in BASELINES:
         return 1e-3
     return float(f"{math.sqrt(math.prod(BASELINES[name].lr_range)):.0e}")
+
+
+def baseline_name(program: Program) -> str | None:
+    """Name of the baseline that a program is, in whatever words; None if it is none."""
+    return _baseline_names().get(program.key)
+
+
+@cache
+def _baseline_names() -> dict[str, str]:
+    return {baseline.program.key: name for name, baseline in BASELINES.items()}
 
 
 def describe(name: str, program: Program) -> dict[str, Any]:

@@ -6,12 +6,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+from baselines import BASELINES
 from experiments.compare.comparison import Comparison, Costs, Entry, Protocol, Run, Trial, Tuning
 from experiments.compare.contest import Contest
 from experiments.compare.statistics import Interval, Pair, Verdict
+from experiments.compare.verdict import CONTROL, contest_sentence, verdict_sentence
 from experiments.errors import UserError
+from experiments.programs import baseline_name
 from experiments.report.runs import read_program
-from primitives import Task
+from primitives import Program, Task
+
+# what reading, or judging, something else than a comparison raises
+_EDITED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, StopIteration)
 
 
 def contest_from_json(found: dict[str, Any], source: Path) -> Contest:
@@ -30,8 +36,11 @@ def contest_from_json(found: dict[str, Any], source: Path) -> Contest:
             raise ValueError("not the same optimizers on every task")
         profiles = {str(name): [float(x) for x in ratios] for name, ratios in found["profiles"].items()}
         notes = tuple(map(str, found["notes"]))
-        return Contest(comparisons, str(found["verdict"]), profiles, notes, dict(found["plan"]))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        verdict = str(found["verdict"])
+        if not all(map(_marked, found["comparisons"])):
+            verdict = contest_sentence(comparisons)
+        return Contest(comparisons, verdict, profiles, notes, dict(found["plan"]))
+    except _EDITED as error:
         raise UserError(
             f"{source} is not a comparison's JSON ({type(error).__name__}: {error}); was it edited?"
         ) from None
@@ -57,11 +66,22 @@ def comparison_from_json(found: dict[str, Any], source: Path) -> Comparison:
         if not entries or any({p.first, p.second} - names for p in pairs):
             raise ValueError("pairs of optimizers that are not listed")
         protocol, target = Protocol(task, **settings), found.get("target")
-        return Comparison(protocol, entries, pairs, str(found["verdict"]), dict(found["provenance"]), target)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        verdict = str(found["verdict"]) if _marked(found) else verdict_sentence(protocol, entries, pairs)
+        return Comparison(protocol, entries, pairs, verdict, dict(found["provenance"]), target)
+    except _EDITED as error:
         raise UserError(
             f"{source} is not a comparison's JSON ({type(error).__name__}: {error}); was it edited?"
         ) from None
+
+
+def _marked(found: dict[str, Any]) -> bool:
+    """Whether a comparison says which entries are references; a verdict that is older may count tuned ones as found."""
+    return all("reference" in e for e in found["optimizers"])
+
+
+def _is_reference(name: str, program: Program) -> bool:
+    """What an older file meant: only a baseline can have a baseline's name, also after its constants were tuned."""
+    return name in BASELINES or name == CONTROL or baseline_name(program) is not None
 
 
 def _entry(found: dict[str, Any], source: Path) -> Entry:
@@ -72,6 +92,7 @@ def _entry(found: dict[str, Any], source: Path) -> Entry:
         "failed": tuple(map(tuple, found["tuning"]["failed"])),
         "trials": tuple(map(Trial.from_json, found["tuning"].get("trials", ()))),
         "space": tuple(found["tuning"].get("space", ())),
+        "edges": tuple(map(str, found["tuning"].get("edges", ()))),
     }
     runs = []
     for run in found["runs"]:
@@ -85,8 +106,10 @@ def _entry(found: dict[str, Any], source: Path) -> Entry:
     }
     program = read_program(found["program"], source)
     kept = {k: v for k, v in tuning.items() if k in Tuning.__dataclass_fields__}
+    name = str(found["name"])
     return Entry(
-        name=str(found["name"]), program=program, tuning=Tuning(**kept), runs=tuple(runs),
+        name=name, program=program, reference=bool(found.get("reference", _is_reference(name, program))), 
+        tuning=Tuning(**kept), runs=tuple(runs),
         interval=_interval(found["interval"]), costs=Costs(**found["costs"]) if found.get("costs") else None, **numbers,
     )  # fmt: skip
 

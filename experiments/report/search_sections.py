@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.compare.comparison import Comparison
 from experiments.compare.tables import Table, number
 from experiments.errors import UserError
 from experiments.report.blocks import Code, Figures, Fold, Formula, Items, Section, Text, facts
@@ -31,8 +32,8 @@ def search_verdict(runs: Sequence[SearchRun]) -> list[str]:
     if champion is None:
         return [f"None of {len(rows):,} programs could be trained on {run.config.get('task')}."]
     found = []
-    if run.final:
-        found.append(str(run.final.get("table", {}).get("verdict", "")))
+    if run.final.get("table"):
+        found.append(_final(run).verdict)
     else:
         start = rows[0]
         change = "" if not math.isfinite(start.score) else f", against {start.score:.4g} of the program it started from"
@@ -73,10 +74,13 @@ def search_sections(runs: Sequence[SearchRun]) -> list[Section]:
     if run.funnel:
         sections.append(Section("The funnel: other tasks", _funnel_blocks(run)))
     if run.final.get("table"):
-        comparison = comparison_from_json(run.final["table"], run.folder / "search.json")
-        sections += comparison_sections(comparison, "Final comparison: ")
+        sections += comparison_sections(_final(run), "Final comparison: ")
     sections += [Section("Provenance of the search", tuple(_provenance(r, n) for r, n in _named(runs)))]
     return sections
+
+
+def _final(run: SearchRun) -> Comparison:
+    return comparison_from_json(run.final["table"], run.folder / "search.json")
 
 
 def program_blocks(program: Program) -> tuple[Any, ...]:

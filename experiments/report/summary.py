@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.compare.comparison import finite_or_null
+from experiments.compare.origin import SEEN
 from experiments.errors import UserError
 from experiments.files import write_atomic
 from experiments.report.lineage import ancestors
@@ -33,7 +34,7 @@ def summarise(folder: Path, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         packed = gzip.compress(json.dumps(_summary(run), separators=(",", ":")).encode(), mtime=0)
         write_atomic(target / SUMMARY, packed)
-        for name in BESIDE:
+        for name in (*BESIDE, SEEN):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, target / name)
     except OSError as error:

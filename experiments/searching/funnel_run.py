@@ -15,6 +15,7 @@ from baselines import BASELINES
 from experiments.compare.comparison import finite_or_null
 from experiments.compare.statistics import mean_interval
 from experiments.files import write_atomic
+from experiments.rundirs import FUNNEL_RESULT
 from experiments.searching.funnel_store import Report, Store, train
 from experiments.tasks import TASKS, get_task
 from primitives import Program, Task
@@ -25,7 +26,6 @@ from search.funnel import Checkpoint, Stage, by_seed, check_unseen, checkpoints,
 if TYPE_CHECKING:
     from search.evolution import Individual
 
-FILE = "funnel.json"
 ENTRANTS = 128
 """Best programs of a search that the funnel begins with."""
 
@@ -195,7 +195,7 @@ def run_funnel(
         store.close()
     point = None if meta is None else overfitting_point(curve(looks, meta))
     found = Funnel(tuple(passages), meta, tuple(looks), point, correlations)
-    write_atomic(run_dir / FILE, json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n")
+    write_atomic(run_dir / FUNNEL_RESULT, json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n")
     return found
 
 
