@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ from experiments.compare.work import run_job, study_name, work_together
 from experiments.errors import UserError
 from experiments.report.command import write_run_report
 from experiments.report.comparison_json import contest_from_json
+from experiments.tasks import user_tasks
 from primitives import print_program
 
 # a task of the user's own, so that every process finds it
@@ -214,7 +216,8 @@ def test_kill_loses_at_most_the_job_in_flight_and_nothing_is_computed_twice(line
     after = finished_jobs(run)
     assert len(after) == len(set(after)) and all(after[n] == at for n, at in finished.items())
     begun = json.loads((run / "plan.json").read_text())
-    assert begun.pop("storage") is None and set(begun.pop("data")[line]) == {"train", "valid", "test"}
+    assert begun.pop("storage") is None
+    assert set(begun["fingerprints"][line]) == {"train", "valid", "test", "model", "file"}
     plan = Plan.from_json(begun)
     results = Jobs(f"sqlite:///{run}/compare.sqlite", study_name(plan)).results()
     uninterrupted: dict[str, Any] = {}
@@ -350,10 +353,32 @@ def test_a_comparison_is_resumed_on_its_storage_and_its_data(line: str, tmp_path
             compare_command([], replace(resume, storage=asked))
     assert _shown(shared) == "postgresql://me@host/name"
     (tmp_path / "plan.json").write_text(json.dumps(begun | {"storage": None, "data": {line: {"train": "other"}}}))
-    with pytest.raises(UserError, match=f"the data of {line} are no longer those that .* was begun with"):
+    with pytest.raises(UserError, match=f"{line} is another task than .* was begun with: its data changed"):
         compare_command([], resume)
     with pytest.raises(UserError, match="a comparison that has not ended: optforge compare --resume"):
         write_run_report([tmp_path])
+
+
+def test_results_of_another_task_are_neither_reused_nor_mixed(line: str, tmp_path: Path) -> None:
+    plans = [make_plan(["adamw"], Asked(line, settings=SMALL))]
+    for old, new in (("nn.Linear(6, 1)", "nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 1))"), (".square()", ".abs()")):
+        Path(line).write_text(Path(line).read_text().replace(old, new))
+        user_tasks.from_file.cache_clear()
+        plans.append(make_plan(["adamw"], Asked(line, settings=SMALL)))
+    assert len({study_name(plan) for plan in plans}) == 3
+    for plan, words in ((plans[0], "model and file"), (plans[1], "file")):
+        (tmp_path / "plan.json").write_text(json.dumps(plan.as_json()))
+        with pytest.raises(
+            UserError, match=f"{line} is another task than .* was begun with: its {words} changed; undo"
+        ):
+            compare_command([], Asked(resume=True, run_dir=tmp_path))
+
+
+def test_a_comparison_from_before_fingerprints_goes_on(line: str) -> None:
+    before = plan_of(line).as_json()
+    del before["fingerprints"]
+    name = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:16]
+    assert study_name(Plan.from_json(before)) == f"optforge-{name}"
 
 
 def test_plan_survives_json_and_equal_plans_have_one_study(line: str) -> None:

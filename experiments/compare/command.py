@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json as json_format
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,7 +84,7 @@ def compare_command(programs: Sequence[str], asked: Asked) -> int:
         raise UserError(str(error)) from None
     folder = new_run_dir(asked.run_dir, "compare", get_task(plan.tasks[0]).name if len(plan.tasks) == 1 else "suite")
     try:
-        begun = plan.as_json() | {"storage": _shown(asked.storage), "data": _data(plan)}
+        begun = plan.as_json() | {"storage": _shown(asked.storage)}
         write_atomic(folder / PLAN, json_format.dumps(begun, indent=1, ensure_ascii=False) + "\n")
         return _run(plan, folder, asked)
     finally:
@@ -123,7 +124,7 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
         shapes = [tuple(p.shape) for p in initial_model(get_task(name), SEEDS[0]).parameters()]
         for row in plan.rows:
             check_trains(row.name, row.program, shapes)
-    return plan
+    return replace(plan, fingerprints={name: fingerprint(name) for name in tasks})
 
 
 def _tasks(asked: Asked, bred_on: set[str]) -> tuple[str, ...]:
@@ -163,9 +164,12 @@ def _resumed(programs: Sequence[str], asked: Asked) -> tuple[Path, Plan]:
     if storage != _shown(asked.storage):
         kept = "has its jobs in itself; leave --storage out" if storage is None else f"needs its --storage {storage}"
         raise UserError(f"{folder} {kept}")
-    now = _data(plan)
-    if changed := [name for name, was in data.items() if was != now[name]]:
-        raise UserError(f"the data of {', '.join(changed)} are no longer those that {folder} was begun with")
+    for name, was in (plan.fingerprints or data).items():
+        if changed := _changes(was, fingerprint(name)):
+            raise UserError(
+                f"{name} is another task than {folder} was begun with: its {' and '.join(changed)} changed; "
+                "undo that, or begin anew with another --run-dir"
+            )
     print(f"going on as begun: {', '.join(row.name for row in plan.rows)} on {', '.join(plan.tasks)}")
     return folder, plan
 
@@ -193,8 +197,21 @@ def _shown(storage: str | None) -> str | None:
     return None if storage is None else re.sub("(://[^:@/]*):[^@]*@", r"\1@", storage)
 
 
-def _data(plan: Plan) -> dict[str, Any]:
-    return {name: data_hash(get_task(name).data()) for name in plan.tasks}
+def fingerprint(name: str) -> dict[str, str]:
+    """SHA-256 of a task's splits, of its model's initial shapes with steps and batch size, and of the file it is in."""
+    task = get_task(name)
+    shapes = [tuple(p.shape) for p in initial_model(task, SEEDS[0]).parameters()]
+    found = data_hash(task.data()) | {"model": _sha256(f"{shapes} {task.steps} {task.batch_size}".encode())}
+    return found | {"file": _sha256(Path(name).expanduser().read_bytes())} if name.endswith(".py") else found
+
+
+def _changes(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    parts = [part for part in was if was[part] != now.get(part)]
+    return list(dict.fromkeys(part if part in ("model", "file") else "data" for part in parts))
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _listed(value: Any) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -71,6 +71,8 @@ class Plan:
         widenings: how often ranges may be widened.
         room: parameters of models that are trained at once, over all runs of a population; a GPU wants many.
         origins: what is known of programs that a search found, for the report.
+        fingerprints: of each task, hashes of what it is (see `experiments.compare.command.fingerprint`), so that no
+            result of another task is taken for one of its own; empty in plans from before there were any.
     """
 
     rows: tuple[Row, ...]
@@ -89,6 +91,7 @@ class Plan:
     widenings: int = 2
     room: int = ROOM
     origins: tuple[dict[str, Any], ...] = ()
+    fingerprints: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The plan in JSON's own types."""

@@ -31,8 +31,11 @@ Report = Callable[[str, int, int], None]
 
 
 def study_name(plan: Plan) -> str:
-    """The same for equal plans, so that machines which are told the same work together."""
-    return "optforge-" + hashlib.sha256(json.dumps(plan.as_json(), sort_keys=True).encode()).hexdigest()[:16]
+    """The same for equal plans of equal tasks, so that machines which are told the same work together."""
+    told = plan.as_json()
+    if not plan.fingerprints:  # begun before plans had any
+        del told["fingerprints"]
+    return "optforge-" + hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def work(url: str, plan: Plan, report: Report = lambda what, done, total: None) -> None:

@@ -48,7 +48,7 @@ def contest_sections(contest: Contest, prefix: str = "") -> list[Section]:
         blocks: list[Block] = [overview_table(contest.comparisons)] if len(contest.comparisons) > 1 else []
         blocks += [shown, Items(contest.notes)] if contest.notes else [shown]
         others.insert(0, Section(f"{prefix}Over all tasks", tuple(blocks)))
-    plan = {name: value for name, value in contest.plan.items() if name not in ("rows", "origins")}
+    plan = {name: value for name, value in contest.plan.items() if name not in ("rows", "origins", "fingerprints")}
     planned = [Section(f"{prefix}Plan", (facts("", plan),))] if plan else []
     return [*others, programs, *planned, source]
 
