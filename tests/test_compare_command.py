@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -166,6 +167,18 @@ def test_processes_agree_and_repeat_exactly(line: str, database: str) -> None:
     alone = done(plan)
     shared = work_together(database, plan, 2, lambda *_: None, alone=True)
     assert without_times(shared) == without_times(json.loads(json.dumps(alone)))
+
+
+def test_a_worker_that_dies_costs_nothing(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dead = SimpleNamespace(start=lambda: None, join=lambda: None, terminate=lambda: None, exitcode=-9)
+    context = SimpleNamespace(Process=lambda **_: dead)
+    monkeypatch.setattr(work.multiprocessing, "get_context", lambda kind: context)
+    plan = plan_of(line, trials=1, seeds=2, widenings=0)
+    results = work_together(f"sqlite:///{tmp_path}/jobs.sqlite", plan, 2, lambda *_: None, alone=True)
+    assert not pending(plan, results, {line: 8})
+    assert "1 of 2 processes died (exit code -9); the others did all jobs" in capsys.readouterr().err
 
 
 def test_only_one_gets_a_job_and_the_dead_lose_theirs(database: str) -> None:

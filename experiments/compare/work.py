@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -72,10 +73,8 @@ _WORDS = {"tune": "tuning", "final": "reported runs", "rates": "learning rates",
 def work_together(url: str, plan: Plan, workers: int, report: Report, *, alone: bool) -> dict[str, Any]:
     """`work` in this process and in `workers` − 1 more; returns all results.
 
-    With `alone`, no other machine uses the storage, so that claims from before are of processes that have died.
-
-    Raises:
-        RuntimeError: if another process failed; what was finished is kept.
+    With `alone`, no other machine uses the storage, so that claims from before are of processes that have died. If a
+    process dies meanwhile, the others do its jobs, and a sentence on standard error says so.
     """
     if alone:
         Jobs(url, study_name(plan)).release()
@@ -88,7 +87,8 @@ def work_together(url: str, plan: Plan, workers: int, report: Report, *, alone: 
         for process in others:
             process.join()
         if failed := [process.exitcode for process in others if process.exitcode]:
-            raise RuntimeError(f"{len(failed)} of {workers} processes failed, with exit code {failed[0]}")
+            what = f"{len(failed)} of {workers} processes died (exit code {failed[0]})"
+            print(f"optforge: note: {what}; the others did all jobs, so that nothing is missing", file=sys.stderr)
     finally:
         for process in others:
             process.terminate()
