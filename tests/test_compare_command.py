@@ -372,6 +372,14 @@ def test_a_comparison_is_resumed_on_its_storage_and_its_data(line: str, tmp_path
         write_run_report([tmp_path])
 
 
+def test_two_tasks_of_one_name_are_refused_before_anything_is_written(line: str, tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text(TASK)
+    asked = Asked(f"{line},{line},{tmp_path / 'other.py'}", settings=SMALL, run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match=f"{line} and .*other.py are both called 'line'; give each its own name"):
+        compare_command([], asked)
+    assert not (tmp_path / "run").exists()
+
+
 def test_results_of_another_task_are_neither_reused_nor_mixed(line: str, tmp_path: Path) -> None:
     plans = [make_plan(["adamw"], Asked(line, settings=SMALL))]
     for old, new in (("nn.Linear(6, 1)", "nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 1))"), (".square()", ".abs()")):

@@ -132,10 +132,13 @@ def _tasks(asked: Asked, bred_on: set[str]) -> tuple[str, ...]:
     if asked.tasks == "suite":
         suite = QUICK_SUITE if asked.quick else SUITE
         return tuple(name for name in suite if name in TASKS and name not in bred_on)
-    names = [name.strip() for name in ("digits" if asked.tasks is None else asked.tasks).split(",") if name.strip()]
-    for name in names:
-        get_task(name)
-    return tuple(dict.fromkeys(names))
+    given = ("digits" if asked.tasks is None else asked.tasks).split(",")
+    called: dict[str, str] = {}
+    for name in dict.fromkeys(name.strip() for name in given if name.strip()):
+        other = called.setdefault(get_task(name).name, name)
+        if other != name:
+            raise UserError(f"{other} and {name} are both called {get_task(name).name!r}; give each its own name")
+    return tuple(called.values())
 
 
 def _horizons(text: str) -> tuple[float, ...]:
