@@ -25,7 +25,7 @@ from experiments.compare import work
 from experiments.compare.batches import ROOM_OF_GPU
 from experiments.compare.command import Asked, _shown, compare_command, make_plan, newest_search
 from experiments.compare.contest import contest
-from experiments.compare.plan import FACTORS, Plan, Row, block_size, check_plan, pending, quick, tuning
+from experiments.compare.plan import FACTORS, Plan, Row, block_size, check_plan, pending, tuning
 from experiments.compare.tables import place
 from experiments.compare.tuning import Jobs, proposals
 from experiments.compare.verdict import MANY, contest_sentence
@@ -341,7 +341,8 @@ def test_a_comparison_is_resumed_as_it_began_or_not_at_all(line: str, tmp_path: 
         ([], replace(resume, settings={"trials": 99, "clip": 0.5}), f"trials {plan.trials}, not 99, clip 0.0, not 0.5"),
         ([], replace(resume, horizons="0.25,1,4"), "horizons 1.0, not 0.25 1.0 4.0"),
         ([], replace(resume, tasks="digits"), f"tasks {line}, not digits"),
-        ([], replace(resume, quick=True, settings={"trials": 16}), f"trials {plan.trials}, not 8"),
+        ([], replace(resume, quick=True), f"trials {plan.trials}, not 8"),
+        ([], replace(resume, quick=True, settings={"trials": 16}), f"trials {plan.trials}, not 16"),
     ):
         with pytest.raises(UserError, match=f"is another comparison: {words}; it goes on only as it began"):
             compare_command(programs, asked)
@@ -370,6 +371,12 @@ def test_a_comparison_is_resumed_on_its_storage_and_its_data(line: str, tmp_path
         compare_command([], resume)
     with pytest.raises(UserError, match="a comparison that has not ended: optforge compare --resume"):
         write_run_report([tmp_path])
+
+
+def test_quick_gives_way_to_what_is_asked_for(line: str) -> None:
+    assert make_plan([], Asked(line, quick=True)).trials == 8
+    plan = make_plan([], Asked(line, "0.25,4", {"trials": 64}, quick=True))
+    assert plan.trials == 64 and plan.horizons == (0.25, 4.0)
 
 
 def test_two_tasks_of_one_name_are_refused_before_anything_is_written(line: str, tmp_path: Path) -> None:
@@ -407,7 +414,6 @@ def test_plan_survives_json_and_equal_plans_have_one_study(line: str) -> None:
     again = Plan.from_json(json.loads(json.dumps(plan.as_json())))
     assert again == plan and study_name(again) == study_name(plan) != study_name(replace(plan, trials=5))
     assert [plan.protocol(work.get_task(line), h).steps for h in plan.horizons] == [5, 80]
-    assert quick(replace(plan, trials=16)).trials == 8
 
 
 def test_a_searched_program_brings_its_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from experiments.compare.batches import ROOM, ROOM_OF_GPU
 from experiments.compare.comparison import SEEDS, TUNE_SEEDS
 from experiments.compare.contest import contest
 from experiments.compare.origin import count_seen, origin, origin_sentences, random_control
-from experiments.compare.plan import Plan, Row, check_plan, quick
+from experiments.compare.plan import Plan, Row, check_plan
 from experiments.compare.simple import check_trains
 from experiments.compare.verdict import CONTROL
 from experiments.compare.work import study_name, work_together
@@ -40,6 +40,9 @@ SUITE = (
 QUICK_SUITE = ("digits", "digits-autoencoder", "breast-cancer", "mnist1d")
 """The same with ``--quick``."""
 
+QUICK_TRIALS = 8
+"""With ``--quick``, unless a number is given: half as many as otherwise."""
+
 PLAN, DATABASE, RESULT = "plan.json", "compare.sqlite", "compare.json"
 
 
@@ -60,6 +63,11 @@ class Asked:
     json: Path | None = None
     run_dir: Path | None = None
     resume: bool = False
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What is to be otherwise than `Plan` has it: `settings`, and with `quick` fewer trials if those say nothing."""
+        return {"trials": QUICK_TRIALS, **self.settings} if self.quick else dict(self.settings)
 
 
 def compare_command(programs: Sequence[str], asked: Asked) -> int:
@@ -115,8 +123,7 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
     tasks = _tasks(asked, {row["task"] for row in origins})
     horizons = _horizons("1" if asked.horizons is None else asked.horizons)
     room = ROOM if device_type() == "cpu" else ROOM_OF_GPU
-    plan = Plan(tuple(rows), tasks, horizons, room=room, origins=tuple(origins), **asked.settings)
-    plan = quick(plan) if asked.quick else plan
+    plan = Plan(tuple(rows), tasks, horizons, room=room, origins=tuple(origins), **asked.changes)
     check_plan(plan)
     if plan.tune_seeds > SEEDS[0] - TUNE_SEEDS[0]:
         raise UserError(f"--tune-seeds must be at most {SEEDS[0] - TUNE_SEEDS[0]}, got {plan.tune_seeds}")
@@ -183,12 +190,11 @@ def _differences(plan: Plan, programs: Sequence[str], asked: Asked) -> Iterator[
     yield from (f"no {name} in it" for name in programs if print_program(resolve_program(name)[1]) not in texts)
     if asked.control and not any(row.control for row in plan.rows):
         yield "no random control in it"
-    wanted = replace(plan, **asked.settings)
+    wanted = replace(plan, **asked.changes)
     if asked.tasks is not None:
         wanted = replace(wanted, tasks=_tasks(asked, {known["task"] for known in plan.origins}))
     if asked.horizons is not None:
         wanted = replace(wanted, horizons=_horizons(asked.horizons))
-    wanted = quick(wanted) if asked.quick else wanted
     for part in fields(Plan):
         has, other = getattr(plan, part.name), getattr(wanted, part.name)
         if has != other:

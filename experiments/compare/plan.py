@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -249,11 +249,6 @@ def rule(plan: Plan, job: Job, configuration: Mapping[str, float]) -> Program:
 def block_size(plan: Plan, parameters: int) -> int:
     """How many trials of a model of so many parameters are trained as one population."""
     return BLOCK if BLOCK * plan.tune_seeds * parameters <= plan.room else 1
-
-
-def quick(plan: Plan) -> Plan:
-    """The few-minute form: half as many trials and one horizon."""
-    return replace(plan, trials=min(plan.trials, 8), horizons=(1.0,))
 
 
 def check_plan(plan: Plan) -> None:
