@@ -468,6 +468,7 @@ def test_unsound_plans_are_refused(changes: dict[str, Any], message: str) -> Non
         ({"json": Path("nowhere/out.json")}, "cannot be written"),
         ({"horizons": "1,x"}, "--horizons takes numbers"),
         ({"storage": "here"}, "--storage 'here' is no address"),
+        ({"storage": "foo://bar", "run_dir": Path("run")}, "--storage foo://bar cannot be used"),
         ({"workers": 0}, "--workers must be at least 1"),
         ({"resume": True}, "--resume needs the --run-dir"),
         ({"settings": {"tune_seeds": 1001}}, "--tune-seeds must be at most 1000"),

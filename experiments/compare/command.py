@@ -66,7 +66,7 @@ class Asked:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What is to be otherwise than `Plan` has it: `settings`, and with `quick` fewer trials if those say nothing."""
+        """What a plan is told: `settings`, and with `quick` fewer trials if those say nothing of them."""
         return {"trials": QUICK_TRIALS, **self.settings} if self.quick else dict(self.settings)
 
 
@@ -76,7 +76,7 @@ def compare_command(programs: Sequence[str], asked: Asked) -> int:
     Raises:
         UserError: if something named does not exist, or what was asked for makes no comparison.
     """
-    from experiments.compare.tuning import check_storage
+    from experiments.compare.tuning import Jobs, check_storage
 
     check_can_write("--json", asked.json)
     if asked.storage is not None:
@@ -92,6 +92,8 @@ def compare_command(programs: Sequence[str], asked: Asked) -> int:
         raise UserError(str(error)) from None
     folder = new_run_dir(asked.run_dir, "compare", get_task(plan.tasks[0]).name if len(plan.tasks) == 1 else "suite")
     try:
+        if asked.storage is not None:
+            Jobs(asked.storage, study_name(plan))  # one that cannot be used is refused before anything is written
         begun = plan.as_json() | {"storage": _shown(asked.storage)}
         write_atomic(folder / PLAN, json_format.dumps(begun, indent=1, ensure_ascii=False) + "\n")
         return _run(plan, folder, asked)
