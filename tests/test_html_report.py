@@ -260,6 +260,30 @@ def test_an_edited_comparison_is_refused_in_a_sentence(tmp_path: Path, path: lis
     assert [p.name for p in folder.iterdir()] == ["compare.json"]
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["optimizers", 0, "runs"], []),
+        (["optimizers", 0, "mean"], None),
+        (["optimizers", 0, "runs", 0, "test"], math.inf),
+        (["optimizers", 0, "runs", 0, "curve"], []),
+        (["curve"], []),
+    ],
+)
+def test_numbers_that_no_run_writes_are_refused_in_a_sentence(
+    tmp_path: Path, path: list[str | int], value: object
+) -> None:
+    folder = compare(tmp_path / "c") if path[0] == "optimizers" else train(tmp_path / "t")
+    (file,) = folder.iterdir()
+    content = inner = json.loads(file.read_text())
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    file.write_text(json.dumps(content))
+    result = CliRunner().invoke(app, ["report", str(folder)])
+    assert result.exit_code == 2 and file.name in result.output and "was it edited?" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize("name", ["compare.json", "result.json", "ledger.sqlite"])
 def test_a_file_that_is_cut_off_is_refused_in_a_sentence(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"a": ')

@@ -111,7 +111,8 @@ def training_sections(runs: Sequence[tuple[str, dict[str, Any], Path]]) -> list[
                 accuracy, str(found["status"]), f"{found['seconds']:.1f}",
             ))  # fmt: skip
             [(int(s), finite_or_nan(x)) for s, x in found["valid_curve"]]
-            [finite_or_nan(x) for x in found["curve"]]
+            if not [finite_or_nan(x) for x in found["curve"]]:
+                raise ValueError("a curve without points")
             options = {k: v for k, v in found.get("options", {}).items() if v not in (None, {}, [])}
             sources.append(facts(label, {"options": options, **found["provenance"]}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
