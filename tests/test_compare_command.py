@@ -108,6 +108,7 @@ def test_more_trials_train_at_once_where_there_is_room(line: str) -> None:
     small, large = plan_of(line), plan_of(line, room=ROOM_OF_GPU)
     assert [block_size(small, n) for n in (60_000, 70_000, 1_300_000)] == [8, 1, 1]
     assert [block_size(large, n) for n in (60_000, 1_300_000, 124_000_000)] == [8, 8, 1]
+    assert block_size(plan_of(line, sampler="tpe"), 7) == 1  # each trial learns from all before it
 
 
 def test_a_winner_at_an_edge_widens_it_and_gives_everybody_as_many_trials(line: str) -> None:
@@ -143,7 +144,8 @@ def test_tpe_learns_from_the_trials_before(line: str) -> None:
     first = tuning(plan, line, 1.0, {}, 2).jobs
     assert [job.name.split()[-1] for job in first] == ["0", "0"]  # one block of each at a time
     results = {job.name: run_job(plan, job) for job in first}
-    assert [job.name.split()[-1] for job in tuning(plan, line, 1.0, results, 2).jobs] == ["2", "2"]
+    for block in (1, 2):  # a comparison that was begun in larger blocks goes on
+        assert [job.name.split()[-1] for job in tuning(plan, line, 1.0, results, block).jobs] == ["2", "2"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

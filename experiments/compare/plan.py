@@ -182,10 +182,13 @@ def tuning(plan: Plan, task: str, horizon: float, results: Results, block: int) 
         count = plan.extra if widened else plan.trials
         jobs: list[Job] = []
         for row in rows:
-            for first in range(0, count, block):
+            first = 0
+            while first < count:
                 name = f"{task} {horizon:g} tune {row} {widened} {first}"
                 if name in results:
-                    trials[row] += map(Trial.from_json, results[name]["trials"])
+                    known = [Trial.from_json(trial) for trial in results[name]["trials"]]
+                    trials[row] += known
+                    first += len(known)
                     continue
                 number = first + (plan.trials + (widened - 1) * plan.extra if widened else 0)
                 parts = (plan.sampler == "qmc" and strips[row]) or (current[row],)
@@ -194,6 +197,7 @@ def tuning(plan: Plan, task: str, horizon: float, results: Results, block: int) 
                 jobs.append(Job(name, "tune", task, horizon, row, values, points))
                 if plan.sampler == "tpe":
                     break  # the next block learns from this one
+                first += block
         tuned = Tuned(tuple(map(tuple, trials)), tuple(current), tuple(jobs))
         if jobs or widened == plan.widenings:
             return tuned
@@ -247,8 +251,8 @@ def rule(plan: Plan, job: Job, configuration: Mapping[str, float]) -> Program:
 
 
 def block_size(plan: Plan, parameters: int) -> int:
-    """How many trials of a model of so many parameters are trained as one population."""
-    return BLOCK if BLOCK * plan.tune_seeds * parameters <= plan.room else 1
+    """How many trials of a model of so many parameters are trained as one population; one where each learns of all."""
+    return BLOCK if plan.sampler == "qmc" and BLOCK * plan.tune_seeds * parameters <= plan.room else 1
 
 
 def check_plan(plan: Plan) -> None:
