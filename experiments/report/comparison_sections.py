@@ -24,7 +24,7 @@ from experiments.errors import UserError
 from experiments.report.blocks import Block, Code, Figures, Fold, Formula, Items, Section, Text, facts
 from experiments.report.comparison_json import comparison_from_json, contest_from_json, finite_or_nan
 from experiments.report.figures import memory_panel, training_panel
-from experiments.report.plots import panels, profile_panel
+from experiments.report.plots import panels, profile_panel, trajectory_panels
 from experiments.report.runs import read_program
 from primitives.pseudocode import pseudo_code
 
@@ -50,7 +50,9 @@ def contest_sections(contest: Contest, prefix: str = "") -> list[Section]:
         others.insert(0, Section(f"{prefix}Over all tasks", tuple(blocks)))
     plan = {name: value for name, value in contest.plan.items() if name not in ("rows", "origins", "fingerprints")}
     planned = [Section(f"{prefix}Plan", (facts("", plan),))] if plan else []
-    return [*others, programs, *planned, source]
+    paths = trajectory_panels([(entry.name, entry.program) for entry in contest.comparisons[0].entries])
+    drawn = [Section(f"{prefix}Trajectories", (Figures(tuple(paths)),))] if paths else []
+    return [*others, *drawn, programs, *planned, source]
 
 
 def comparison_sections(comparison: Comparison, prefix: str = "", pairs: int = 0) -> list[Section]:
