@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -25,7 +27,7 @@ from experiments.compare.batches import ROOM_OF_GPU
 from experiments.compare.command import Asked, _shown, compare_command, make_plan, newest_search
 from experiments.compare.contest import contest
 from experiments.compare.origin import count_seen, origin_sentences, random_control
-from experiments.compare.plan import FACTORS, Plan, Row, block_size, check_plan, pending, quick, tuning
+from experiments.compare.plan import FACTORS, Plan, Row, block_size, check_plan, pending, tuning
 from experiments.compare.tables import place
 from experiments.compare.tuning import Jobs, proposals
 from experiments.compare.verdict import MANY, contest_sentence
@@ -33,6 +35,7 @@ from experiments.compare.work import run_job, study_name, work_together
 from experiments.errors import UserError
 from experiments.report.command import write_run_report
 from experiments.report.comparison_json import contest_from_json
+from experiments.tasks import user_tasks
 from primitives import print_program
 
 # a task of the user's own, so that every process finds it
@@ -107,6 +110,7 @@ def test_more_trials_train_at_once_where_there_is_room(line: str) -> None:
     small, large = plan_of(line), plan_of(line, room=ROOM_OF_GPU)
     assert [block_size(small, n) for n in (60_000, 70_000, 1_300_000)] == [8, 1, 1]
     assert [block_size(large, n) for n in (60_000, 1_300_000, 124_000_000)] == [8, 8, 1]
+    assert block_size(plan_of(line, sampler="tpe"), 7) == 1  # each trial learns from all before it
 
 
 def test_a_winner_at_an_edge_widens_it_and_gives_everybody_as_many_trials(line: str) -> None:
@@ -144,7 +148,8 @@ def test_tpe_learns_from_the_trials_before(line: str) -> None:
     first = tuning(plan, line, 1.0, {}, 2).jobs
     assert [job.name.split()[-1] for job in first] == ["0", "0"]  # one block of each at a time
     results = {job.name: run_job(plan, job) for job in first}
-    assert [job.name.split()[-1] for job in tuning(plan, line, 1.0, results, 2).jobs] == ["2", "2"]
+    for block in (1, 2):  # a comparison that was begun in larger blocks goes on
+        assert [job.name.split()[-1] for job in tuning(plan, line, 1.0, results, block).jobs] == ["2", "2"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -168,6 +173,18 @@ def test_processes_agree_and_repeat_exactly(line: str, database: str) -> None:
     alone = done(plan)
     shared = work_together(database, plan, 2, lambda *_: None, alone=True)
     assert without_times(shared) == without_times(json.loads(json.dumps(alone)))
+
+
+def test_a_worker_that_dies_costs_nothing(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dead = SimpleNamespace(start=lambda: None, join=lambda: None, terminate=lambda: None, exitcode=-9)
+    context = SimpleNamespace(Process=lambda **_: dead)
+    monkeypatch.setattr(work.multiprocessing, "get_context", lambda kind: context)
+    plan = plan_of(line, trials=1, seeds=2, widenings=0)
+    results = work_together(f"sqlite:///{tmp_path}/jobs.sqlite", plan, 2, lambda *_: None, alone=True)
+    assert not pending(plan, results, {line: 8})
+    assert "1 of 2 processes died (exit code -9); the others did all jobs" in capsys.readouterr().err
 
 
 def test_only_one_gets_a_job_and_the_dead_lose_theirs(database: str) -> None:
@@ -218,7 +235,8 @@ def test_kill_loses_at_most_the_job_in_flight_and_nothing_is_computed_twice(line
     after = finished_jobs(run)
     assert len(after) == len(set(after)) and all(after[n] == at for n, at in finished.items())
     begun = json.loads((run / "plan.json").read_text())
-    assert begun.pop("storage") is None and set(begun.pop("data")[line]) == {"train", "valid", "test"}
+    assert begun.pop("storage") is None
+    assert set(begun["fingerprints"][line]) == {"train", "valid", "test", "model", "file"}
     plan = Plan.from_json(begun)
     results = Jobs(f"sqlite:///{run}/compare.sqlite", study_name(plan)).results()
     uninterrupted: dict[str, Any] = {}
@@ -353,7 +371,8 @@ def test_a_comparison_is_resumed_as_it_began_or_not_at_all(line: str, tmp_path: 
         ([], replace(resume, settings={"trials": 99, "clip": 0.5}), f"trials {plan.trials}, not 99, clip 0.0, not 0.5"),
         ([], replace(resume, horizons="0.25,1,4"), "horizons 1.0, not 0.25 1.0 4.0"),
         ([], replace(resume, tasks="digits"), f"tasks {line}, not digits"),
-        ([], replace(resume, quick=True, settings={"trials": 16}), f"trials {plan.trials}, not 8"),
+        ([], replace(resume, quick=True), f"trials {plan.trials}, not 8"),
+        ([], replace(resume, quick=True, settings={"trials": 16}), f"trials {plan.trials}, not 16"),
     ):
         with pytest.raises(UserError, match=f"is another comparison: {words}; it goes on only as it began"):
             compare_command(programs, asked)
@@ -378,10 +397,46 @@ def test_a_comparison_is_resumed_on_its_storage_and_its_data(line: str, tmp_path
             compare_command([], replace(resume, storage=asked))
     assert _shown(shared) == "postgresql://me@host/name"
     (tmp_path / "plan.json").write_text(json.dumps(begun | {"storage": None, "data": {line: {"train": "other"}}}))
-    with pytest.raises(UserError, match=f"the data of {line} are no longer those that .* was begun with"):
+    with pytest.raises(UserError, match=f"{line} is another task than .* was begun with: its data changed"):
         compare_command([], resume)
     with pytest.raises(UserError, match="a comparison that has not ended: optforge compare --resume"):
         write_run_report([tmp_path])
+
+
+def test_quick_gives_way_to_what_is_asked_for(line: str) -> None:
+    assert make_plan([], Asked(line, quick=True)).trials == 8
+    plan = make_plan([], Asked(line, "0.25,4", {"trials": 64}, quick=True))
+    assert plan.trials == 64 and plan.horizons == (0.25, 4.0)
+
+
+def test_two_tasks_of_one_name_are_refused_before_anything_is_written(line: str, tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text(TASK)
+    asked = Asked(f"{line},{line},{tmp_path / 'other.py'}", settings=SMALL, run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match=f"{line} and .*other.py are both called 'line'; give each its own name"):
+        compare_command([], asked)
+    assert not (tmp_path / "run").exists()
+
+
+def test_results_of_another_task_are_neither_reused_nor_mixed(line: str, tmp_path: Path) -> None:
+    plans = [make_plan(["adamw"], Asked(line, settings=SMALL))]
+    for old, new in (("nn.Linear(6, 1)", "nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 1))"), (".square()", ".abs()")):
+        Path(line).write_text(Path(line).read_text().replace(old, new))
+        user_tasks.from_file.cache_clear()
+        plans.append(make_plan(["adamw"], Asked(line, settings=SMALL)))
+    assert len({study_name(plan) for plan in plans}) == 3
+    for plan, words in ((plans[0], "model and file"), (plans[1], "file")):
+        (tmp_path / "plan.json").write_text(json.dumps(plan.as_json()))
+        with pytest.raises(
+            UserError, match=f"{line} is another task than .* was begun with: its {words} changed; undo"
+        ):
+            compare_command([], Asked(resume=True, run_dir=tmp_path))
+
+
+def test_a_comparison_from_before_fingerprints_goes_on(line: str) -> None:
+    before = plan_of(line).as_json()
+    del before["fingerprints"]
+    name = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:16]
+    assert study_name(Plan.from_json(before)) == f"optforge-{name}"
 
 
 def test_plan_survives_json_and_equal_plans_have_one_study(line: str) -> None:
@@ -389,7 +444,6 @@ def test_plan_survives_json_and_equal_plans_have_one_study(line: str) -> None:
     again = Plan.from_json(json.loads(json.dumps(plan.as_json())))
     assert again == plan and study_name(again) == study_name(plan) != study_name(replace(plan, trials=5))
     assert [plan.protocol(work.get_task(line), h).steps for h in plan.horizons] == [5, 80]
-    assert quick(replace(plan, trials=16)).trials == 8
 
 
 def test_a_searched_program_brings_its_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,6 +527,7 @@ def test_unsound_plans_are_refused(changes: dict[str, Any], message: str) -> Non
         ({"json": Path("nowhere/out.json")}, "cannot be written"),
         ({"horizons": "1,x"}, "--horizons takes numbers"),
         ({"storage": "here"}, "--storage 'here' is no address"),
+        ({"storage": "foo://bar", "run_dir": Path("run")}, "--storage foo://bar cannot be used"),
         ({"workers": 0}, "--workers must be at least 1"),
         ({"resume": True}, "--resume needs the --run-dir"),
         ({"settings": {"tune_seeds": 1001}}, "--tune-seeds must be at most 1000"),

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from baselines import BASELINES
 from experiments.cli import app
 from experiments.errors import UserError
+from experiments.report import plots
 from experiments.report.blocks import Code, Text, block_html, block_markdown, plain
 from experiments.report.command import report_command, write_run_report
 from experiments.report.comparison_sections import comparison_from_json
@@ -272,6 +273,30 @@ def test_an_edited_comparison_is_refused_in_a_sentence(tmp_path: Path, path: lis
     assert [p.name for p in folder.iterdir()] == ["compare.json"]
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["optimizers", 0, "runs"], []),
+        (["optimizers", 0, "mean"], None),
+        (["optimizers", 0, "runs", 0, "test"], math.inf),
+        (["optimizers", 0, "runs", 0, "curve"], []),
+        (["curve"], []),
+    ],
+)
+def test_numbers_that_no_run_writes_are_refused_in_a_sentence(
+    tmp_path: Path, path: list[str | int], value: object
+) -> None:
+    folder = compare(tmp_path / "c") if path[0] == "optimizers" else train(tmp_path / "t")
+    (file,) = folder.iterdir()
+    content = inner = json.loads(file.read_text())
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    file.write_text(json.dumps(content))
+    result = CliRunner().invoke(app, ["report", str(folder)])
+    assert result.exit_code == 2 and file.name in result.output and "was it edited?" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize("name", ["compare.json", "result.json", "ledger.sqlite"])
 def test_a_file_that_is_cut_off_is_refused_in_a_sentence(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"a": ')
@@ -317,6 +342,22 @@ def test_every_formula_is_drawn_within_its_frame(name: str) -> None:
         numbers = list(map(float, re.findall(r"-?\d+\.\d+", picture[0].attrib["d"])))
         x, y = numbers[::2], numbers[1::2]
         assert left <= min(x) and max(x) <= left + width and top <= min(y) and max(y) <= top + height
+
+
+def test_a_comparison_draws_paths_of_what_can_be_run_on_two_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = write_run_report([compare(tmp_path / "c")]).html.read_text()
+    for title in ("Trajectories", "Paths: rosenbrock", "Paths: saddle"):
+        assert f">{title}</h" in page
+    muon = BASELINES["muon"].program
+    whole = dataclasses.replace(muon, fallback=None)
+    shown = [("muon", muon), ("whole", whole), ("adamw", BASELINES["adamw"].program)]
+    text = plots.svg(plots.trajectory_panels(shown)[1])
+    assert "muon, lr" in text and "adamw, lr" in text and "whole" not in text and "var(--ink)" in text
+    assert not plots.trajectory_panels(shown[1:2])
+    monkeypatch.setattr(plots, "_LARGE", 3)
+    assert not plots.trajectory_panels(shown)
 
 
 def test_blocks_escape_in_both_forms() -> None:

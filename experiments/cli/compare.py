@@ -70,7 +70,7 @@ def compare(
     ] = None,
     control: Annotated[bool, typer.Option("--control", help="Add a random program, tuned as all others.")] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A few minutes: 8 trials, one horizon, a short suite.")
+        bool, typer.Option("--quick", help="A few minutes: 8 trials if --trials is not given, a short suite.")
     ] = False,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that train.")] = 1,
     storage: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json as json_format
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from experiments.compare.batches import ROOM, ROOM_OF_GPU
 from experiments.compare.comparison import SEEDS, TUNE_SEEDS
 from experiments.compare.contest import contest
 from experiments.compare.origin import bred_on, count_seen, origin, origin_sentences, random_control
-from experiments.compare.plan import Plan, Row, check_plan, quick
+from experiments.compare.plan import Plan, Row, check_plan
 from experiments.compare.simple import check_trains
 from experiments.compare.verdict import CONTROL
 from experiments.compare.work import study_name, work_together
@@ -39,6 +40,9 @@ SUITE = (
 QUICK_SUITE = ("digits", "digits-autoencoder", "breast-cancer", "mnist1d")
 """The same with ``--quick``."""
 
+QUICK_TRIALS = 8
+"""With ``--quick``, unless a number is given: half as many as otherwise."""
+
 PLAN, DATABASE, RESULT = "plan.json", "compare.sqlite", "compare.json"
 
 
@@ -60,6 +64,11 @@ class Asked:
     run_dir: Path | None = None
     resume: bool = False
 
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What a plan is told: `settings`, and with `quick` fewer trials if those say nothing of them."""
+        return {"trials": QUICK_TRIALS, **self.settings} if self.quick else dict(self.settings)
+
 
 def compare_command(programs: Sequence[str], asked: Asked) -> int:
     """Compare AdamW, Lion and `programs`; prints the verdict and tables, and writes the report.
@@ -67,7 +76,7 @@ def compare_command(programs: Sequence[str], asked: Asked) -> int:
     Raises:
         UserError: if something named does not exist, or what was asked for makes no comparison.
     """
-    from experiments.compare.tuning import check_storage
+    from experiments.compare.tuning import Jobs, check_storage
 
     check_can_write("--json", asked.json)
     if asked.storage is not None:
@@ -83,7 +92,9 @@ def compare_command(programs: Sequence[str], asked: Asked) -> int:
         raise UserError(str(error)) from None
     folder = new_run_dir(asked.run_dir, "compare", get_task(plan.tasks[0]).name if len(plan.tasks) == 1 else "suite")
     try:
-        begun = plan.as_json() | {"storage": _shown(asked.storage), "data": _data(plan)}
+        if asked.storage is not None:
+            Jobs(asked.storage, study_name(plan))  # one that cannot be used is refused before anything is written
+        begun = plan.as_json() | {"storage": _shown(asked.storage)}
         write_atomic(folder / PLAN, json_format.dumps(begun, indent=1, ensure_ascii=False) + "\n")
         return _run(plan, folder, asked)
     finally:
@@ -115,8 +126,7 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
     tasks = _tasks(asked, bred_on(origins))
     horizons = _horizons("1" if asked.horizons is None else asked.horizons)
     room = ROOM if device_type() == "cpu" else ROOM_OF_GPU
-    plan = Plan(tuple(rows), tasks, horizons, room=room, origins=tuple(origins), **asked.settings)
-    plan = quick(plan) if asked.quick else plan
+    plan = Plan(tuple(rows), tasks, horizons, room=room, origins=tuple(origins), **asked.changes)
     check_plan(plan)
     if plan.tune_seeds > SEEDS[0] - TUNE_SEEDS[0]:
         raise UserError(f"--tune-seeds must be at most {SEEDS[0] - TUNE_SEEDS[0]}, got {plan.tune_seeds}")
@@ -124,7 +134,7 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
         shapes = [tuple(p.shape) for p in initial_model(get_task(name), SEEDS[0]).parameters()]
         for row in plan.rows:
             check_trains(row.name, row.program, shapes)
-    return plan
+    return replace(plan, fingerprints={name: fingerprint(name) for name in tasks})
 
 
 def _tasks(asked: Asked, unfair: set[str]) -> tuple[str, ...]:
@@ -132,10 +142,13 @@ def _tasks(asked: Asked, unfair: set[str]) -> tuple[str, ...]:
     if asked.tasks == "suite":
         suite = QUICK_SUITE if asked.quick else SUITE
         return tuple(name for name in suite if name in TASKS and name not in unfair)
-    names = [name.strip() for name in ("digits" if asked.tasks is None else asked.tasks).split(",") if name.strip()]
-    for name in names:
-        get_task(name)
-    return tuple(dict.fromkeys(names))
+    given = ("digits" if asked.tasks is None else asked.tasks).split(",")
+    called: dict[str, str] = {}
+    for name in dict.fromkeys(name.strip() for name in given if name.strip()):
+        other = called.setdefault(get_task(name).name, name)
+        if other != name:
+            raise UserError(f"{other} and {name} are both called {get_task(name).name!r}; give each its own name")
+    return tuple(called.values())
 
 
 def _horizons(text: str) -> tuple[float, ...]:
@@ -164,9 +177,12 @@ def _resumed(programs: Sequence[str], asked: Asked) -> tuple[Path, Plan]:
     if storage != _shown(asked.storage):
         kept = "has its jobs in itself; leave --storage out" if storage is None else f"needs its --storage {storage}"
         raise UserError(f"{folder} {kept}")
-    now = _data(plan)
-    if changed := [name for name, was in data.items() if was != now[name]]:
-        raise UserError(f"the data of {', '.join(changed)} are no longer those that {folder} was begun with")
+    for name, was in (plan.fingerprints or data).items():
+        if changed := _changes(was, fingerprint(name)):
+            raise UserError(
+                f"{name} is another task than {folder} was begun with: its {' and '.join(changed)} changed; "
+                "undo that, or begin anew with another --run-dir"
+            )
     print(f"going on as begun: {', '.join(row.name for row in plan.rows)} on {', '.join(plan.tasks)}")
     return folder, plan
 
@@ -177,12 +193,11 @@ def _differences(plan: Plan, programs: Sequence[str], asked: Asked) -> Iterator[
     yield from (f"no {name} in it" for name in programs if print_program(resolve_program(name)[1]) not in texts)
     if asked.control and not any(row.control for row in plan.rows):
         yield "no random control in it"
-    wanted = replace(plan, **asked.settings)
+    wanted = replace(plan, **asked.changes)
     if asked.tasks is not None:
         wanted = replace(wanted, tasks=_tasks(asked, bred_on(plan.origins)))
     if asked.horizons is not None:
         wanted = replace(wanted, horizons=_horizons(asked.horizons))
-    wanted = quick(wanted) if asked.quick else wanted
     for part in fields(Plan):
         has, other = getattr(plan, part.name), getattr(wanted, part.name)
         if has != other:
@@ -194,8 +209,21 @@ def _shown(storage: str | None) -> str | None:
     return None if storage is None else re.sub("(://[^:@/]*):[^@]*@", r"\1@", storage)
 
 
-def _data(plan: Plan) -> dict[str, Any]:
-    return {name: data_hash(get_task(name).data()) for name in plan.tasks}
+def fingerprint(name: str) -> dict[str, str]:
+    """SHA-256 of a task's splits, of its model's initial shapes with steps and batch size, and of the file it is in."""
+    task = get_task(name)
+    shapes = [tuple(p.shape) for p in initial_model(task, SEEDS[0]).parameters()]
+    found = data_hash(task.data()) | {"model": _sha256(f"{shapes} {task.steps} {task.batch_size}".encode())}
+    return found | {"file": _sha256(Path(name).expanduser().read_bytes())} if name.endswith(".py") else found
+
+
+def _changes(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    parts = [part for part in was if was[part] != now.get(part)]
+    return list(dict.fromkeys(part if part in ("model", "file") else "data" for part in parts))
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _listed(value: Any) -> str:

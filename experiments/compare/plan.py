@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -71,6 +71,8 @@ class Plan:
         widenings: how often ranges may be widened.
         room: parameters of models that are trained at once, over all runs of a population; a GPU wants many.
         origins: what is known of programs that a search found, for the report.
+        fingerprints: of each task, hashes of what it is (see `experiments.compare.command.fingerprint`), so that no
+            result of another task is taken for one of its own; empty in plans from before there were any.
     """
 
     rows: tuple[Row, ...]
@@ -89,6 +91,7 @@ class Plan:
     widenings: int = 2
     room: int = ROOM
     origins: tuple[dict[str, Any], ...] = ()
+    fingerprints: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The plan in JSON's own types."""
@@ -180,10 +183,13 @@ def tuning(plan: Plan, task: str, horizon: float, results: Results, block: int) 
         count = plan.extra if widened else plan.trials
         jobs: list[Job] = []
         for row in rows:
-            for first in range(0, count, block):
+            first = 0
+            while first < count:
                 name = f"{task} {horizon:g} tune {row} {widened} {first}"
                 if name in results:
-                    trials[row] += map(Trial.from_json, results[name]["trials"])
+                    known = [Trial.from_json(trial) for trial in results[name]["trials"]]
+                    trials[row] += known
+                    first += len(known)
                     continue
                 number = first + (plan.trials + (widened - 1) * plan.extra if widened else 0)
                 parts = (plan.sampler == "qmc" and strips[row]) or (current[row],)
@@ -192,6 +198,7 @@ def tuning(plan: Plan, task: str, horizon: float, results: Results, block: int) 
                 jobs.append(Job(name, "tune", task, horizon, row, values, points))
                 if plan.sampler == "tpe":
                     break  # the next block learns from this one
+                first += block
         tuned = Tuned(tuple(map(tuple, trials)), tuple(current), tuple(jobs))
         if jobs or widened == plan.widenings:
             return tuned
@@ -245,13 +252,8 @@ def rule(plan: Plan, job: Job, configuration: Mapping[str, float]) -> Program:
 
 
 def block_size(plan: Plan, parameters: int) -> int:
-    """How many trials of a model of so many parameters are trained as one population."""
-    return BLOCK if BLOCK * plan.tune_seeds * parameters <= plan.room else 1
-
-
-def quick(plan: Plan) -> Plan:
-    """The few-minute form: half as many trials and one horizon."""
-    return replace(plan, trials=min(plan.trials, 8), horizons=(1.0,))
+    """How many trials of a model of so many parameters are trained as one population; one where each learns of all."""
+    return BLOCK if plan.sampler == "qmc" and BLOCK * plan.tune_seeds * parameters <= plan.room else 1
 
 
 def check_plan(plan: Plan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,8 +32,11 @@ Report = Callable[[str, int, int], None]
 
 
 def study_name(plan: Plan) -> str:
-    """The same for equal plans, so that machines which are told the same work together."""
-    return "optforge-" + hashlib.sha256(json.dumps(plan.as_json(), sort_keys=True).encode()).hexdigest()[:16]
+    """The same for equal plans of equal tasks, so that machines which are told the same work together."""
+    told = plan.as_json()
+    if not plan.fingerprints:  # begun before plans had any
+        del told["fingerprints"]
+    return "optforge-" + hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def work(url: str, plan: Plan, report: Report = lambda what, done, total: None) -> None:
@@ -69,10 +73,8 @@ _WORDS = {"tune": "tuning", "final": "reported runs", "rates": "learning rates",
 def work_together(url: str, plan: Plan, workers: int, report: Report, *, alone: bool) -> dict[str, Any]:
     """`work` in this process and in `workers` − 1 more; returns all results.
 
-    With `alone`, no other machine uses the storage, so that claims from before are of processes that have died.
-
-    Raises:
-        RuntimeError: if another process failed; what was finished is kept.
+    With `alone`, no other machine uses the storage, so that claims from before are of processes that have died. If a
+    process dies meanwhile, the others do its jobs, and a sentence on standard error says so.
     """
     if alone:
         Jobs(url, study_name(plan)).release()
@@ -85,7 +87,8 @@ def work_together(url: str, plan: Plan, workers: int, report: Report, *, alone: 
         for process in others:
             process.join()
         if failed := [process.exitcode for process in others if process.exitcode]:
-            raise RuntimeError(f"{len(failed)} of {workers} processes failed, with exit code {failed[0]}")
+            what = f"{len(failed)} of {workers} processes died (exit code {failed[0]})"
+            print(f"optforge: note: {what}; the others did all jobs, so that nothing is missing", file=sys.stderr)
     finally:
         for process in others:
             process.terminate()

@@ -146,7 +146,7 @@ class Picture:
                                      markeredgecolor="white", zorder=5)  # fmt: skip
             self.lines.append(line)
             self.heads.append(head)
-        self.drawn = [_drawable(path.points, surface) for path in paths]
+        self.drawn = [drawable(path.points, surface) for path in paths]
         self.axes.plot(*surface.start, "o", markersize=11, color="white", markeredgecolor="black", markeredgewidth=1.6,
                        label="start", zorder=4)  # fmt: skip
         self.axes.plot(*zip(*surface.minima, strict=True), "*", markersize=21, color="#F0E442", markeredgecolor="black",
@@ -220,20 +220,24 @@ def _indexed(pixels: np.ndarray, palette: np.ndarray) -> Any:
     return image
 
 
+def heights(surface: Surface, points: int = 300, count: int = 14) -> tuple[np.ndarray, ...]:
+    """x, y and the height above the minimum on a grid, and `count` levels evenly spaced in its logarithm."""
+    left, right, bottom, top = surface.frame
+    x, y = np.meshgrid(np.linspace(left, right, points), np.linspace(bottom, top, points))
+    height = surface.function(torch.from_numpy(np.stack([x, y], axis=-1))).numpy() - surface.lowest
+    return x, y, height, np.geomspace(max(np.quantile(height, 0.002), height.max() * 1e-6), height.max(), count)
+
+
 def _contours(axes: Any, surface: Surface) -> None:
-    """Contours evenly spaced in the logarithm of the height above the minimum."""
     from matplotlib.colors import LogNorm
 
-    left, right, bottom, top = surface.frame
-    x, y = np.meshgrid(np.linspace(left, right, 300), np.linspace(bottom, top, 300))
-    height = surface.function(torch.from_numpy(np.stack([x, y], axis=-1))).numpy() - surface.lowest
-    levels = np.geomspace(max(np.quantile(height, 0.002), height.max() * 1e-6), height.max(), 14)
+    x, y, height, levels = heights(surface)
     ratio = levels[-1] / levels[0]
     axes.contourf(x, y, height, levels, norm=LogNorm(levels[0], levels[-1] * ratio**2), cmap="Greys", extend="min")
     axes.contour(x, y, height, levels, colors="#999999", linewidths=0.6)
 
 
-def _drawable(points: np.ndarray, surface: Surface) -> np.ndarray:
+def drawable(points: np.ndarray, surface: Surface) -> np.ndarray:
     """The points before the first that is not finite or so far away that drawing loses precision."""
     width = max(surface.frame[1] - surface.frame[0], surface.frame[3] - surface.frame[2])
     with np.errstate(invalid="ignore"):

@@ -66,6 +66,10 @@ def comparison_from_json(found: dict[str, Any], source: Path) -> Comparison:
         if not entries or any({p.first, p.second} - names for p in pairs):
             raise ValueError("pairs of optimizers that are not listed")
         protocol, target = Protocol(task, **settings), found.get("target")
+        if odd := [e.name for e in entries if len(e.runs) != len(protocol.seeds) or math.isnan(e.mean)]:
+            raise ValueError(f"{odd[0]} needs a mean and one run for each of {len(protocol.seeds)} seeds")
+        if len({(len(run.curve), len(run.valid_curve)) for e in entries for run in e.runs}) > 1:
+            raise ValueError("curves of different lengths")
         verdict = str(found["verdict"]) if _marked(found) else verdict_sentence(protocol, entries, pairs)
         return Comparison(protocol, entries, pairs, verdict, dict(found["provenance"]), target)
     except _EDITED as error:
@@ -131,8 +135,12 @@ def _interval(found: dict[str, Any]) -> Interval:
 
 
 def finite_or_nan(value: Any) -> float:
-    """The number, or NaN for null."""
-    return math.nan if value is None else float(value)
+    """The number, or NaN for null, as which runs write all that is not finite; ValueError for infinity and NaN."""
+    if value is None:
+        return math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{value} where a finite number or null is expected")
+    return float(value)
 
 
 def _absent(*_: Any) -> Any:

@@ -24,7 +24,7 @@ from experiments.errors import UserError
 from experiments.report.blocks import Block, Code, Figures, Fold, Formula, Items, Section, Text, facts
 from experiments.report.comparison_json import comparison_from_json, contest_from_json, finite_or_nan
 from experiments.report.figures import memory_panel, training_panel
-from experiments.report.plots import panels, profile_panel
+from experiments.report.plots import panels, profile_panel, trajectory_panels
 from experiments.report.runs import read_program
 from primitives.pseudocode import pseudo_code
 
@@ -48,9 +48,11 @@ def contest_sections(contest: Contest, prefix: str = "") -> list[Section]:
         blocks: list[Block] = [overview_table(contest.comparisons)] if len(contest.comparisons) > 1 else []
         blocks += [shown, Items(contest.notes)] if contest.notes else [shown]
         others.insert(0, Section(f"{prefix}Over all tasks", tuple(blocks)))
-    plan = {name: value for name, value in contest.plan.items() if name not in ("rows", "origins")}
+    plan = {name: value for name, value in contest.plan.items() if name not in ("rows", "origins", "fingerprints")}
     planned = [Section(f"{prefix}Plan", (facts("", plan),))] if plan else []
-    return [*others, programs, *planned, source]
+    paths = trajectory_panels([(entry.name, entry.program) for entry in contest.comparisons[0].entries])
+    drawn = [Section(f"{prefix}Trajectories", (Figures(tuple(paths)),))] if paths else []
+    return [*others, *drawn, programs, *planned, source]
 
 
 def comparison_sections(comparison: Comparison, prefix: str = "", pairs: int = 0) -> list[Section]:
@@ -111,7 +113,8 @@ def training_sections(runs: Sequence[tuple[str, dict[str, Any], Path]]) -> list[
                 accuracy, str(found["status"]), f"{found['seconds']:.1f}",
             ))  # fmt: skip
             [(int(s), finite_or_nan(x)) for s, x in found["valid_curve"]]
-            [finite_or_nan(x) for x in found["curve"]]
+            if not [finite_or_nan(x) for x in found["curve"]]:
+                raise ValueError("a curve without points")
             options = {k: v for k, v in found.get("options", {}).items() if v not in (None, {}, [])}
             sources.append(facts(label, {"options": options, **found["provenance"]}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:

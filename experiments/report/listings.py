@@ -41,7 +41,7 @@ def print_tasks() -> None:
     _print(columns, rows)
     sizes = ", ".join(SIZES)
     sized = ", ".join(name for name, row in FILE_TASKS.items() if row.sized)
-    print(f"\nFiles are looked for in {data_folder()} (set {FOLDER} for another), or where --data PATH says.")
+    print(f"\nFiles are looked for in {data_folder()} (set {FOLDER} for another), or at PATH in TASK@PATH.")
     print(f"Sizes: {sizes}, as in tinystories:{[*SIZES][-1]}; of {sized}.")
 
 

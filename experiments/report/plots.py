@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
@@ -14,6 +15,9 @@ import numpy as np
 from experiments.colours import COLOURS, DASHES, MARKERS
 from experiments.compare.comparison import Comparison
 from experiments.compare.measures import best_of
+from experiments.programs.surfaces import SURFACES, Surface
+from experiments.programs.trajectories import LADDER, Trajectory, drawable, heights, trajectory
+from primitives import Program, ProgramError
 
 _INK, _GRID = "#0A0B0C", "#0D0E0F"  # in SVGs, stand-ins for the page's colours
 _SIZE = (4.7, 3.9)
@@ -135,9 +139,9 @@ def _style(index: int) -> dict[str, Any]:
     }
 
 
-def _legend(axes: Any) -> None:
+def _legend(axes: Any, columns: int = 2) -> None:
     """Below the axes, where no curve can be."""
-    axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.17), ncols=2, frameon=False, fontsize=10,
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.17), ncols=columns, frameon=False, fontsize=10,
                 labelcolor=axes.ink, borderaxespad=0, columnspacing=1.2)  # fmt: skip
 
 
@@ -270,6 +274,47 @@ def profile_panel(profiles: dict[str, list[float]]) -> Panel:
 
     caption = "A problem is a task, a horizon and a seed; higher is better. Runs that failed count as before training."
     return Panel("Performance profile", caption, draw)
+
+
+def trajectory_panels(programs: Sequence[tuple[str, Program]]) -> list[Panel]:
+    """Paths of the first `_MOST_PATHS` programs on two surfaces, as `optforge trajectories` draws them.
+
+    Programs are left out that are large or cannot be run on two numbers; without any other there is no panel.
+    """
+    small = [p for p in enumerate(programs) if len(p[1][1].live.instructions) <= _LARGE][:_MOST_PATHS]
+    return [panel for name in _SURFACES if (panel := _trajectory_panel(SURFACES[name], small))]
+
+
+def _trajectory_panel(surface: Surface, programs: Sequence[tuple[int, tuple[str, Program]]]) -> Panel | None:
+    paths: list[tuple[int, Trajectory]] = []
+    for index, (name, program) in programs:
+        with contextlib.suppress(ProgramError, RuntimeError), np.errstate(all="ignore"):
+            paths.append((index, trajectory(name, program, surface)))
+    if not paths:
+        return None
+
+    def draw(axes: Any) -> None:
+        x, y, height, levels = heights(surface, 80, 10)
+        axes.contour(x, y, height, levels, colors=axes.ink, linewidths=0.6, alpha=0.25)
+        for index, path in paths:
+            label = f"{_short(path.name)}, lr {path.lr:.2g}".replace("$", r"\$")
+            axes.plot(*drawable(path.points, surface).T, **_style(index), linewidth=1.6, markersize=4, label=label,
+                      markevery=max(1, surface.steps // 20))  # fmt: skip
+        axes.plot(*surface.start, "o", markersize=9, color=axes.ink, markerfacecolor="none", label="start")
+        axes.plot(*zip(*surface.minima, strict=True), "*", markersize=13, color=axes.ink, label="minimum",
+                  linestyle="none")  # fmt: skip
+        axes.set_xlim(*surface.frame[:2])
+        axes.set_ylim(*surface.frame[2:])
+        axes.grid(False)
+        _legend(axes, columns=1 if any(len(path.name) > 14 for _, path in paths) else 2)
+
+    caption = f"{surface.steps} steps in the plane, each program at the best of {len(LADDER)} rates, with its defaults."
+    if any(path.fallback for _, path in paths):
+        caption += " What needs a matrix follows its fallback."
+    return Panel(f"Paths: {surface.name}", caption, draw)
+
+
+_SURFACES, _MOST_PATHS, _LARGE = ("rosenbrock", "saddle"), 5, 60  # together they take less than two seconds
 
 
 def _draw_search(axes: Any, search: dict[str, Any], comparison: Comparison) -> None:

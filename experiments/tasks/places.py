@@ -49,13 +49,13 @@ class Place:
         if place.exists():
             return place
         if path is not None:
-            raise UserError(f"--data {path} does not exist; task {self.task} reads {self.wants}")
+            raise UserError(f"{path} does not exist; task {self.task} reads {self.wants}")
         reason = self._download(place) if self.hub else ""
         if not reason and place.exists():
             return place
         raise UserError(
-            f"task {self.task} needs data{reason}: put {self.wants} at {place}, or say where it is with --data PATH "
-            f"(or --task {self.task}@PATH)"
+            f"task {self.task} needs data{reason}: put {self.wants} at {place}, or say where it is by naming "
+            f"the task {self.task}@PATH"
         )
 
     def _download(self, place: Path) -> str:
