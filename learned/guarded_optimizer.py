@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from learned.measured import Measured, Moved
 from learned.numeric import Number, kept, median, near, of
@@ -68,7 +68,12 @@ class GuardedOptimizer(WatchedOptimizer):
         self._probed, self._measured = False, None
 
     def _told(self, loss: Any) -> None:
-        """Average the losses that closures return, and count the steps since the average was lowest."""
+        """Average the losses that closures return, and count the steps since the average was lowest.
+
+        Each of several processes has a loss of its own, by which rates would come to differ: these are not listened to.
+        """
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            return
         if not (isinstance(loss, int | float) or (isinstance(loss, Tensor) and loss.numel() == 1)):
             return
         at = torch.as_tensor(loss).detach().double().reshape(())

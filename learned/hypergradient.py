@@ -202,7 +202,7 @@ class LearnedOptimizer(GuardedOptimizer):
         for group in self.param_groups:
             group["log_factor"] = group["learning"]["log"]
         if self.rule == "polyak" and not float(self.param_groups[0]["learning"]["told"]):
-            raise ProgramError("rule 'polyak' needs the loss: call optimizer.step(closure) with what computes it")
+            raise ProgramError("rule 'polyak' needs the loss: call optimizer.step(closure), in one process")
         if self.rule == "two-sided" and self.hyper_lr:
             self._guard(self._moved)
 

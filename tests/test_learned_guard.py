@@ -240,3 +240,19 @@ def test_the_rule_of_polyak_asks_for_losses():
 
 def number(x: float) -> torch.Tensor:
     return torch.tensor(x, dtype=torch.float64)
+
+
+def test_processes_with_losses_of_their_own_come_to_the_same_rates(monkeypatch):
+    """What one of two hears must not move its rates, as the other hears something else."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    rates = []
+    for unit in (1.0, -1.0):
+        task = Classes()
+        optimizer = learn(task.model.parameters(), PROGRAMS["adamw"], 0.04)
+        for step in range(70):
+            optimizer.zero_grad()
+            task.loss().backward()
+            optimizer.step(lambda step=step, unit=unit: unit * step)
+        rates.append(optimizer.learned_values()["lr"])
+    assert rates[0] == rates[1]
