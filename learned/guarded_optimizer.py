@@ -6,6 +6,7 @@ None of it costs a pass over memory in a usual step (see `learned.spikes` and `l
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from learned.spikes import FIRST_SPIKE, damping, follow, sampled
 from learned.watched_optimizer import WatchedOptimizer
 from primitives.parameters import global_norm
 
+_OF_LOSSES = ("loss", "lowest_loss", "stalled", "told")
+
 
 class GuardedOptimizer(WatchedOptimizer):
     """Bounds the learned factors of its groups from above, ``group["learning"]["log"]``.
@@ -28,6 +31,7 @@ class GuardedOptimizer(WatchedOptimizer):
 
     _probed: bool  # whether the first step is bounded
     _measured: Measured | None
+    _heard: bool  # whether the loss of this step was told
     _norm_known: bool  # whether the gradients of this step had to be read for their norm
 
     def _complete(self, group: dict[str, Any]) -> None:
@@ -40,7 +44,11 @@ class GuardedOptimizer(WatchedOptimizer):
         """Damp spikes, and bound the first step."""
         first, device = self.param_groups[0]["learning"], moved.device
         some = sampled([g for g in moved.gradients() if g.device == device])
-        if first["steps"] == 1 and near(first["some"], device) > FIRST_SPIKE * some > 0:
+        if (
+            first["steps"] == 1
+            and near(first["some"], device) > FIRST_SPIKE * some > 0
+            and self._began_with_spike(moved)
+        ):
             self._begin_anew()
             first = self.param_groups[0]["learning"]
         norm, usual_some = (near(first[name], device) for name in ("norm", "some"))
@@ -56,8 +64,15 @@ class GuardedOptimizer(WatchedOptimizer):
                     group["log_factor"] = group["learning"]["log"]
             self._probed = "lr" not in self.what or float(self.param_groups[0]["learning"]["large"]) > 0
 
+    def _began_with_spike(self, moved: Moved) -> bool:
+        """Whether the first gradients of these parameters were far larger than the second ones, all of them seen."""
+        second = all(p in self.state and self.state[p]["step"].item() == 1 for p in moved.params)
+        first = near(self.param_groups[0]["learning"]["norm"], moved.device)
+        return bool(second and first > FIRST_SPIKE * near(global_norm(moved.gradients()).double(), moved.device))
+
     def _begin_anew(self) -> None:
         """The first gradient was a spike, as the second one shows: what it has left in state would last."""
+        told = {name: self.param_groups[0]["learning"][name] for name in _OF_LOSSES}
         for group in self.param_groups:
             group["log_factor"] = torch.zeros((), dtype=torch.float64)
             del group["learning"]
@@ -65,6 +80,7 @@ class GuardedOptimizer(WatchedOptimizer):
                 self.state.pop(p, None)
         for group in self.param_groups:
             self._complete(group)
+        self._share(**told)
         self._probed, self._measured = False, None
 
     def _told(self, loss: Any) -> None:
@@ -74,14 +90,15 @@ class GuardedOptimizer(WatchedOptimizer):
         """
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             return
-        if not (isinstance(loss, int | float) or (isinstance(loss, Tensor) and loss.numel() == 1)):
+        if not (isinstance(loss, Real) or (isinstance(loss, Tensor) and loss.numel() == 1)):
             return
-        at = torch.as_tensor(loss).detach().double().reshape(())
+        self._heard = True
+        at = torch.as_tensor(loss, dtype=torch.float64).detach().reshape(())
         value, do = near(at, at.device), of(near(at, at.device))
         if self.param_groups[0]["maximize"]:
             value = -value
-        names = ("loss", "lowest_loss", "stalled", "told")
-        average, lowest, stalled, told = (near(self.param_groups[0]["learning"][name], at.device) for name in names)
+        known = (near(self.param_groups[0]["learning"][name], at.device) for name in _OF_LOSSES)
+        average, lowest, stalled, told = known
         usable = do.isfinite(value)
         average = do.where(usable, do.where(told > 0, average + 0.1 * (value - average), value), average)
         lower = usable & ((told == 0) | (average < lowest))
@@ -113,7 +130,7 @@ class GuardedOptimizer(WatchedOptimizer):
         first = self.param_groups[0]["learning"]
         large, given, stalled, told = (near(first[name], device) for name in ("large", "given", "stalled", "told"))
         do = of(found)
-        falls = (told > 0) & (stalled < PATIENCE)
+        falls = (told > 0) & (stalled < PATIENCE) & self._heard
         trusted = do.where(falls, TRUSTED_AT_FIRST if first["steps"] < PATIENCE else math.inf, TRUSTED)
         usual = do.isfinite(found) & (damp == 1.0)  # what a spike moves says nothing about other steps
         bound, large, given = cap(large, given, do.where(usual, found, large), trusted, self._stride())

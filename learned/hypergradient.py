@@ -95,7 +95,7 @@ class LearnedOptimizer(GuardedOptimizer):
             raise ProgramError(f"every must be a whole number of steps, at least 1, got {every!r}")
         if options.get("differentiable"):
             raise ProgramError("learned rates are no functions of the inputs; choose learning or differentiable")
-        self._probed, self._norm_known, self._seen_binds = False, False, 0
+        self._probed, self._heard, self._norm_known, self._seen_binds = False, False, False, 0
         self._moved, self._measured = None, None
         self._start()
         self.hypergradient: Tensor | None = None
@@ -129,7 +129,7 @@ class LearnedOptimizer(GuardedOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._probed, self._norm_known, self._seen_binds = False, False, 0
+        self._probed, self._heard, self._norm_known, self._seen_binds = False, False, False, 0
         self._moved, self._measured = None, None
         for group in self.param_groups:
             self._complete(group)
@@ -161,6 +161,8 @@ class LearnedOptimizer(GuardedOptimizer):
         older = group.get("learning", {})
         if "own" in older:
             shared["common"] = older["log"] - older["own"]
+        else:
+            shared["log"] = shared["common"]  # the first group's deviation is its own
         group["learning"] = shared | older  # what an older checkpoint has not begins anew
         if group["learning"]["memory"].keys() != fresh["memory"].keys():  # of another rule: this one begins anew
             group["learning"]["memory"] = fresh["memory"]
@@ -201,7 +203,7 @@ class LearnedOptimizer(GuardedOptimizer):
             self._moved, self._measured = Moved(ready), None
         for group in self.param_groups:
             group["log_factor"] = group["learning"]["log"]
-        if self.rule == "polyak" and not float(self.param_groups[0]["learning"]["told"]):
+        if self.rule == "polyak" and not self._heard:
             raise ProgramError("rule 'polyak' needs the loss: call optimizer.step(closure), in one process")
         if self.rule == "two-sided" and self.hyper_lr:
             self._guard(self._moved)
@@ -224,6 +226,7 @@ class LearnedOptimizer(GuardedOptimizer):
         for group in self.param_groups:
             group["applied_lr"] = float(group["lr"])
             group["learning"] = group["learning"] | {"steps": group["learning"]["steps"] + 1}
+        self._heard = False
 
     @quiet
     def _learn(self, moved: Moved) -> None:
@@ -239,7 +242,7 @@ class LearnedOptimizer(GuardedOptimizer):
         guarded = self.rule == "two-sided" and self.hyper_lr > 0
         if guarded and not self._norm_known:
             usual = near(self.param_groups[0]["learning"]["norm"], device)
-            self._share(norm=follow(usual, total(sums["g2"]) ** 0.5))
+            self._share(norm=follow(usual, total(sums["g2"]) ** 0.5, self._stride()))
         if old == []:
             return
         applied = [group["applied_lr"] / base for group in self.param_groups]

@@ -64,11 +64,14 @@ def damping(
     return torch.where((norm > SPIKE * limit) & (limit > 0), limit / norm, 1.0), near(norm, norm.device)
 
 
-def follow(usual: Number, seen: Number) -> Number:
-    """Average of norms that decays by 0.9: the first counts fully, one not finite not, one too large as 10 × usual."""
+def follow(usual: Number, seen: Number, steps: int = 1) -> Number:
+    """Average of norms that decays by 0.9 in each of the `steps` since it was known.
+
+    The first one counts fully, one that is not finite not, and one that is too large as 10 times the usual.
+    """
     where, known = of(seen).where, usual > 0
     seen = where(known, of(seen).minimum(seen, SPIKE * usual), seen)
-    after = where(known, usual + 0.1 * (seen - usual), seen)
+    after = where(known, usual + (1 - 0.9**steps) * (seen - usual), seen)
     return where(of(after).isfinite(after), after, usual)
 
 

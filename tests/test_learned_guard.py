@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from test_learned import PROGRAMS, Problem
@@ -256,3 +257,63 @@ def test_processes_with_losses_of_their_own_come_to_the_same_rates(monkeypatch):
             optimizer.step(lambda step=step, unit=unit: unit * step)
         rates.append(optimizer.learned_values()["lr"])
     assert rates[0] == rates[1]
+
+
+def test_a_plain_checkpoint_is_not_begun_anew_by_a_spike():
+    p = nn.Parameter(torch.ones(8, 8))
+    plain = ProgramOptimizer([p], PROGRAMS["adamw"], 1e-3)
+    for _ in range(5):
+        p.grad = torch.ones(8, 8)
+        plain.step()
+    optimizer = learn([p], PROGRAMS["adamw"], 1e-3)
+    optimizer.load_state_dict(plain.state_dict())
+    for size in (1e3, 1.0, 1.0):
+        p.grad = torch.full((8, 8), size)
+        optimizer.step()
+    assert optimizer.state[p]["step"] == 8
+
+
+def test_gradients_that_are_elsewhere_in_the_second_step_are_no_spike():
+    """Rows of an embedding, of which the first batch has one that is looked at."""
+    p = nn.Parameter(torch.ones(100, 16))
+    optimizer = learn([p], PROGRAMS["adamw"], 1e-3)
+    for row in (0, 7, 8):
+        p.grad = torch.full((100, 16), 1e-6)
+        p.grad[row] = 1.0
+        optimizer.step()
+    assert optimizer.state[p]["step"] == 3
+
+
+@pytest.mark.parametrize("spike", [1.0, 1e4])
+def test_after_a_spike_in_the_first_step_what_losses_told_still_counts(spike):
+    p = nn.Parameter(torch.full((16, 16), 0.25))
+    optimizer = learn([p], PROGRAMS["adamw"], 0.04)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(30):
+        p.grad = torch.randn(16, 16, generator=generator) * (spike if step == 0 else 1.0)
+        optimizer.step(lambda step=step: 2.0 - 0.01 * step)
+    assert optimizer.learned_values()["lr"] == pytest.approx(0.04)
+
+
+def test_losses_that_are_no_longer_told_count_no_longer():
+    p = nn.Parameter(torch.ones(64, 64))
+    optimizer = learn([p], PROGRAMS["adamw"], 0.3)
+    generator = torch.Generator().manual_seed(0)
+    rates = []
+    for step in range(70):
+        p.grad = torch.randn(64, 64, generator=generator)
+        optimizer.step((lambda step=step: np.float32(2.0 - 0.01 * step)) if step < 60 else None)
+        rates.append(optimizer.learned_values()["lr"])
+    assert rates[59] == pytest.approx(0.3) and rates[-1] < 0.1
+
+
+def test_a_later_group_begins_with_what_is_common():
+    problem = Problem()
+    params = list(problem.model.parameters())
+    groups = [{"params": params[:1]}, {"params": params[1:2]}]
+    optimizer = learn(groups, PROGRAMS["momentum"], 1e-5, per="group")
+    for step in range(30):
+        problem.step(optimizer, step)
+    optimizer.add_param_group({"params": params[2:]})
+    first, _, new = (group["learning"] for group in optimizer.param_groups)
+    assert float(first["own"]) != 0 and float(new["log"]) == float(first["common"])
