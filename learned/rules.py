@@ -239,4 +239,4 @@ __all__ = [
     "starts",
     "towards_parent",
     "tower",
-]  # fmt: skip
+]

@@ -26,10 +26,7 @@ def meta_train(
         typer.Option(min=1, metavar="N", help="Of Adam on θ; ends with a training run.", show_default="300"),
     ] = None,
     minutes: Annotated[float | None, typer.Option(min=0, metavar="M", help="Stop after so much time.")] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(min=0, metavar="RATE", help="Of Adam on θ.", show_default="0.003"),
-    ] = None,
+    lr: Annotated[float | None, typer.Option(min=0, metavar="RATE", help="Of Adam on θ.", show_default="0.003")] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="The LSTM sees gradients as they are, as the paper has it on quadratics.")
     ] = False,

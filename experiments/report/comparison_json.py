@@ -112,7 +112,7 @@ def _entry(found: dict[str, Any], source: Path) -> Entry:
     kept = {k: v for k, v in tuning.items() if k in Tuning.__dataclass_fields__}
     name = str(found["name"])
     return Entry(
-        name=name, program=program, reference=bool(found.get("reference", _is_reference(name, program))), 
+        name=name, program=program, reference=bool(found.get("reference", _is_reference(name, program))),
         tuning=Tuning(**kept), runs=tuple(runs),
         interval=_interval(found["interval"]), costs=Costs(**found["costs"]) if found.get("costs") else None, **numbers,
     )  # fmt: skip
