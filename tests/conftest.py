@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from experiments.report import plots
+
 torch.set_num_threads(1)
 
 # No deadlines: the machine's load is not a property of the code. HYPOTHESIS_PROFILE=explore draws new examples.
@@ -31,3 +33,12 @@ def real_data(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
         return root / name
 
     return find
+
+
+@pytest.fixture(autouse=True)
+def _quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports whose pictures are composed but not drawn, which takes most of a small search's time; the tests that look
+    at them are marked `pictures`."""
+    if request.node.get_closest_marker("pictures") is None:
+        blank = b'<svg xmlns="http://www.w3.org/2000/svg"></svg>'
+        monkeypatch.setattr(plots, "_save", lambda figure, kind, salt, **options: blank)

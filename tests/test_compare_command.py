@@ -257,6 +257,7 @@ def finished_jobs(run: Path) -> dict[str, str]:
         return {}
 
 
+@pytest.mark.pictures
 def test_command_writes_everything_and_the_report_can_be_made_again(
     line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from baselines import BASELINES
 STEPS = 6
 
 # Learning rates from which rows reach both targets; the upper end of their range for all others.
-TARGET_LR = {"gradient-descent": 1.0, "lion": 3e-3}
+TARGET_LR = {"gradient-descent": 1.0, "lion": 5e-3}
 
 
 # Training.
@@ -49,8 +49,8 @@ DTYPES = [(torch.float64, None), (torch.float32, None), (torch.bfloat16, None), 
 @every_row
 @pytest.mark.parametrize(
     ("target", "dtype"),
-    [(quadratic, torch.float32), (rosenbrock, torch.float32), (rosenbrock, torch.bfloat16)],
-    ids=["quadratic", "rosenbrock", "rosenbrock-bfloat16"],
+    [(quadratic, torch.float32), (rosenbrock, torch.bfloat16)],
+    ids=["quadratic", "rosenbrock-bfloat16"],
 )
 def test_converges(name: str, form: str, target: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> None:
     """From the learning rate of its row, which falls to zero: the loss to a hundredth. bfloat16 has float32 state."""
@@ -60,8 +60,8 @@ def test_converges(name: str, form: str, target: Callable[[Tensor, Tensor], Tens
     optimizer = FORMS[form](name)(params, lr=lr, state_dtype=torch.float32)
     if "weight_decay" in optimizer.defaults:
         optimizer.param_groups[0]["weight_decay"] = 0.0  # whose minimum is another
-    schedule, losses = lr_scheduler.CosineAnnealingLR(optimizer, 400), []
-    for _ in range(400):
+    schedule, losses = lr_scheduler.CosineAnnealingLR(optimizer, 250), []
+    for _ in range(250):
         optimizer.zero_grad()
         loss = target(*params)
         loss.backward()

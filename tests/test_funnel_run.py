@@ -188,6 +188,7 @@ def test_without_stages_there_is_a_funnel_that_says_so(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "funnel.json").read_text())["curve"] == []
 
 
+@pytest.mark.pictures
 def test_tables_picture_and_archive(tmp_path: Path) -> None:
     found = funnel(tmp_path)
     table = stage_table(found, [("probes", 50, 10), ("digits", 10, 4)])

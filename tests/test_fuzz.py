@@ -32,8 +32,8 @@ def test_many_cases() -> None:
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_hostile_names_stay_out_of_exported_code(name: str) -> None:
-    for row in BASELINES.values():
-        check_exports(row.program, name)
+    for row in ("adamw", "adafactor", "muon", "schedule-free-adamw"):  # scalars, rows, matrices, weights of averages
+        check_exports(BASELINES[row].program, name)
 
 
 @given(programs(max_body=8), st.text(max_size=30) | st.sampled_from(HOSTILE_NAMES))

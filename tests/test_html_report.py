@@ -42,6 +42,8 @@ from search.fitness import Fitness, Status
 from search.ledger import Ledger
 from search.workers import Workers
 
+pytestmark = pytest.mark.pictures
+
 CONFIG = {"task": "digits", "ladder": [0.001, 0.01], "seeds": [0, 1], "steps": 50, "start": "adamw", "seed": 0}
 
 

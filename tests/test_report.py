@@ -25,6 +25,8 @@ from experiments.report.comparison_report import html, markdown, write_report
 from experiments.report.plots import panels, svg
 from experiments.tasks import TASKS
 
+pytestmark = pytest.mark.pictures
+
 NASTY = "mine<script>alert(1)</script>|`*"
 SEARCH = {
     "programs": 1234,

@@ -174,7 +174,7 @@ def test_cross_entropy_in_nats():
     torch.testing.assert_close(cross_entropy(outputs, targets), expected)
 
 
-LONG = ("charlm", "mnist-vit", "shakespeare", "tinystories")  # ten seconds and more each; measured by hand
+LONG = ("charlm", "copy", "mnist-vit", "shakespeare", "tinystories")  # ten seconds and more each; measured by hand
 
 
 @pytest.mark.slow
