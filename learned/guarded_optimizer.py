@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 from learned.measured import Measured, Moved
 from learned.numeric import Number, kept, median, near, of
 from learned.rules import PATIENCE, TRUSTED, TRUSTED_AT_FIRST, cap
-from learned.spikes import FIRST_SPIKE, damping, follow, sampled
+from learned.spikes import FIRST_SPIKE, counted, damping, follow, sampled
 from learned.watched_optimizer import WatchedOptimizer
 from primitives.parameters import global_norm
 
@@ -51,9 +51,10 @@ class GuardedOptimizer(WatchedOptimizer):
         ):
             self._begin_anew()
             first = self.param_groups[0]["learning"]
-        norm, usual_some = (near(first[name], device) for name in ("norm", "some"))
-        self._damp, seen = damping(moved.gradients(), norm, some, usual_some)
-        self._share(some=follow(usual_some, some), **({} if seen is None else {"norm": follow(norm, seen)}))
+        norm, usual_some, often = (near(first[name], device) for name in ("norm", "some", "spikes"))
+        self._damp, seen = damping(moved.gradients(), norm, some, usual_some, often)
+        known = {} if seen is None else {"norm": follow(norm, seen)}
+        self._share(some=follow(usual_some, some), spikes=counted(often, norm, seen), **known)
         self._norm_known = seen is not None
         if not self._probed:  # for as long as all gradients are 0
             if "lr" in self.what and not float(first["large"]):
@@ -118,13 +119,12 @@ class GuardedOptimizer(WatchedOptimizer):
             u2, p2, g2: squares of norms of their updates, of themselves, and of their gradients, ``[n]`` each.
         """
         base, device = self.param_groups[0]["base_lr"], moved.device
-        if not len(moved.matrices):
-            return
         damp = near(self._damp, device)
         rates = [max(float(group["lr"]), group["base_lr"]) / base for group in self.param_groups]
         weights = moved.of_groups(rates)[moved.matrices]
-        # weights of a layer with n inputs keep its sums at size 1 if their variance is 1/n
-        change = (u2[moved.matrices] / of(u2).maximum(p2[moved.matrices], moved.inputs)) ** 0.5
+        # a row of weights keeps its sum at size 1 if its own norm is 1, and elements of vectors are added to such sums:
+        # smaller ones count as that
+        change = (u2[moved.matrices] / of(u2).maximum(p2[moved.matrices], moved.rows)) ** 0.5
         # behind zeros, as in heads of networks and LoRA, gradients are 0 at first, and nothing moves but by decay
         found = median(of(u2).where(g2[moved.matrices] > 0, change * weights, 0.0))
         first = self.param_groups[0]["learning"]

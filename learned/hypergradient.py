@@ -151,6 +151,7 @@ class LearnedOptimizer(GuardedOptimizer):
             "given": torch.tensor(first["base_lr"], dtype=torch.float64),
             "norm": zero,
             "some": zero,
+            "spikes": zero,
             "loss": zero,
             "lowest_loss": zero,
             "stalled": zero,
@@ -203,7 +204,7 @@ class LearnedOptimizer(GuardedOptimizer):
             self._moved, self._measured = Moved(ready), None
         for group in self.param_groups:
             group["log_factor"] = group["learning"]["log"]
-        if self.rule == "polyak" and not self._heard:
+        if self.rule == "polyak" and self.hyper_lr and not self._heard:
             raise ProgramError("rule 'polyak' needs the loss: call optimizer.step(closure), in one process")
         if self.rule == "two-sided" and self.hyper_lr:
             self._guard(self._moved)
@@ -232,7 +233,7 @@ class LearnedOptimizer(GuardedOptimizer):
     def _learn(self, moved: Moved) -> None:
         """Move what is learned, by what the step has measured: for the next one."""
         base, device = self.param_groups[0]["base_lr"], moved.device
-        if self._measured is None or not self.compile or self._binds != self._seen_binds:
+        if self._measured is None or not self._measured.kept or self._binds != self._seen_binds:
             states = [self.state[p] for p in moved.params]
             if self._measured is None or not self._measured.holds(states):
                 self._measured = Measured(states, [self._watch(p) for p in moved.params], self.compile)
@@ -290,7 +291,7 @@ class LearnedOptimizer(GuardedOptimizer):
         change, after = rule.step(memory, seen, self.hyper_lr)
         usable = do.isfinite(seen.dot) & do.isfinite(change) & do.isfinite(sum(after.values(), change))
         new = {k: kept(do.where(usable, v, memory[k])) for k, v in after.items()}
-        common = do.where(usable, common + change, common)
+        common = do.where(usable & (self.hyper_lr > 0), do.clip(common + change, -_LIMIT, _LIMIT), common)
         deviates = 0.1 * self.hyper_lr if self.per != "global" else 0.0
         for number, group in enumerate(self.param_groups):
             mine = [k for k, of in enumerate(numbers) if of == number] if deviates else []

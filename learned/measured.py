@@ -32,8 +32,8 @@ class Moved:
         params: the parameters.
         device: of the first one, where all numbers are.
         numbers, group: number of the group of each; the same as an array ``[parameters]``.
-        matrices: positions of those with more than one dimension; of all, if there is but one.
-        inputs: number of inputs of each of these, that is of its rows; next to nothing for a vector.
+        matrices: positions of those with more than one dimension; of all, if none has.
+        rows: number of rows of each of these, or of elements of a vector.
     """
 
     def __init__(self, ready: Sequence[Sequence[Tensor]]) -> None:
@@ -41,10 +41,9 @@ class Moved:
         self.device = device = self.params[0].device
         self.numbers = [k for k, params in enumerate(ready) for _ in params]
         self.group = near(placed(self.numbers, device), device)
-        alone = len(self.params) == 1
-        which = [i for i, p in enumerate(self.params) if p.ndim > 1 or alone]
-        rows = [float(p.shape[0]) if (p := self.params[i]).ndim > 1 else 1e-12 for i in which]
-        self.matrices, self.inputs = (near(placed(numbers, device), device) for numbers in (which, rows))
+        which = [i for i, p in enumerate(self.params) if p.ndim > 1] or list(range(len(self.params)))
+        rows = [float(p.shape[0]) if (p := self.params[i]).ndim else 1.0 for i in which]
+        self.matrices, self.rows = (near(placed(numbers, device), device) for numbers in (which, rows))
         self._latest: tuple[float, ...] = ()
 
     def gradients(self) -> Iterator[Tensor]:

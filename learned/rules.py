@@ -41,7 +41,7 @@ class Seen(NamedTuple):
         g2, u2: ‖g‖² and ‖u‖².
         alpha: the rate.
         gu: ⟨g, u⟩ with u of this step.
-        loss, lowest: an average of the losses told, and its lowest value; not a number if none was.
+        loss, lowest: an average of the losses told, and its lowest value; of no meaning if none was.
     """
 
     dot: Number
@@ -116,8 +116,8 @@ def _scaled(memory: Mapping[str, Number], seen: Seen, k: float) -> tuple[Number,
 
 def tower(depth: int) -> Rule:
     """Rates on rates, `depth` of them above α; 1 is `multiplicative`."""
-    if not (isinstance(depth, int) and depth >= 1):
-        raise ProgramError(f"a tower has at least 1 level, got {depth!r}")
+    if not (isinstance(depth, int) and 1 <= depth <= 100):
+        raise ProgramError(f"a tower has from 1 to 100 levels, got {depth!r}")
     names = [f"log_rate{i}" for i in range(1, depth)], [f"last{i}" for i in range(1, depth)]
 
     def step(memory: Mapping[str, Number], seen: Seen, k: float) -> tuple[Number, Memory]:

@@ -317,3 +317,77 @@ def test_a_later_group_begins_with_what_is_common():
     optimizer.add_param_group({"params": params[2:]})
     first, _, new = (group["learning"] for group in optimizer.param_groups)
     assert float(first["own"]) != 0 and float(new["log"]) == float(first["common"])
+
+
+@pytest.mark.parametrize("other", [torch.float64, torch.bfloat16])
+def test_of_parameters_in_two_dtypes_all_steps_count(other):
+    """A compiled step cannot write sums of two dtypes into one table."""
+    rates = []
+    for compiled in (False, True):
+        params = [nn.Parameter(torch.ones(8, 8)), nn.Parameter(torch.ones(8, 8, dtype=other))]
+        optimizer = learn(params, PROGRAMS["adamw"], 1e-6, compile=compiled)
+        for _ in range(60):
+            for p in params:
+                p.grad = p.detach().clone()
+            optimizer.step()
+        rates.append(optimizer.learned_values()["lr"])
+    assert rates[1] == pytest.approx(rates[0], rel=1e-3) and rates[1] > 1e-4
+
+
+@pytest.mark.parametrize("name", ["adamw", "momentum", "sgd", "lion"])
+@pytest.mark.parametrize(("between", "factor"), [(0.0, 1.5), (1e-6, 2.0)])
+def test_batches_that_say_next_to_nothing_do_not_make_spikes_of_the_others(name, between, factor):
+    """One gradient in 25 says where the minimum is; what is between them is 0, or next to it."""
+    sizes = []
+    for learned in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        p = nn.Parameter(torch.ones(20, 20))
+        optimizer = (learn if learned else ProgramOptimizer)([p], PROGRAMS[name], 1e-2)
+        for step in range(1500):
+            noise = torch.randn(20, 20, generator=generator)
+            p.grad = p.detach() + 0.1 * noise if step % 25 == 24 else between * noise
+            optimizer.step()
+        sizes.append(p.detach().square().mean().item())
+    assert sizes[1] < factor * sizes[0] + 0.005
+
+
+@pytest.mark.parametrize(("rule", "hyper_lr"), [("additive", 1e6), ("multiplicative", 1.0), ("tower", 0.5)])
+def test_a_factor_stays_where_it_can_come_back_from(rule, hyper_lr):
+    """Gradients that turn against each step lower the rate to its limit, and no further."""
+    p = nn.Parameter(torch.ones(4, 4))
+    optimizer = learn([p], PROGRAMS["sgd"], 1e-3, rule=rule, hyper_lr=hyper_lr)
+    for step in range(400):
+        p.grad = torch.full_like(p, 1.0 if step % 2 else -1.0)
+        optimizer.step()
+    learned = optimizer.param_groups[0]["learning"]
+    assert float(learned["common"]) == float(learned["log"]) == pytest.approx(-math.log(1e12))
+    assert optimizer.learned_values()["lr"] == pytest.approx(1e-15)
+
+
+@pytest.mark.parametrize("name", ["adamw", "momentum"])
+@pytest.mark.parametrize("shapes", [[()], [(10,)], [(10,), ()], [(10,), (3,), (3,)]], ids=str)
+def test_without_matrices_elements_of_vectors_are_what_a_step_is_bounded_by(name, shapes):
+    """From zeros to ones, as in a linear model; the first step is looked at once."""
+    for lr in (1e-6, 1e-2, 10.0):
+        generator = torch.Generator().manual_seed(0)
+        params = [nn.Parameter(torch.zeros(s)) for s in shapes]
+        optimizer = learn(params, PROGRAMS[name], lr)
+        probe, probed, largest = optimizer._probe, [], 0.0
+        optimizer._probe = lambda *args, probe=probe, probed=probed: (probed.append(args), probe(*args))[1]
+        for _ in range(500):
+            for p in params:
+                p.grad = p.detach() - 1 + 0.1 * torch.randn(p.shape, generator=generator)
+            optimizer.step()
+            largest = max(largest, *(p.abs().max().item() for p in params))
+        assert len(probed) == len(params) and largest < 1.3
+        assert max((p - 1).abs().max().item() for p in params) < 0.1
+
+
+def test_a_rule_that_is_switched_off_moves_nothing():
+    p = nn.Parameter(torch.full((10, 10), 5.0))
+    optimizer = learn([p], PROGRAMS["sgd"], 1.9, rule="polyak", hyper_lr=0)
+    for _ in range(10):
+        p.grad = p.detach().clone()
+        optimizer.step(lambda: p.detach().square().sum().item())
+        optimizer.step()
+    assert optimizer.learned_values() == {"lr": 1.9}
