@@ -122,9 +122,7 @@ class GuardedOptimizer(WatchedOptimizer):
         damp = near(self._damp, device)
         rates = [max(float(group["lr"]), group["base_lr"]) / base for group in self.param_groups]
         weights = moved.of_groups(rates)[moved.matrices]
-        # a row of weights keeps its sum at size 1 if its own norm is 1, and elements of vectors are added to such sums:
-        # smaller ones count as that
-        change = (u2[moved.matrices] / of(u2).maximum(p2[moved.matrices], moved.rows)) ** 0.5
+        change = (u2[moved.matrices] / of(u2).maximum(p2[moved.matrices], moved.least)) ** 0.5
         # behind zeros, as in heads of networks and LoRA, gradients are 0 at first, and nothing moves but by decay
         found = median(of(u2).where(g2[moved.matrices] > 0, change * weights, 0.0))
         first = self.param_groups[0]["learning"]

@@ -289,6 +289,9 @@ class LearnedOptimizer(GuardedOptimizer):
         seen = Seen(total(dot), total(g2), total(u2), first["base_lr"] * do.exp(common), total(gu), *told)
         self.hypergradient = kept(-seen.dot)
         change, after = rule.step(memory, seen, self.hyper_lr)
+        if self.rule == "two-sided":  # greedy derivatives favour small rates: they do not undercut a trusted one
+            trusted = near(first["learning"]["given"], device) > 0
+            change = do.where(trusted, do.maximum(change, -do.clip(common, 0.0, _LIMIT)), change)
         usable = do.isfinite(seen.dot) & do.isfinite(change) & do.isfinite(sum(after.values(), change))
         new = {k: kept(do.where(usable, v, memory[k])) for k, v in after.items()}
         common = do.where(usable & (self.hyper_lr > 0), do.clip(common + change, -_LIMIT, _LIMIT), common)

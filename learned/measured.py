@@ -33,7 +33,8 @@ class Moved:
         device: of the first one, where all numbers are.
         numbers, group: number of the group of each; the same as an array ``[parameters]``.
         matrices: positions of those with more than one dimension; of all, if none has.
-        rows: number of rows of each of these, or of elements of a vector.
+        least: the squares of their norms count as at least so much. A row of a matrix keeps its sum at size 1 if its
+            own norm is 1; of a vector one only knows that no share of 0 leads away from it.
     """
 
     def __init__(self, ready: Sequence[Sequence[Tensor]]) -> None:
@@ -42,8 +43,8 @@ class Moved:
         self.numbers = [k for k, params in enumerate(ready) for _ in params]
         self.group = near(placed(self.numbers, device), device)
         which = [i for i, p in enumerate(self.params) if p.ndim > 1] or list(range(len(self.params)))
-        rows = [float(p.shape[0]) if (p := self.params[i]).ndim else 1.0 for i in which]
-        self.matrices, self.rows = (near(placed(numbers, device), device) for numbers in (which, rows))
+        least = [float(p.shape[0]) if (p := self.params[i]).ndim > 1 else 1e-3 * p.numel() for i in which]
+        self.matrices, self.least = (near(placed(numbers, device), device) for numbers in (which, least))
         self._latest: tuple[float, ...] = ()
 
     def gradients(self) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ from test_learned import PROGRAMS, Problem
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from baselines import BASELINES
 from learned import LearnedOptimizer, learn
 from learned.rules import Seen, named_rule
 from primitives import ProgramError, ProgramOptimizer
@@ -380,7 +381,7 @@ def test_without_matrices_elements_of_vectors_are_what_a_step_is_bounded_by(name
             optimizer.step()
             largest = max(largest, *(p.abs().max().item() for p in params))
         assert len(probed) == len(params) and largest < 1.3
-        assert max((p - 1).abs().max().item() for p in params) < 0.1
+        assert max((p - 1).abs().max().item() for p in params) < 0.3
 
 
 def test_a_rule_that_is_switched_off_moves_nothing():
@@ -391,3 +392,36 @@ def test_a_rule_that_is_switched_off_moves_nothing():
         optimizer.step(lambda: p.detach().square().sum().item())
         optimizer.step()
     assert optimizer.learned_values() == {"lr": 1.9}
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_derivatives_do_not_undercut_a_rate_that_is_trusted(told):
+    """Gradients that agree lift the rate, and gradients that turn lower it again: to where it began, and no further."""
+    p = nn.Parameter(torch.full((8, 8), 100.0))
+    optimizer = learn([p], PROGRAMS["sgd"], 1e-2)
+    rates = []
+    for step in range(120):
+        p.grad = torch.full_like(p, 1.0 if step < 20 or step % 2 else -1.0)
+        optimizer.step((lambda step=step: 2.0 - 0.01 * step) if told else None)
+        rates.append(optimizer.learned_values()["lr"])
+    assert max(rates) > 0.05 and min(rates) == rates[-1] == pytest.approx(1e-2)
+
+
+@pytest.mark.parametrize(("name", "lr"), [("rmsprop", 1e-2), ("adagrad", 0.1)])
+def test_told_the_loss_a_rate_that_works_for_the_program_works_all_the_same(name, lr):
+    """Of rules whose first steps are the largest, as nothing corrects their averages."""
+    ends = []
+    for make in (ProgramOptimizer, learn):
+        task = Classes()
+        optimizer = make(task.model.parameters(), BASELINES[name].program, lr)
+
+        def closure(optimizer=optimizer, task=task) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = task.loss()
+            loss.backward()
+            return loss
+
+        for _ in range(150):
+            optimizer.step(closure)
+        ends.append(task.end())
+    assert ends[1] <= 1.02 * ends[0]
