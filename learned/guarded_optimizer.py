@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from learned.group_state import OF_LOSSES
 from learned.measured import Measured, Moved
 from learned.numeric import Number, kept, median, near, of
 from learned.rules import PATIENCE, TRUSTED, TRUSTED_AT_FIRST, cap
 from learned.spikes import FIRST_SPIKE, counted, damping, follow, sampled
 from learned.watched_optimizer import WatchedOptimizer
 from primitives.parameters import global_norm
-
-_OF_LOSSES = ("loss", "lowest_loss", "stalled", "told")
 
 
 class GuardedOptimizer(WatchedOptimizer):
@@ -73,7 +72,7 @@ class GuardedOptimizer(WatchedOptimizer):
 
     def _begin_anew(self) -> None:
         """The first gradient was a spike, as the second one shows: what it has left in state would last."""
-        told = {name: self.param_groups[0]["learning"][name] for name in _OF_LOSSES}
+        told = {name: self.param_groups[0]["learning"][name] for name in OF_LOSSES}
         for group in self.param_groups:
             group["log_factor"] = torch.zeros((), dtype=torch.float64)
             del group["learning"]
@@ -98,7 +97,7 @@ class GuardedOptimizer(WatchedOptimizer):
         value, do = near(at, at.device), of(near(at, at.device))
         if self.param_groups[0]["maximize"]:
             value = -value
-        known = (near(self.param_groups[0]["learning"][name], at.device) for name in _OF_LOSSES)
+        known = (near(self.param_groups[0]["learning"][name], at.device) for name in OF_LOSSES)
         average, lowest, stalled, told = known
         usable = do.isfinite(value)
         average = do.where(usable, do.where(told > 0, average + 0.1 * (value - average), value), average)

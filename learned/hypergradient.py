@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from learned.group_state import complete
 from learned.guarded_optimizer import GuardedOptimizer
 from learned.measured import Measured, Moved, placed
 from learned.numeric import Number, kept, near, of, quiet, total
@@ -135,38 +136,7 @@ class LearnedOptimizer(GuardedOptimizer):
             self._complete(group)
 
     def _complete(self, group: dict[str, Any]) -> None:
-        first = self.param_groups[0]
-        zero = torch.zeros((), dtype=torch.float64)
-        group.setdefault("log_factor", first.get("log_factor", zero))
-        group.setdefault("base_lr", float(group["lr"]) or float(self.defaults["lr"]))  # a schedule may be at 0
-        group.setdefault("applied_lr", float(group["lr"]))
-        learned = {name: float(group[name]) for name in self.what if name != "lr"}
-        fresh = {
-            "memory": named_rule(self.rule).init(),
-            "steps": 0,
-            "log": group["log_factor"],
-            "common": group["log_factor"],
-            "own": zero,
-            "large": zero,
-            "given": torch.tensor(first["base_lr"], dtype=torch.float64),
-            "norm": zero,
-            "some": zero,
-            "spikes": zero,
-            "loss": zero,
-            "lowest_loss": zero,
-            "stalled": zero,
-            "told": zero,
-            "start": learned,
-        }
-        shared = {**fresh, **first.get("learning", {}), "own": zero, "start": learned}
-        older = group.get("learning", {})
-        if "own" in older:
-            shared["common"] = older["log"] - older["own"]
-        else:
-            shared["log"] = shared["common"]  # the first group's deviation is its own
-        group["learning"] = shared | older  # what an older checkpoint has not begins anew
-        if group["learning"]["memory"].keys() != fresh["memory"].keys():  # of another rule: this one begins anew
-            group["learning"]["memory"] = fresh["memory"]
+        complete(group, self.param_groups[0], self.rule, self.what, float(self.defaults["lr"]))
 
     def learned_values(self) -> dict[str, float]:
         """Each learned quantity by name: `lr` is the first group's rate before a scheduler's share in it."""
