@@ -14,7 +14,7 @@ from baselines import BASELINES
 from experiments.compare.batches import ROOM, ROOM_OF_GPU
 from experiments.compare.comparison import SEEDS, TUNE_SEEDS
 from experiments.compare.contest import contest
-from experiments.compare.origin import bred_on, count_seen, origin, origin_sentences, random_control
+from experiments.compare.origin import bred_on, count_seen, origin, origin_sentences, random_control, task_key
 from experiments.compare.plan import Plan, Row, check_plan
 from experiments.compare.simple import check_trains
 from experiments.compare.verdict import CONTROL
@@ -138,10 +138,13 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
 
 
 def _tasks(asked: Asked, unfair: set[str]) -> tuple[str, ...]:
-    """Names of tasks; ``suite`` leaves out the `unfair` ones, by which a compared program was chosen."""
+    """Names of tasks; ``suite`` leaves out the `unfair` ones (keys), by which a compared program was chosen."""
     if asked.tasks == "suite":
         suite = QUICK_SUITE if asked.quick else SUITE
-        return tuple(name for name in suite if name in TASKS and name not in unfair)
+        left = tuple(name for name in suite if name in TASKS and task_key(name) not in unfair)
+        if not left:
+            raise UserError("programs to be compared were chosen by all tasks of the suite; name one with --tasks")
+        return left
     given = ("digits" if asked.tasks is None else asked.tasks).split(",")
     called: dict[str, str] = {}
     for name in dict.fromkeys(name.strip() for name in given if name.strip()):
