@@ -35,6 +35,8 @@ def contest_from_json(found: dict[str, Any], source: Path) -> Contest:
         if any([e.name for e in c.entries] != names for c in comparisons):
             raise ValueError("not the same optimizers on every task")
         profiles = {str(name): [float(x) for x in ratios] for name, ratios in found["profiles"].items()}
+        if len({len(ratios) for ratios in profiles.values()}) > 1:
+            raise ValueError("profiles of different lengths")
         notes = tuple(map(str, found["notes"]))
         verdict = str(found["verdict"])
         if not all(map(_marked, found["comparisons"])):
