@@ -321,6 +321,15 @@ def test_reported_run_equals_training_with_torch(line: str) -> None:
     assert found.protocol.warmup == 4 and run.valid_curve[-1] == pytest.approx(run.valid)
 
 
+def test_a_loss_that_is_not_finite_before_training_is_a_sentence(line: str) -> None:
+    odd = TASK.replace("parts = ", "y[100:110] = float('inf')\nparts = ")  # only where it validates
+    Path(line).write_text(odd)
+    plan = plan_of(line)
+    job = pending(plan, {}, {line: 8})[0]
+    with pytest.raises(UserError, match=r"the validation loss of .*line\.py before training is not finite"):
+        run_job(plan, job)
+
+
 def test_many_tasks_are_counted_and_few_are_named(line: str) -> None:
     plan = plan_of(line, trials=2, seeds=2, widenings=0)
     comparison = contest(plan, done(plan), 0.0).comparisons[0]
