@@ -99,6 +99,14 @@ def test_trials_are_nested_equal_in_number_and_at_the_same_places(line: str) -> 
     assert places[0] == places[1][:1] == places[2][:1] and places[1] == places[2][:4]
 
 
+@pytest.mark.parametrize("sampler", ["qmc", "tpe"])
+def test_the_first_trial_is_the_program_as_it_is(line: str, sampler: str) -> None:
+    plan = replace(plan_of(line, sampler=sampler), rows=(row("adamw", beta1=0.3),))
+    (job, *_) = tuning(plan, line, 1.0, {}, 4).jobs
+    assert job.configurations[0]["beta1"] == pytest.approx(0.3)
+    assert len({c["beta1"] for c in job.configurations}) == 4
+
+
 def test_blocks_do_not_change_what_is_tried(line: str) -> None:
     plan = plan_of(line, trials=7)
     whole = tuning(plan, line, 1.0, {}, 32).jobs

@@ -215,13 +215,13 @@ def _points(
 ) -> tuple[Point, ...]:
     """Coordinates of trials `first` to `first + count`; they take turns among `parts`. Trial 0 is the centre."""
     dimensions = len(whole.dimensions)
+    centre = whole.place((0.5,) * dimensions)
     if plan.sampler == "tpe":
-        tried = [(tuple((x - low) / (high - low) for (low, high), x in zip(whole.bounds, t.at, strict=True)), t.loss)
-                 for t in trials]  # fmt: skip
-        centre = [] if trials else [(0.5,) * dimensions]
-        found = [*centre, *proposals("tpe", dimensions, count - len(centre), 0, tried)]
+        tried = [(whole.place(trial.at), trial.loss) for trial in trials]
+        begin = [] if trials else [centre]
+        found = [*begin, *proposals("tpe", dimensions, count - len(begin), 0, tried)]
     else:
-        sequence = ((0.5,) * dimensions, *_sequence(dimensions, first + count - 1))
+        sequence = (centre, *_sequence(dimensions, first + count - 1))
         found = list(sequence[first : first + count])
     return tuple(tuple(parts[k % len(parts)].inside(point)) for k, point in enumerate(found))
 
