@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import optuna
@@ -26,6 +26,7 @@ from experiments.compare import work
 from experiments.compare.batches import ROOM_OF_GPU
 from experiments.compare.command import Asked, _shown, compare_command, make_plan, newest_search
 from experiments.compare.contest import contest
+from experiments.compare.fingerprints import changes, fingerprint
 from experiments.compare.origin import count_seen, origin_sentences, random_control
 from experiments.compare.plan import FACTORS, Plan, Row, block_size, check_plan, pending, tuning
 from experiments.compare.tables import place
@@ -244,7 +245,7 @@ def test_kill_loses_at_most_the_job_in_flight_and_nothing_is_computed_twice(line
     assert len(after) == len(set(after)) and all(after[n] == at for n, at in finished.items())
     begun = json.loads((run / "plan.json").read_text())
     assert begun.pop("storage") is None
-    assert set(begun["fingerprints"][line]) == {"train", "valid", "test", "model", "file"}
+    assert set(begun["fingerprints"][line]) == {"train", "valid", "test", "model", "loss", "file"}
     plan = Plan.from_json(begun)
     results = Jobs(f"sqlite:///{run}/compare.sqlite", study_name(plan)).results()
     uninterrupted: dict[str, Any] = {}
@@ -397,7 +398,8 @@ def test_a_comparison_is_resumed_as_it_began_or_not_at_all(line: str, tmp_path: 
 
 
 def test_an_edited_plan_is_refused_in_a_sentence(line: str, tmp_path: Path) -> None:
-    for plan in (plan_of(line).as_json() | {"seeds": "x"}, [], [1]):
+    whole = plan_of(line).as_json()
+    for plan in (whole | {"seeds": "x"}, [], [1], whole | {"fingerprints": {line: [1]}}, whole | {"fingerprints": [1]}):
         (tmp_path / "plan.json").write_text(json.dumps(plan))
         with pytest.raises(UserError, match="is not a plan of a comparison"):
             compare_command([], Asked(resume=True, run_dir=tmp_path))
@@ -448,6 +450,23 @@ def test_results_of_another_task_are_neither_reused_nor_mixed(line: str, tmp_pat
             UserError, match=f"{line} is another task than .* was begun with: its {words} changed; undo"
         ):
             compare_command([], Asked(resume=True, run_dir=tmp_path))
+
+
+def test_results_of_another_loss_are_not_reused_wherever_it_is_imported_from(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path(line).write_text(TASK.replace("lambda o, t: (o - t).square().mean()", "__import__('line_helper').loss"))
+    prints = []
+    for factor in ("1", "1", "1.0000001", "1.01"):
+        helper = ModuleType("line_helper")
+        exec(f"def loss(o, t): return {factor} * (o - t).square().mean()", helper.__dict__)
+        monkeypatch.setitem(sys.modules, helper.__name__, helper)
+        user_tasks.from_file.cache_clear()
+        prints.append(fingerprint(line))
+    assert prints[0] == prints[1] == prints[2], "rounding on another machine is no other task"
+    assert changes(prints[0], prints[3]) == ["loss"]
+    assert changes({**prints[0], "train": "other"}, prints[3]) == ["data"], "of which another loss is a consequence"
 
 
 def test_a_comparison_from_before_fingerprints_goes_on(line: str) -> None:

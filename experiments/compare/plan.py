@@ -71,7 +71,7 @@ class Plan:
         widenings: how often ranges may be widened.
         room: parameters of models that are trained at once, over all runs of a population; a GPU wants many.
         origins: what is known of programs that a search found, for the report.
-        fingerprints: of each task, hashes of what it is (see `experiments.compare.command.fingerprint`), so that no
+        fingerprints: of each task, hashes of what it is (see `experiments.compare.fingerprints`), so that no
             result of another task is taken for one of its own; empty in plans from before there were any.
     """
 
