@@ -550,6 +550,12 @@ def test_tasks_by_which_a_funnel_chose_are_left_out_and_its_candidates_counted(
         ({"horizons": (0.0,)}, "horizons"),
         ({"warmup": 1.0}, "warm-up"),
         ({"tasks": ()}, "nothing to compare"),
+        ({"trials": 10**20}, "at most 10,000"),
+        ({"seeds": 10**11}, "at most 10,000"),
+        ({"tune_seeds": 10**11}, "at most 10,000"),
+        ({"horizons": (1.0, 1e300)}, "horizons must be at most 1,000"),
+        ({"steps": 10**21}, "at most 10,000,000"),
+        ({"steps": 10**5, "horizons": (1.0, 500.0)}, "at most 10,000,000"),
     ],
 )
 def test_unsound_plans_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -564,6 +570,8 @@ def test_unsound_plans_are_refused(changes: dict[str, Any], message: str) -> Non
         ({"json": Path("nowhere/out.json")}, "cannot be written"),
         ({"horizons": "1,x"}, "--horizons takes numbers"),
         ({"storage": "here"}, "--storage 'here' is no address"),
+        ({"storage": "sqlite://", "run_dir": Path("run")}, "--storage sqlite:// is only in memory"),
+        ({"storage": "sqlite:///:memory:", "run_dir": Path("run")}, "name a file, as in: sqlite:///jobs.sqlite"),
         ({"storage": "foo://bar", "run_dir": Path("run")}, "--storage foo://bar cannot be used"),
         ({"workers": 0}, "--workers must be at least 1"),
         ({"resume": True}, "--resume needs the --run-dir"),

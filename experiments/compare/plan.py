@@ -29,6 +29,9 @@ FACTORS = tuple(float(f"{10 ** (k / 4):.4g}") for k in range(-4, 5))
 BLOCK = 8
 """Trials trained as one population, where there is room for their models; larger ones train one at a time."""
 
+MOST_RUNS, MOST_TIMES, MOST_STEPS = 10_000, 1_000, 10_000_000
+"""Of trials and of seeds, of a horizon, and of steps: more is a slip, and would fill the memory before any training."""
+
 Results = Mapping[str, Any]
 
 
@@ -264,8 +267,12 @@ def check_plan(plan: Plan) -> None:
         raise ValueError(f"unknown sampler {plan.sampler!r}; there are: qmc, tpe")
     if min(plan.trials, plan.seeds, plan.tune_seeds, plan.dimensions) < 1:
         raise ValueError("trials, seeds, tuning seeds and dimensions must be at least 1")
+    if max(plan.trials, plan.seeds, plan.tune_seeds) > MOST_RUNS:
+        raise ValueError(f"trials, seeds and tuning seeds must be at most {MOST_RUNS:,}; name fewer")
     if not plan.horizons or any(not (math.isfinite(h) and h > 0) for h in plan.horizons):
         raise ValueError(f"horizons are positive multiples of a task's own number of steps, got {plan.horizons}")
+    if max(plan.horizons) > MOST_TIMES or (plan.steps or 0) * max(plan.horizons) > MOST_STEPS:
+        raise ValueError(f"horizons must be at most {MOST_TIMES:,}, and steps with them at most {MOST_STEPS:,}")
     if not (0 <= plan.warmup < 1 and 0 <= plan.clip < math.inf):
         raise ValueError("warm-up is a share of the run below 1, clipping a norm of at least 0")
     if plan.schedule not in SCHEDULES:

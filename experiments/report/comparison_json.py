@@ -16,8 +16,8 @@ from experiments.programs import baseline_name
 from experiments.report.runs import read_program
 from primitives import Program, Task
 
-# what reading, or judging, something else than a comparison raises
-_EDITED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, StopIteration)
+EDITED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, StopIteration)
+"""What reading, judging or drawing something else than a comparison raises."""
 
 
 def contest_from_json(found: dict[str, Any], source: Path) -> Contest:
@@ -42,7 +42,7 @@ def contest_from_json(found: dict[str, Any], source: Path) -> Contest:
         if not all(map(_marked, found["comparisons"])):
             verdict = contest_sentence(comparisons)
         return Contest(comparisons, verdict, profiles, notes, dict(found["plan"]))
-    except _EDITED as error:
+    except EDITED as error:
         raise UserError(
             f"{source} is not a comparison's JSON ({type(error).__name__}: {error}); was it edited?"
         ) from None
@@ -74,7 +74,7 @@ def comparison_from_json(found: dict[str, Any], source: Path) -> Comparison:
             raise ValueError("curves of different lengths")
         verdict = str(found["verdict"]) if _marked(found) else verdict_sentence(protocol, entries, pairs)
         return Comparison(protocol, entries, pairs, verdict, dict(found["provenance"]), target)
-    except _EDITED as error:
+    except EDITED as error:
         raise UserError(
             f"{source} is not a comparison's JSON ({type(error).__name__}: {error}); was it edited?"
         ) from None
