@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import optuna
@@ -26,6 +26,7 @@ from experiments.compare import work
 from experiments.compare.batches import ROOM_OF_GPU
 from experiments.compare.command import Asked, _shown, compare_command, make_plan, newest_search
 from experiments.compare.contest import contest
+from experiments.compare.fingerprints import changes, fingerprint
 from experiments.compare.origin import count_seen, origin_sentences, random_control
 from experiments.compare.plan import FACTORS, Plan, Row, block_size, check_plan, pending, tuning
 from experiments.compare.tables import place
@@ -97,6 +98,14 @@ def test_trials_are_nested_equal_in_number_and_at_the_same_places(line: str) -> 
         by_name = tuned.jobs[0].configurations[0]
         assert by_name == pytest.approx({"lr": plan.rows[0].rate, "weight_decay": 0.01, "beta1": 0.9})
     assert places[0] == places[1][:1] == places[2][:1] and places[1] == places[2][:4]
+
+
+@pytest.mark.parametrize("sampler", ["qmc", "tpe"])
+def test_the_first_trial_is_the_program_as_it_is(line: str, sampler: str) -> None:
+    plan = replace(plan_of(line, sampler=sampler), rows=(row("adamw", beta1=0.3),))
+    (job, *_) = tuning(plan, line, 1.0, {}, 4).jobs
+    assert job.configurations[0]["beta1"] == pytest.approx(0.3)
+    assert len({c["beta1"] for c in job.configurations}) == 4
 
 
 def test_blocks_do_not_change_what_is_tried(line: str) -> None:
@@ -236,7 +245,7 @@ def test_kill_loses_at_most_the_job_in_flight_and_nothing_is_computed_twice(line
     assert len(after) == len(set(after)) and all(after[n] == at for n, at in finished.items())
     begun = json.loads((run / "plan.json").read_text())
     assert begun.pop("storage") is None
-    assert set(begun["fingerprints"][line]) == {"train", "valid", "test", "model", "file"}
+    assert set(begun["fingerprints"][line]) == {"train", "valid", "test", "model", "loss", "file"}
     plan = Plan.from_json(begun)
     results = Jobs(f"sqlite:///{run}/compare.sqlite", study_name(plan)).results()
     uninterrupted: dict[str, Any] = {}
@@ -321,6 +330,15 @@ def test_reported_run_equals_training_with_torch(line: str) -> None:
     assert found.protocol.warmup == 4 and run.valid_curve[-1] == pytest.approx(run.valid)
 
 
+def test_a_loss_that_is_not_finite_before_training_is_a_sentence(line: str) -> None:
+    odd = TASK.replace("parts = ", "y[100:110] = float('inf')\nparts = ")  # only where it validates
+    Path(line).write_text(odd)
+    plan = plan_of(line)
+    job = pending(plan, {}, {line: 8})[0]
+    with pytest.raises(UserError, match=r"the validation loss of .*line\.py before training is not finite"):
+        run_job(plan, job)
+
+
 def test_many_tasks_are_counted_and_few_are_named(line: str) -> None:
     plan = plan_of(line, trials=2, seeds=2, widenings=0)
     comparison = contest(plan, done(plan), 0.0).comparisons[0]
@@ -380,7 +398,8 @@ def test_a_comparison_is_resumed_as_it_began_or_not_at_all(line: str, tmp_path: 
 
 
 def test_an_edited_plan_is_refused_in_a_sentence(line: str, tmp_path: Path) -> None:
-    for plan in (plan_of(line).as_json() | {"seeds": "x"}, [], [1]):
+    whole = plan_of(line).as_json()
+    for plan in (whole | {"seeds": "x"}, [], [1], whole | {"fingerprints": {line: [1]}}, whole | {"fingerprints": [1]}):
         (tmp_path / "plan.json").write_text(json.dumps(plan))
         with pytest.raises(UserError, match="is not a plan of a comparison"):
             compare_command([], Asked(resume=True, run_dir=tmp_path))
@@ -431,6 +450,23 @@ def test_results_of_another_task_are_neither_reused_nor_mixed(line: str, tmp_pat
             UserError, match=f"{line} is another task than .* was begun with: its {words} changed; undo"
         ):
             compare_command([], Asked(resume=True, run_dir=tmp_path))
+
+
+def test_results_of_another_loss_are_not_reused_wherever_it_is_imported_from(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path(line).write_text(TASK.replace("lambda o, t: (o - t).square().mean()", "__import__('line_helper').loss"))
+    prints = []
+    for factor in ("1", "1", "1.0000001", "1.01"):
+        helper = ModuleType("line_helper")
+        exec(f"def loss(o, t): return {factor} * (o - t).square().mean()", helper.__dict__)
+        monkeypatch.setitem(sys.modules, helper.__name__, helper)
+        user_tasks.from_file.cache_clear()
+        prints.append(fingerprint(line))
+    assert prints[0] == prints[1] == prints[2], "rounding on another machine is no other task"
+    assert changes(prints[0], prints[3]) == ["loss"]
+    assert changes({**prints[0], "train": "other"}, prints[3]) == ["data"], "of which another loss is a consequence"
 
 
 def test_a_comparison_from_before_fingerprints_goes_on(line: str) -> None:
@@ -514,6 +550,12 @@ def test_tasks_by_which_a_funnel_chose_are_left_out_and_its_candidates_counted(
         ({"horizons": (0.0,)}, "horizons"),
         ({"warmup": 1.0}, "warm-up"),
         ({"tasks": ()}, "nothing to compare"),
+        ({"trials": 10**20}, "at most 10,000"),
+        ({"seeds": 10**11}, "at most 10,000"),
+        ({"tune_seeds": 10**11}, "at most 10,000"),
+        ({"horizons": (1.0, 1e300)}, "horizons must be at most 1,000"),
+        ({"steps": 10**21}, "at most 10,000,000"),
+        ({"steps": 10**5, "horizons": (1.0, 500.0)}, "at most 10,000,000"),
     ],
 )
 def test_unsound_plans_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -528,6 +570,8 @@ def test_unsound_plans_are_refused(changes: dict[str, Any], message: str) -> Non
         ({"json": Path("nowhere/out.json")}, "cannot be written"),
         ({"horizons": "1,x"}, "--horizons takes numbers"),
         ({"storage": "here"}, "--storage 'here' is no address"),
+        ({"storage": "sqlite://", "run_dir": Path("run")}, "--storage sqlite:// is only in memory"),
+        ({"storage": "sqlite:///:memory:", "run_dir": Path("run")}, "name a file, as in: sqlite:///jobs.sqlite"),
         ({"storage": "foo://bar", "run_dir": Path("run")}, "--storage foo://bar cannot be used"),
         ({"workers": 0}, "--workers must be at least 1"),
         ({"resume": True}, "--resume needs the --run-dir"),

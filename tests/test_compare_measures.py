@@ -92,3 +92,11 @@ def test_profile_by_hand() -> None:
     assert found == {"a": [1.0, 2.0], "b": [1.0, 2.0]}
     solved = profile({"a": [1e-12, 1.0], "b": [1e-15, 1.0]}, [1.0, 1.0])  # both solved the first problem
     assert max(*solved["a"], *solved["b"]) < 1.001
+    exact = profile({"a": [0.0], "b": [1.0]}, [1.0])  # solved to the last digit
+    assert exact == {"a": [1.0], "b": [pytest.approx(1001.0)]}
+
+
+def test_problems_without_ratios_are_left_out_of_the_profile() -> None:
+    losses = {"a": [-1.0, 4.0, -3.0, 0.0, 1e300], "b": [2.0, 2.0, -2.0, 0.0, 1e-300]}
+    assert profile(losses, [30.0, 0.0, 5.0, 0.0, 0.0]) == {"a": [2.0], "b": [1.0]}
+    assert profile({"a": [-1.0], "b": [-2.0]}, [1.0]) == {"a": [], "b": []}

@@ -27,6 +27,27 @@ def test_a_share_stays_a_share_however_far_its_range_is_widened() -> None:
     assert beta.value(-10) == 0.0 and beta.value(1.5) < 1
 
 
+def test_a_range_of_shares_begins_at_zero_and_keeps_its_width() -> None:
+    beta = Dimension("beta", "unit", 0.529)
+    # 1 − β runs from 1 down by a decade, and the centre lies where it lay
+    assert [beta.value(x) for x in beta.bounds] == pytest.approx([0.0, 0.9]) and beta.value(0.5) == 0.529
+    assert beta.value(beta.bounds[0] + 0.01) > 0.02, "no two places are the same"
+    assert Dimension("beta", "unit", 0.9).bounds == (0.0, 1.0)
+    space = Space((Dimension("lr", "rate", 1.0), beta), ((0.0, 1.0), beta.bounds))
+    assert space.edges((0.5, beta.bounds[0])) == [], "there is nothing beyond 0"
+    assert space.edges((0.05, beta.bounds[1])) == [(0, -1), (1, 1)]
+    assert space.inside(space.place((0.3, 0.7))) == pytest.approx([0.3, 0.7])
+
+
+def test_a_range_of_shares_is_widened_no_further_than_zero() -> None:
+    beta = Dimension("beta", "unit", 0.8)  # whose range ends at 0.37
+    space = Space((beta,), (beta.bounds,))
+    assert space.edges((0.05,)) == [(0, -1)]
+    wide, (strip,) = space.widened([(0, -1)])
+    assert [beta.value(x) for x in strip.bounds[0]] == pytest.approx([0.0, 1 - 0.2 * 10**0.5])
+    assert wide.bounds == ((beta.least, 1.0),) and wide.edges((beta.least,)) == []
+
+
 def test_edges_are_the_outer_tenth_of_what_is_searched_now() -> None:
     space = Space((Dimension("a", "log", 1.0), Dimension("b", "log", 1.0)), ((0.0, 1.0), (0.0, 2.0)))
     assert space.edges((0.5, 1.0)) == []

@@ -367,6 +367,7 @@ def test_tasks_of_yours(run, tmp_path, command):
      (MINE.replace("steps=3", "steps=0"), "must be at least 1"),
      (MINE.replace("Splits(PART, PART, PART)", "None"), "has no attribute 'train'"),
      (MINE.replace("torch.nn.functional.mse_loss", "lambda a, b: a - b"), "is a tensor [2, 1]; one number is expected"),
+     (MINE.replace("torch.nn.functional.mse_loss", "lambda a, b: (a * float('nan')).mean()"), "is nan before training"),
      (MINE.replace("Linear(3, 1)", "Linear(4, 1)"), "failed: RuntimeError: mat1 and mat2"),
      (MINE.replace("Linear(3, 1)", "Sequential(torch.nn.Linear(3, 1), torch.nn.Dropout())"), "has Dropout")],
 )  # fmt: skip
@@ -394,7 +395,18 @@ def test_tasks_of_distributions(run, monkeypatch):
         user_tasks, "entry_points", lambda group, name=None: [p for p in points if name in (None, p.name)]
     )
     user_tasks.from_entry_point.cache_clear()
-    assert get_task("theirs") is module.TASK
+    good = module.TASK
+    assert get_task("theirs").loss is good.loss
+    for change, words in (
+        ({"loss": lambda a, b: a - b}, r"the loss of task theirs \(.*:TASK\) is a tensor \[2, 1\]; one number"),
+        ({"model": lambda: torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.BatchNorm1d(1))}, "has BatchNorm1d"),
+        ({"model": lambda: torch.nn.Linear(4, 1)}, r"a batch of task theirs \(.*\) failed: RuntimeError"),
+    ):
+        monkeypatch.setattr(module, "TASK", replace(good, **change))
+        user_tasks.from_entry_point.cache_clear()
+        assert get_task("theirs", ready=False) is module.TASK, "nothing is tried"
+        with pytest.raises(UserError, match=words):
+            get_task("theirs")
     with pytest.raises(UserError, match=r"broken \(optforge_no_such:TASK\) cannot be loaded: ModuleNotFoundError"):
         get_task("broken")
     with pytest.raises(UserError, match="theirs"):

@@ -282,13 +282,21 @@ def test_an_edited_comparison_is_refused_in_a_sentence(tmp_path: Path, path: lis
         (["optimizers", 0, "mean"], None),
         (["optimizers", 0, "runs", 0, "test"], math.inf),
         (["optimizers", 0, "runs", 0, "curve"], []),
+        (["optimizers", 0, "tuning", "rates"], []),
+        (["optimizers", 0, "tuning", "lr"], None),
+        (["optimizers", 0, "tuning", "space"], [{}]),
+        (["optimizers", 0, "costs"], {"step_ms": "x", "rule_ms": 1.0, "peak_bytes": 1.0, "compile_seconds": 1.0}),
+        (["optimizers", 0, "accuracy"], "x"),
+        (["optimizers", 0, "statements"], None),
+        (["protocol", "horizon"], "x"),
+        (["target"], "x"),
         (["curve"], []),
     ],
 )
 def test_numbers_that_no_run_writes_are_refused_in_a_sentence(
     tmp_path: Path, path: list[str | int], value: object
 ) -> None:
-    folder = compare(tmp_path / "c") if path[0] == "optimizers" else train(tmp_path / "t")
+    folder = train(tmp_path / "t") if path == ["curve"] else compare(tmp_path / "c")
     (file,) = folder.iterdir()
     content = inner = json.loads(file.read_text())
     for key in path[:-1]:
@@ -297,6 +305,7 @@ def test_numbers_that_no_run_writes_are_refused_in_a_sentence(
     file.write_text(json.dumps(content))
     result = CliRunner().invoke(app, ["report", str(folder)])
     assert result.exit_code == 2 and file.name in result.output and "was it edited?" in " ".join(result.output.split())
+    assert list(folder.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("name", ["compare.json", "result.json", "ledger.sqlite"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
@@ -16,12 +17,15 @@ import pytest
 from baselines import BASELINES
 from experiments.compare.comparison import Comparison, Entry, Protocol, Run, Trial, Tuning
 from experiments.compare.console import print_comparison
+from experiments.compare.contest import Contest
 from experiments.compare.statistics import Verdict, compare_pairs, mean_interval
 from experiments.compare.tables import configuration_table, entry_table, interval_text, notes, number, pair_table
 from experiments.compare.verdict import contest_sentence, verdict_sentence
 from experiments.files import write_atomic
 from experiments.programs import baseline_name
+from experiments.report.blocks import block_markdown
 from experiments.report.comparison_report import html, markdown, write_report
+from experiments.report.comparison_sections import contest_sections
 from experiments.report.plots import panels, svg
 from experiments.tasks import TASKS
 
@@ -205,6 +209,28 @@ def test_the_promise_is_about_pairs_that_the_verdict_names() -> None:
             for p in found.pairs
         )
         assert ("no difference is shown, one of" in contest_sentence([replace(found, pairs=pairs)])) is said
+
+
+def test_nothing_is_promised_of_pairs_that_both_failed_on_a_seed() -> None:
+    found = comparison(("lion", "adamw", "also lion"))
+    none = [replace(p, verdict=Verdict.NO_DIFFERENCE, detectable=math.nan) for p in found.pairs]
+    assert "of 80%" not in contest_sentence([replace(found, pairs=tuple(none))])
+    some = [p if "also lion" in (p.first, p.second) else replace(p, detectable=0.01) for p in none]
+    said = contest_sentence([replace(found, pairs=tuple(some))])
+    assert "of 80%; nothing is promised of pairs that both failed on a seed." in said
+
+
+def test_profiles_say_which_problems_they_leave_out() -> None:
+    found = comparison(("lion", "adamw"))  # of four seeds
+    for ratios, words in (
+        ([1.0] * 4, "before training."),
+        ([1.0] * 3, "1 of 4 problems, where a loss is not positive"),
+        ([], "There is no performance profile"),
+    ):
+        contest = Contest((found,), "", {"lion": ratios, "adamw": ratios}, (), {})
+        section = next(s for s in contest_sections(contest) if s.title == "Over all tasks")
+        text = block_markdown(section.blocks[0])
+        assert words in text and ("Left out" in text) is (len(ratios) == 3)
 
 
 def test_notes_say_that_the_luck_of_tuning_enters_no_interval() -> None:

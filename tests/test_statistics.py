@@ -12,6 +12,7 @@ from experiments.compare.statistics import (
     Verdict,
     censor,
     compare_pairs,
+    corrected,
     difference_p,
     equivalence_p,
     holm,
@@ -140,6 +141,11 @@ def test_both_failing_is_no_evidence_of_equivalence() -> None:
     start, failed = np.array([2.3, 2.2, 2.4]), np.array([True, True, True])
     (pair,) = compare_pairs({"a": start, "b": start}, {"a": failed, "b": failed})
     assert pair.verdict is Verdict.NO_DIFFERENCE
+    assert math.isnan(pair.detectable) and math.isnan(pair.power), "a spread of zero promises nothing"
+    once, never = np.array([True, False, False]), np.array([False] * 3)
+    losses = {"a": start, "b": np.array([2.3, 1.0, 1.5]), "c": np.array([2.0, 1.1, 1.3])}
+    found = corrected(compare_pairs(losses, {"a": once, "b": once, "c": never}))
+    assert [math.isnan(pair.detectable) for pair in found] == [True, False, False]
 
 
 def test_single_run_is_marked_and_claims_nothing() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json as json_format
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,8 @@ from baselines import BASELINES
 from experiments.compare.batches import ROOM, ROOM_OF_GPU
 from experiments.compare.comparison import SEEDS, TUNE_SEEDS
 from experiments.compare.contest import contest
-from experiments.compare.origin import bred_on, count_seen, origin, origin_sentences, random_control
+from experiments.compare.fingerprints import changes, fingerprint
+from experiments.compare.origin import bred_on, count_seen, origin, origin_sentences, random_control, task_key
 from experiments.compare.plan import Plan, Row, check_plan
 from experiments.compare.simple import check_trains
 from experiments.compare.verdict import CONTROL
@@ -22,7 +22,6 @@ from experiments.compare.work import study_name, work_together
 from experiments.errors import UserError
 from experiments.files import check_can_write, write_atomic
 from experiments.programs import HALL_OF_FAME, baseline_name, resolve_program, unique_names, usual_rate
-from experiments.provenance import data_hash
 from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from experiments.tasks import TASKS, get_task
 from experiments.training.options import device_type
@@ -138,10 +137,13 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
 
 
 def _tasks(asked: Asked, unfair: set[str]) -> tuple[str, ...]:
-    """Names of tasks; ``suite`` leaves out the `unfair` ones, by which a compared program was chosen."""
+    """Names of tasks; ``suite`` leaves out the `unfair` ones (keys), by which a compared program was chosen."""
     if asked.tasks == "suite":
         suite = QUICK_SUITE if asked.quick else SUITE
-        return tuple(name for name in suite if name in TASKS and name not in unfair)
+        left = tuple(name for name in suite if name in TASKS and task_key(name) not in unfair)
+        if not left:
+            raise UserError("programs to be compared were chosen by all tasks of the suite; name one with --tasks")
+        return left
     given = ("digits" if asked.tasks is None else asked.tasks).split(",")
     called: dict[str, str] = {}
     for name in dict.fromkeys(name.strip() for name in given if name.strip()):
@@ -167,18 +169,19 @@ def _resumed(programs: Sequence[str], asked: Asked) -> tuple[Path, Plan]:
         begun = dict(json_format.loads((folder / PLAN).read_text()))
         storage, data = begun.pop("storage", _shown(asked.storage)), begun.pop("data", {})
         plan = Plan.from_json(begun)
+        fingerprints = {name: dict(was) for name, was in (plan.fingerprints or data).items()}
         check_plan(plan)
     except OSError:
         raise UserError(f"{folder} holds no comparison to resume (there is no {PLAN} in it)") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / PLAN} is not a plan of a comparison: {error}; was it edited?") from None
     if different := ", ".join(_differences(plan, programs, asked)):
         raise UserError(f"{folder} is another comparison: {different}; it goes on only as it began")
     if storage != _shown(asked.storage):
         kept = "has its jobs in itself; leave --storage out" if storage is None else f"needs its --storage {storage}"
         raise UserError(f"{folder} {kept}")
-    for name, was in (plan.fingerprints or data).items():
-        if changed := _changes(was, fingerprint(name)):
+    for name, was in fingerprints.items():
+        if changed := changes(was, fingerprint(name)):
             raise UserError(
                 f"{name} is another task than {folder} was begun with: its {' and '.join(changed)} changed; "
                 "undo that, or begin anew with another --run-dir"
@@ -207,23 +210,6 @@ def _differences(plan: Plan, programs: Sequence[str], asked: Asked) -> Iterator[
 def _shown(storage: str | None) -> str | None:
     """The address of a database without its password, which is not for files."""
     return None if storage is None else re.sub("(://[^:@/]*):[^@]*@", r"\1@", storage)
-
-
-def fingerprint(name: str) -> dict[str, str]:
-    """SHA-256 of a task's splits, of its model's initial shapes with steps and batch size, and of the file it is in."""
-    task = get_task(name)
-    shapes = [tuple(p.shape) for p in initial_model(task, SEEDS[0]).parameters()]
-    found = data_hash(task.data()) | {"model": _sha256(f"{shapes} {task.steps} {task.batch_size}".encode())}
-    return found | {"file": _sha256(Path(name).expanduser().read_bytes())} if name.endswith(".py") else found
-
-
-def _changes(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    parts = [part for part in was if was[part] != now.get(part)]
-    return list(dict.fromkeys(part if part in ("model", "file") else "data" for part in parts))
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _listed(value: Any) -> str:

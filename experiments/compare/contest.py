@@ -29,7 +29,7 @@ class Contest:
     Attributes:
         comparisons: one for each.
         verdict: what they say together.
-        profiles: for each optimizer, on each problem, how many times the best loss its own is, sorted.
+        profiles: for each optimizer, on each problem that has ratios, how many times the best loss its own is, sorted.
         notes: what is to be known of discovered programs, one sentence each.
         plan: what all this was determined by.
     """

@@ -11,7 +11,8 @@
   fails, is censored: it counts as longer than all others and is never left out.
 - **Performance profile.** Dolan & Moré 2002 (doi:10.1007/s101070100263): for each factor τ, the share of problems (a
   task, horizon and seed) on which the loss is within τ of the best one there. Losses are taken above a floor of `FLOOR`
-  times the loss before training, so that a solved problem is no contest of rounding errors.
+  times the loss before training, so that a solved problem is no contest of rounding errors. Problems on which a loss is
+  negative, or all is 0, have no ratios and are left out.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def power(spread: float, count: int, effect: float, alpha: float = 0.05) -> floa
     """
     from scipy import stats
 
-    if count < 2:
+    if count < 2 or math.isnan(spread):
         return math.nan
     if spread == 0:
         return 1.0 if effect else alpha
@@ -119,9 +120,13 @@ def profile(losses: Mapping[str, Sequence[float]], starts: Sequence[float]) -> d
     Args:
         losses: finite loss on each problem in the same order, by optimizer.
         starts: loss before training on each problem.
+
+    Returns:
+        Finite ratios, as many for each optimizer; fewer than problems where some have none.
     """
-    names = list(losses)
-    floors = FLOOR * np.abs(np.asarray(starts, dtype=np.float64))
-    above = np.array([losses[name] for name in names], dtype=np.float64) + floors
-    above = np.maximum(above, np.finfo(np.float64).tiny)
-    return {name: sorted(row) for name, row in zip(names, (above / above.min(axis=0)).tolist(), strict=True)}
+    found = np.array(list(losses.values()), dtype=np.float64)
+    above = found + FLOOR * np.abs(np.asarray(starts, dtype=np.float64))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        ratios = above / above.min(axis=0)
+    ratios = ratios[:, ((found >= 0) & np.isfinite(ratios)).all(axis=0)]
+    return {name: sorted(row) for name, row in zip(losses, ratios.tolist(), strict=True)}

@@ -27,6 +27,9 @@ from primitives import OPS, Program, parse_program
 SEEN = "held_out.json"
 """In a search's run directory: for each task, structural keys of the candidates that comparisons trained on it."""
 
+ANY_DATA = ("text", "arrays")
+"""Tasks that are another one with other data."""
+
 DRAWN = 1000
 
 
@@ -34,8 +37,8 @@ def origin(text: str, name: str) -> dict[str, Any] | None:
     """What is known of a program given as ``RUN_DIR#RANK``; None for any other.
 
     Keys: ``name``, ``run_dir``, ``task`` of the search, ``chosen_by``, further tasks by which its funnel chose,
-    ``strategy``, ``programs`` trained, ``seconds`` of evaluation, ``steps`` of training in all, and ``lr``, the rate
-    that the search found.
+    ``strategy``, ``programs`` trained, ``seconds`` of evaluation, ``steps`` of training in all (None where that is not
+    known), and ``lr``, the rate that the search found.
     """
     folder, mark, rank = text.rpartition("#")
     if not mark or Path(text).is_file() or not (Path(folder) / HALL_OF_FAME).is_file():
@@ -43,25 +46,34 @@ def origin(text: str, name: str) -> dict[str, Any] | None:
     try:
         config, programs, seconds = _search(Path(folder))
         chosen_by = _chosen_by(Path(folder))
+        seen(Path(folder))  # which is needed when all is trained; damage is told of now
         fame = json.loads((Path(folder) / HALL_OF_FAME).read_text())
         rate = next((float(row["lr"]) for row in fame if int(row["rank"]) == int(rank)), 0.0)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        task, runs = str(config["task"]), programs * len(config["ladder"]) * len(config["seeds"])
+        steps = _steps(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, sqlite3.Error) as error:
         raise UserError(f"{folder} is not a search that can be read: {error}") from None
-    from experiments.tasks import get_task
-
-    task = str(config["task"])
-    steps = int(config.get("steps") or get_task(task, ready=False).steps)
     return {
         "name": name,
         "run_dir": folder,
         "task": task,
-        "chosen_by": [name for name in chosen_by if name != task],
+        "chosen_by": [name for name in chosen_by if task_key(name) != task_key(task)],
         "strategy": str(config.get("strategy", "evolution")),
         "programs": programs,
         "seconds": round(seconds, 1),
-        "steps": programs * len(config["ladder"]) * len(config["seeds"]) * steps,
+        "steps": None if steps is None else runs * steps,
         "lr": rate,
     }
+
+
+def _steps(config: dict[str, Any]) -> int | None:
+    """Length of a search's runs; None where it was the task's own, and the task is not known here."""
+    from experiments.tasks import get_task
+
+    try:
+        return int(config.get("steps") or get_task(str(config["task"]), ready=False).steps)
+    except UserError:
+        return None
 
 
 def _search(run_dir: Path) -> tuple[dict[str, Any], int, float]:
@@ -94,13 +106,24 @@ def _chosen_by(run_dir: Path) -> list[str]:
     return list(dict.fromkeys(str(task) for stage in _stages(run_dir)[:-1] for task in stage["tasks"]))
 
 
+def task_key(text: str) -> str:
+    """The same for all names of a task: of a file its path; where data lie counts only for tasks that are any data."""
+    from experiments.tasks.transformers import SIZES
+
+    if text.endswith(".py"):
+        return str(Path(text).expanduser().resolve())
+    name, _, path = text.partition("@")
+    data = f"@{Path(path).expanduser().resolve()}" if path and name.partition(":")[0] in ANY_DATA else ""
+    return name.removesuffix(f":{next(iter(SIZES))}") + data
+
+
 def bred_on(origins: Sequence[dict[str, Any]]) -> set[str]:
-    """Tasks by which these programs were chosen: by their searches, and by the funnels over them."""
-    return {task for row in origins for task in (row["task"], *row.get("chosen_by", ()))}
+    """Keys of the tasks by which these programs were chosen: by their searches, and by the funnels over them."""
+    return {task_key(task) for row in origins for task in (row["task"], *row.get("chosen_by", ()))}
 
 
 def seen(run_dir: Path) -> dict[str, set[str]]:
-    """A search's candidates that were trained on each task after it, so far as it was written down: structural keys.
+    """Structural keys of a search's candidates that were trained after it, as far as written down, by `task_key`.
 
     What the funnel trained is in its database. Of a search that was summarised only its result is left, where programs
     have numbers; the hall of fame has the keys of some, and for others the number serves.
@@ -110,7 +133,7 @@ def seen(run_dir: Path) -> dict[str, set[str]]:
         db = sqlite3.connect(f"{(run_dir / FUNNEL).resolve().as_uri()}?mode=ro", uri=True)
         try:
             for protocol, key in db.execute("select protocol, program from outcomes"):
-                found.setdefault(json.loads(protocol)[0], set()).add(key)
+                found.setdefault(task_key(str(json.loads(protocol)[0])), set()).add(key)
         finally:
             db.close()
     elif stages := _stages(run_dir):
@@ -118,15 +141,25 @@ def seen(run_dir: Path) -> dict[str, set[str]]:
         keys = {str(row.get("number")): parse_program(row["program"]).pruned().key for row in fame}
         for stage in stages:
             for task in stage["tasks"]:
-                found.setdefault(task, set()).update(keys.get(number, number) for number in stage["scores"])
+                found.setdefault(task_key(task), set()).update(keys.get(number, number) for number in stage["scores"])
     for task, compared in _compared(run_dir).items():
         found.setdefault(task, set()).update(compared)
     return found
 
 
 def _compared(run_dir: Path) -> dict[str, set[str]]:
-    file = run_dir / SEEN
-    return {task: set(keys) for task, keys in json.loads(file.read_text()).items()} if file.is_file() else {}
+    file, found = run_dir / SEEN, dict[str, set[str]]()
+    for task, keys in (json.loads(file.read_text()) if file.is_file() else {}).items():
+        found.setdefault(task_key(task), set()).update(map(str, keys))
+    return found
+
+
+def _by_search(origins: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The programs of each search together, in whatever words its folder was named."""
+    found: dict[Path, list[dict[str, Any]]] = {}
+    for row in origins:
+        found.setdefault(Path(row["run_dir"]).resolve(), []).append(row)
+    return list(found.values())
 
 
 def count_seen(origins: Sequence[dict[str, Any]], programs: dict[str, Program], tasks: Sequence[str]) -> dict[str, int]:
@@ -135,38 +168,37 @@ def count_seen(origins: Sequence[dict[str, Any]], programs: dict[str, Program], 
     Where a run directory cannot be written to, the count is still right for this once.
     """
     counts = dict.fromkeys(tasks, 0)
-    for folder in dict.fromkeys(row["run_dir"] for row in origins):
-        keys = {programs[row["name"]].pruned().key for row in origins if row["run_dir"] == folder}
-        known, compared = seen(Path(folder)), _compared(Path(folder))
+    for rows in _by_search(origins):
+        folder, keys = Path(rows[0]["run_dir"]), {programs[row["name"]].pruned().key for row in rows}
+        known, compared = seen(folder), _compared(folder)
         for task in tasks:
-            counts[task] += len(known.get(task, set()) | keys)
-            compared[task] = compared.get(task, set()) | keys
+            counts[task] += len(known.get(task_key(task), set()) | keys)
+            compared.setdefault(task_key(task), set()).update(keys)
         content = json.dumps({task: sorted(found) for task, found in sorted(compared.items())}, indent=1)
         with contextlib.suppress(OSError):
-            write_atomic(Path(folder) / SEEN, content + "\n")
+            write_atomic(folder / SEEN, content + "\n")
     return counts
 
 
 def origin_sentences(origins: Sequence[dict[str, Any]], tasks: Sequence[str], counts: dict[str, int]) -> list[str]:
     """What a reader has to know of discovered programs, for the notes of a comparison."""
     found = []
-    for folder in dict.fromkeys(row["run_dir"] for row in origins):
-        rows = [row for row in origins if row["run_dir"] == folder]
+    for rows in _by_search(origins):
         row, names = rows[0], ", ".join(r["name"] for r in rows)
-        chosen_by = [task for task in row.get("chosen_by", ()) if task != row["task"]]
+        chosen_by = row.get("chosen_by", ())
         where = f"found by a search ({row['strategy']}) on {row['task']}"
         where += f", and chosen by its funnel on {', '.join(chosen_by)}" if chosen_by else ""
-        flattering = [task for task in (row["task"], *chosen_by) if task in tasks]
+        unfair = bred_on([row])
+        flattering = [task for task in tasks if task_key(task) in unfair]
         if flattering:
             where += f"; to be compared on {', '.join(flattering)} all the same flatters it"
         elif chosen_by:
             where += "; all these are left out"
         else:
             where += ", which is left out"
-        found.append(
-            f"{names}: {where}. The search trained {row['programs']:,} programs in {row['steps']:,} steps and "
-            f"{row['seconds']:,.0f} seconds."
-        )
+        cost = f"{row['steps']:,} steps and " if row["steps"] else ""
+        cost += f"{row['seconds']:,.0f} seconds"
+        found.append(f"{names}: {where}. The search trained {row['programs']:,} programs in {cost}.")
     if origins:
         seen_by = ", ".join(f"{task} {count}" for task, count in counts.items())
         found.append(f"Candidates of these searches ever trained on the tasks of this comparison: {seen_by}.")

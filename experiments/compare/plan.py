@@ -29,6 +29,9 @@ FACTORS = tuple(float(f"{10 ** (k / 4):.4g}") for k in range(-4, 5))
 BLOCK = 8
 """Trials trained as one population, where there is room for their models; larger ones train one at a time."""
 
+MOST_RUNS, MOST_TIMES, MOST_STEPS = 10_000, 1_000, 10_000_000
+"""Of trials and of seeds, of a horizon, and of steps: more is a slip, and would fill the memory before any training."""
+
 Results = Mapping[str, Any]
 
 
@@ -71,7 +74,7 @@ class Plan:
         widenings: how often ranges may be widened.
         room: parameters of models that are trained at once, over all runs of a population; a GPU wants many.
         origins: what is known of programs that a search found, for the report.
-        fingerprints: of each task, hashes of what it is (see `experiments.compare.command.fingerprint`), so that no
+        fingerprints: of each task, hashes of what it is (see `experiments.compare.fingerprints`), so that no
             result of another task is taken for one of its own; empty in plans from before there were any.
     """
 
@@ -215,13 +218,13 @@ def _points(
 ) -> tuple[Point, ...]:
     """Coordinates of trials `first` to `first + count`; they take turns among `parts`. Trial 0 is the centre."""
     dimensions = len(whole.dimensions)
+    centre = whole.place((0.5,) * dimensions)
     if plan.sampler == "tpe":
-        tried = [(tuple((x - low) / (high - low) for (low, high), x in zip(whole.bounds, t.at, strict=True)), t.loss)
-                 for t in trials]  # fmt: skip
-        centre = [] if trials else [(0.5,) * dimensions]
-        found = [*centre, *proposals("tpe", dimensions, count - len(centre), 0, tried)]
+        tried = [(whole.place(trial.at), trial.loss) for trial in trials]
+        begin = [] if trials else [centre]
+        found = [*begin, *proposals("tpe", dimensions, count - len(begin), 0, tried)]
     else:
-        sequence = ((0.5,) * dimensions, *_sequence(dimensions, first + count - 1))
+        sequence = (centre, *_sequence(dimensions, first + count - 1))
         found = list(sequence[first : first + count])
     return tuple(tuple(parts[k % len(parts)].inside(point)) for k, point in enumerate(found))
 
@@ -264,8 +267,12 @@ def check_plan(plan: Plan) -> None:
         raise ValueError(f"unknown sampler {plan.sampler!r}; there are: qmc, tpe")
     if min(plan.trials, plan.seeds, plan.tune_seeds, plan.dimensions) < 1:
         raise ValueError("trials, seeds, tuning seeds and dimensions must be at least 1")
+    if max(plan.trials, plan.seeds, plan.tune_seeds) > MOST_RUNS:
+        raise ValueError(f"trials, seeds and tuning seeds must be at most {MOST_RUNS:,}; name fewer")
     if not plan.horizons or any(not (math.isfinite(h) and h > 0) for h in plan.horizons):
         raise ValueError(f"horizons are positive multiples of a task's own number of steps, got {plan.horizons}")
+    if max(plan.horizons) > MOST_TIMES or (plan.steps or 0) * max(plan.horizons) > MOST_STEPS:
+        raise ValueError(f"horizons must be at most {MOST_TIMES:,}, and steps with them at most {MOST_STEPS:,}")
     if not (0 <= plan.warmup < 1 and 0 <= plan.clip < math.inf):
         raise ValueError("warm-up is a share of the run below 1, clipping a norm of at least 0")
     if plan.schedule not in SCHEDULES:

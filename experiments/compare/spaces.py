@@ -5,7 +5,7 @@ scale        coordinate in which points are even   declared range around the cen
 ============ ==================================== ============================================
 rate         log of the learning rate              c / 31.6 to c × 31.6, three decades
 log          log of the value                      c / 31.6 to c × 31.6, three decades
-unit         log of 1 − value                      1 − c divided or multiplied by 3.16, one decade
+unit         log of 1 − value                      1 − c divided or multiplied by 3.16, one decade; begins at 0 at least
 linear       the value                             c ± c / 2, or ± 1/2 where c is 0
 ============ ==================================== ============================================
 
@@ -16,6 +16,7 @@ then decays of averages, then the rest, in the order of the program; constants w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,17 @@ class Dimension:
             return max(0.0, 1 - (1 - self.centre) / factor)
         return self.centre * factor
 
+    @property
+    def least(self) -> float:
+        """The coordinate at which a share is 0, as it is at all below; of other scales minus infinity."""
+        return 0.5 + math.log10(1 - self.centre) / (2 * _DECADES["unit"]) if self.scale == "unit" else -math.inf
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Where it is searched at first: the declared range, moved up if part of that would all be the same."""
+        low = max(0.0, self.least)
+        return low, low + 1
+
 
 @dataclass(frozen=True)
 class Space:
@@ -67,12 +79,16 @@ class Space:
         """Coordinates of a point of the unit cube, which spans the bounds."""
         return [low + x * (high - low) for (low, high), x in zip(self.bounds, point, strict=True)]
 
+    def place(self, at: Sequence[float]) -> tuple[float, ...]:
+        """The point of the unit cube that lies at these coordinates: `inside` turned round."""
+        return tuple((x - low) / (high - low) for (low, high), x in zip(self.bounds, at, strict=True))
+
     def edges(self, at: Sequence[float]) -> list[tuple[int, int]]:
-        """Dimensions in whose outer tenth a point lies, with the side: −1 or 1."""
+        """Dimensions in whose outer tenth a point lies, with the side, −1 or 1, if there is room beyond it."""
         found = []
-        for index, ((low, high), x) in enumerate(zip(self.bounds, at, strict=True)):
-            place = (x - low) / (high - low)
-            found += [(index, -1)] if place < EDGE else [(index, 1)] if place > 1 - EDGE else []
+        for index, place in enumerate(self.place(at)):
+            room = self.bounds[index][0] - self.dimensions[index].least > EDGE
+            found += [(index, -1)] if place < EDGE and room else [(index, 1)] if place > 1 - EDGE else []
         return found
 
     def widened(self, edges: Sequence[tuple[int, int]]) -> tuple[Space, tuple[Space, ...]]:
@@ -80,7 +96,7 @@ class Space:
         bounds, strips = list(self.bounds), []
         for index, side in edges:
             low, high = bounds[index]
-            new = (low - 0.5, low) if side < 0 else (high, high + 0.5)
+            new = (max(low - 0.5, self.dimensions[index].least), low) if side < 0 else (high, high + 0.5)
             bounds[index] = (min(low, new[0]), max(high, new[1]))
             strips.append((index, new))
         whole = tuple(bounds)
@@ -107,7 +123,7 @@ def spaces(
         found.append([Dimension(RATE, "rate", rate), *(Dimension(h.name, h.scale, _centre(h)) for h in tuned)])
     judged = [row for row, control in zip(found, controls or [False] * len(found), strict=True) if not control]
     count = min(dimensions, *map(len, judged or found))
-    return [Space(tuple(row[:count]), ((0.0, 1.0),) * len(row[:count])) for row in found]
+    return [Space(tuple(row[:count]), tuple(dimension.bounds for dimension in row[:count])) for row in found]
 
 
 def configured(program: Program, values: Mapping[str, float]) -> Program:

@@ -68,7 +68,8 @@ class Pair:
         p_equivalence_holm: the same after Holm's correction over all pairs.
         verdict: of `first` against `second`.
         bootstrap: BCa interval of the difference, also where `interval` is Student's; None for a single run.
-        spread: standard deviation of the paired differences.
+        spread: standard deviation of the paired differences; NaN where both failed on a seed, as their difference there
+            says nothing of it, and so nothing of the two below.
         count: number of seeds.
         detectable: true difference that tests of this strictness find with a chance of 80 %, given the spread.
         power: the chance that they find one of `margin`.
@@ -176,8 +177,8 @@ def compare_pairs(
         alpha: bound on the chance of any false claim, for each of the two families of tests.
 
     Returns:
-        One `Pair` for each combination, in the order of `losses`. Equivalence is not concluded where both
-        runs of a seed failed: that their difference is zero says nothing.
+        One `Pair` for each combination, in the order of `losses`. Where both runs of a seed failed, equivalence is not
+        concluded and no power is promised: that their difference is zero says nothing.
 
     Raises:
         ValueError: if the optimizers were not run on equally many seeds, or a loss is not finite.
@@ -186,16 +187,16 @@ def compare_pairs(
     if len({len(x) for x in data.values()}) > 1:
         counts = ", ".join(f"{name} {len(x)}" for name, x in data.items())
         raise ValueError(f"a paired comparison needs the same seeds for all; numbers of runs: {counts}")
-    found: list[tuple[str, str, np.ndarray, float, float, float]] = []
+    found: list[tuple[str, str, np.ndarray, float, float, float, float]] = []
     for a, b in combinations(data, 2):
         if against and a not in against and b not in against:
             continue
         difference = data[a] - data[b]
         margin = smallest_effect * min(abs(float(data[a].mean())), abs(float(data[b].mean())))
-        p_equivalence = equivalence_p(difference, margin)
+        p_equivalence, spread = equivalence_p(difference, margin), _spread(difference)
         if censored is not None and bool(np.any(np.logical_and(censored[a], censored[b]))):
-            p_equivalence = 1.0 if len(difference) > 1 else math.nan
-        found.append((a, b, difference, difference_p(difference), margin, p_equivalence))
+            p_equivalence, spread = 1.0 if len(difference) > 1 else math.nan, math.nan
+        found.append((a, b, difference, difference_p(difference), margin, p_equivalence, spread))
     return corrected(
         [
             Pair(
@@ -210,10 +211,10 @@ def compare_pairs(
                 p_eq,
                 Verdict.NO_DIFFERENCE,
                 bootstrap_interval(d, 1 - alpha),
-                _spread(d),
+                spread,
                 len(d),
             )
-            for a, b, d, p, margin, p_eq in found
+            for a, b, d, p, margin, p_eq, spread in found
         ],
         alpha,
     )

@@ -180,7 +180,8 @@ def notes(comparison: Comparison, pairs: int = 0) -> list[str]:
         f"that the luck of tuning enters none; intervals are for one mean or pair, p values corrected for {pairs} "
         f"pair{'s' * (pairs > 1)} (Holm).",
         f"'equivalent' means: shown to differ by less than {protocol.smallest_effect:.3g} times the smaller mean loss.",
-        "'found with 80%' is the promise of these tests: so large a true difference would be found with that chance.",
+        "'found with 80%' is the promise of these tests: so large a true difference would be found with that "
+        "chance; nothing is promised of a pair that both failed on a seed.",
     ]
 
 

@@ -137,9 +137,12 @@ def _close(storage: RDBStorage) -> None:
 
 
 def check_storage(url: str) -> None:
-    """Raise `UserError` if `url` is not the address of a database."""
-    if "://" not in url:
+    """Raise `UserError` if `url` is not the address of a database, or of one that only one process can see."""
+    kind, mark, name = url.partition("://")
+    if not mark:
         raise UserError(f"--storage {url[:80]!r} is no address, as in: postgresql://user@host/name")
+    if kind.startswith("sqlite") and (not name.strip("/") or ":memory:" in name):
+        raise UserError(f"--storage {url[:80]} is only in memory; name a file, as in: sqlite:///jobs.sqlite")
 
 
 def proposals(

@@ -122,7 +122,9 @@ def _promise(comparisons: Sequence[Comparison], subject: str, others: Sequence[s
         return []
     low, high = (f"{x:.1%}" if x < 1 else "100% or more" for x in (shares[0], shares[-1]))
     size = low if low == high else f"{low} to {high}, by pair,"
-    return [f"Where no difference is shown, one of {size} would have been found with a chance of {POWER:.0%}."]
+    promise = f"Where no difference is shown, one of {size} would have been found with a chance of {POWER:.0%}"
+    both_failed = any(math.isnan(p.detectable) for _, p in unknown)
+    return [promise + "; nothing is promised of pairs that both failed on a seed" * both_failed + "."]
 
 
 def _edges(comparisons: Sequence[Comparison]) -> list[str]:

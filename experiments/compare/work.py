@@ -21,6 +21,7 @@ from experiments.compare.schedule import scheduled
 from experiments.compare.spaces import RATE
 from experiments.compare.statistics import censor
 from experiments.compare.tuning import Jobs
+from experiments.errors import UserError
 from experiments.tasks import get_task
 from primitives.task import parameter_count
 
@@ -96,7 +97,11 @@ def work_together(url: str, plan: Plan, workers: int, report: Report, *, alone: 
 
 
 def run_job(plan: Plan, job: Job) -> dict[str, Any]:
-    """Train what a job asks for, and tell what came of it in JSON's own types; the same wherever it is done."""
+    """Train what a job asks for, and tell what came of it in JSON's own types; the same wherever it is done.
+
+    Raises:
+        UserError: for a loss before training that is not finite, which failed runs could not count as.
+    """
     task = get_task(job.task)
     if job.kind == "costs":
         program = rule(plan, job, job.configurations[0])
@@ -111,6 +116,8 @@ def run_job(plan: Plan, job: Job) -> dict[str, Any]:
     seeds, splits = (protocol.seeds, ("valid", "test")) if final else (protocol.tune_seeds, ("valid",))
     size = parameter_count(task)
     results = train_all(protocol, members, seeds, splits, size, "", _silent, watch=final, room=plan.room)
+    if not np.isfinite(results.start).all():
+        raise UserError(f"the validation loss of {job.task} before training is not finite; mend its data or its loss")
     return _final(results) if final else {"trials": _trials(job, protocol, results)}
 
 

@@ -10,6 +10,7 @@ from experiments.compare.contest import Contest
 from experiments.errors import UserError
 from experiments.files import check_can_write, write_atomic
 from experiments.report.blocks import Section, Text
+from experiments.report.comparison_json import EDITED
 from experiments.report.comparison_sections import (
     contest_from_json,
     contest_sections,
@@ -46,11 +47,11 @@ def write_run_report(folders: Sequence[Path], out: Path | None = None) -> Writte
     check_can_write("--out", target)
     if target.suffix not in (".html", ".htm"):
         raise UserError(f"--out {target} should end in .html; the Markdown goes beside it")
-    title, sections = _document(chosen)
+    html, markdown = _pages(chosen)
     written = Written(target, target.with_suffix(".md"))
     try:
-        write_atomic(written.html, page_html(title, sections))
-        write_atomic(written.markdown, page_markdown(title, sections))
+        write_atomic(written.html, html)
+        write_atomic(written.markdown, markdown)
     except OSError as error:
         raise UserError(f"--out {target} cannot be written: {error.strerror}") from None
     return written
@@ -65,6 +66,19 @@ def report_command(folders: Sequence[Path], out: Path | None, summary: Path | No
         print(f"summary:  {summary}")
     written = write_run_report(folders, out)
     print(f"report:   {written.html}\nMarkdown: {written.markdown}")
+
+
+def _pages(folders: Sequence[Path]) -> tuple[str, str]:
+    """The report as HTML and as Markdown; only when it is drawn does all show that a comparison cannot have said."""
+    compared = [folder / "compare.json" for folder in folders if kind_of(folder) == "compare"]
+    try:
+        title, sections = _document(folders)
+        return page_html(title, sections), page_markdown(title, sections)
+    except EDITED as error:
+        if not compared:
+            raise
+        what = " or ".join(map(str, compared))
+        raise UserError(f"{what} cannot be shown ({type(error).__name__}: {error}); was it edited?") from error
 
 
 def _document(folders: Sequence[Path]) -> tuple[str, list[Section]]:

@@ -16,8 +16,8 @@ from experiments.programs import baseline_name
 from experiments.report.runs import read_program
 from primitives import Program, Task
 
-# what reading, or judging, something else than a comparison raises
-_EDITED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, StopIteration)
+EDITED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, StopIteration)
+"""What reading, judging or drawing something else than a comparison raises."""
 
 
 def contest_from_json(found: dict[str, Any], source: Path) -> Contest:
@@ -35,12 +35,14 @@ def contest_from_json(found: dict[str, Any], source: Path) -> Contest:
         if any([e.name for e in c.entries] != names for c in comparisons):
             raise ValueError("not the same optimizers on every task")
         profiles = {str(name): [float(x) for x in ratios] for name, ratios in found["profiles"].items()}
+        if len({len(ratios) for ratios in profiles.values()}) > 1:
+            raise ValueError("profiles of different lengths")
         notes = tuple(map(str, found["notes"]))
         verdict = str(found["verdict"])
         if not all(map(_marked, found["comparisons"])):
             verdict = contest_sentence(comparisons)
         return Contest(comparisons, verdict, profiles, notes, dict(found["plan"]))
-    except _EDITED as error:
+    except EDITED as error:
         raise UserError(
             f"{source} is not a comparison's JSON ({type(error).__name__}: {error}); was it edited?"
         ) from None
@@ -72,7 +74,7 @@ def comparison_from_json(found: dict[str, Any], source: Path) -> Comparison:
             raise ValueError("curves of different lengths")
         verdict = str(found["verdict"]) if _marked(found) else verdict_sentence(protocol, entries, pairs)
         return Comparison(protocol, entries, pairs, verdict, dict(found["provenance"]), target)
-    except _EDITED as error:
+    except EDITED as error:
         raise UserError(
             f"{source} is not a comparison's JSON ({type(error).__name__}: {error}); was it edited?"
         ) from None

@@ -44,9 +44,14 @@ def contest_sections(contest: Contest, prefix: str = "") -> list[Section]:
     if len(sources) > 1:
         source = replace(source, blocks=tuple(Fold(*one) for one in sources))
     if contest.profiles:
-        shown = Figures((profile_panel(contest.profiles),))
+        problems = sum(len(c.protocol.seeds) for c in contest.comparisons)
         blocks: list[Block] = [overview_table(contest.comparisons)] if len(contest.comparisons) > 1 else []
-        blocks += [shown, Items(contest.notes)] if contest.notes else [shown]
+        if all(contest.profiles.values()):
+            blocks.append(Figures((profile_panel(contest.profiles, problems),)))
+        else:
+            words = "There is no performance profile: a loss on every problem is not positive, and ratios mean nothing."
+            blocks.append(Text(words, "note"))
+        blocks += [Items(contest.notes)] if contest.notes else []
         others.insert(0, Section(f"{prefix}Over all tasks", tuple(blocks)))
     plan = {name: value for name, value in contest.plan.items() if name not in ("rows", "origins", "fingerprints")}
     planned = [Section(f"{prefix}Plan", (facts("", plan),))] if plan else []

@@ -34,7 +34,7 @@ SHAPES: tuple[tuple[int, ...], ...] = ((1024, 1024), (64, 32, 3, 3), (4096,))
 def print_tasks() -> None:
     """A table of the tasks: data and model, what is measured, target, length of a run, licence of the data, files."""
     columns = ("task", "data and model", "measured", "target", "steps", "batch", "licence of the data", "data")
-    tasks = [*TASKS.values(), *map(from_entry_point, installed())]
+    tasks = [*TASKS.values(), *(from_entry_point(name, ready=False) for name in installed())]
     rows = [
         (t.name, t.summary, t.metric, target_words(t), t.steps, t.batch_size, t.licence, _where(t.name)) for t in tasks
     ]

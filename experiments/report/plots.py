@@ -253,8 +253,11 @@ def _draw_best_of(axes: Any, comparison: Comparison) -> None:
     _legend(axes)
 
 
-def profile_panel(profiles: dict[str, list[float]]) -> Panel:
-    """Shares of problems on which each optimizer is within a factor of the best; see `compare.measures.profile`."""
+def profile_panel(profiles: dict[str, list[float]], problems: int) -> Panel:
+    """Shares of problems on which each optimizer is within a factor of the best; see `compare.measures.profile`.
+
+    Of so many `problems`, those that the profiles do not have are counted in the caption.
+    """
 
     def draw(axes: Any) -> None:
         most = max(ratios[-1] for ratios in profiles.values())
@@ -273,6 +276,8 @@ def profile_panel(profiles: dict[str, list[float]]) -> Panel:
         _legend(axes)
 
     caption = "A problem is a task, a horizon and a seed; higher is better. Runs that failed count as before training."
+    if left := problems - min(map(len, profiles.values())):
+        caption += f" Left out: {left} of {problems} problems, where a loss is not positive and ratios mean nothing."
     return Panel("Performance profile", caption, draw)
 
 

@@ -160,7 +160,7 @@ def get_task(text: str, *, ready: bool = True) -> Task:
         text: the name of a task here or in an installed distribution (``digits``), with a size and with the path of
             its data where it has them (``mnist@PATH``, ``tinystories:micro``, ``text:nano@PATH``), or a Python file
             (``path/to/mine.py``).
-        ready: False if only the row is of interest: no data are looked for, and no Python file is run.
+        ready: False if only the row is of interest: no data are looked for, nothing is tried, no file is run.
 
     Raises:
         UserError: if there is no such task, with the nearest names, or if its data are missing or damaged.
@@ -182,7 +182,7 @@ def get_task(text: str, *, ready: bool = True) -> Task:
     if name in TASKS or name in installed():
         if at or colon:
             raise UserError(f"task {name} has its own data and one size; leave out {text[len(name) : 80]}")
-        return TASKS[name] if name in TASKS else from_entry_point(name)
+        return TASKS[name] if name in TASKS else from_entry_point(name, ready)
     raise unknown("task", name, {*TASKS, *installed()})
 
 

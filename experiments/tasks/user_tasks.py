@@ -42,7 +42,7 @@ def from_file(path: Path) -> Task:
         line = _line(error, path)
         raise UserError(f"{path} failed{line}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     task = _checked(getattr(module, VARIABLE, None), f"{path}", f"{VARIABLE} = primitives.Task(…)")
-    return _tried(replace(task, data=functools.cache(task.data)), path)
+    return _tried(task, f"the task in {path}", path)
 
 
 def installed() -> tuple[str, ...]:
@@ -51,11 +51,11 @@ def installed() -> tuple[str, ...]:
 
 
 @functools.cache
-def from_entry_point(name: str) -> Task:
-    """The task that a distribution brings under this name.
+def from_entry_point(name: str, ready: bool = True) -> Task:
+    """The task that a distribution brings under this name; it is tried on two examples if it shall be `ready`.
 
     Raises:
-        UserError: if it cannot be loaded, or is no task.
+        UserError: if it cannot be loaded, is no task, or fails when it is tried.
     """
     point, *others = entry_points(group=GROUP, name=name)
     if others:
@@ -64,7 +64,9 @@ def from_entry_point(name: str) -> Task:
         found = point.load()
     except Exception as error:
         raise UserError(f"task {name} ({point.value}) cannot be loaded: {type(error).__name__}: {error}") from error
-    return _checked(found, f"task {name} ({point.value})", "a primitives.Task")
+    where = f"task {name} ({point.value})"
+    task = _checked(found, where, "a primitives.Task")
+    return _tried(task, where) if ready else task
 
 
 def _checked(found: Any, where: str, wanted: str) -> Task:
@@ -78,8 +80,12 @@ def _checked(found: Any, where: str, wanted: str) -> Task:
     return found
 
 
-def _tried(task: Task, path: Path) -> Task:
-    """The task, after the loss of one batch, so that what is wrong with it is said before anything is written."""
+def _tried(task: Task, where: str, path: Path | None = None) -> Task:
+    """The task, after the loss of one batch, so that what is wrong with it is said before anything is written.
+
+    Its data are loaded once.
+    """
+    task = replace(task, data=functools.cache(task.data))
     try:
         train = task.data().train
         inputs, targets = train.batch(torch.arange(min(2, len(train))))
@@ -89,16 +95,16 @@ def _tried(task: Task, path: Path) -> Task:
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(
-            f"a batch of the task in {path} failed{_line(error, path)}: {what}; see docs/tasks.md"
-        ) from error
+        raise UserError(f"a batch of {where} failed{_line(error, path)}: {what}; see docs/tasks.md") from error
     if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.is_floating_point():
         what = f"a tensor {list(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
-        raise UserError(f"the loss of the task in {path} is {what}; one number is expected, the mean over the batch")
+        raise UserError(f"the loss of {where} is {what}; one number is expected, the mean over the batch")
+    if not loss.isfinite():
+        raise UserError(f"the loss of {where} is {loss.item()} before training; a finite number is expected")
     for module in model.modules():
         if isinstance(module, _UNFIT) and module.training:
             raise UserError(
-                f"the model of the task in {path} has {type(module).__name__}; outputs may depend on nothing but "
+                f"the model of {where} has {type(module).__name__}; outputs may depend on nothing but "
                 "parameters and inputs, so that many members can be trained as one: leave it out, or take LayerNorm"
             )
     return task
@@ -107,7 +113,7 @@ def _tried(task: Task, path: Path) -> Task:
 _UNFIT = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.dropout._DropoutNd)
 
 
-def _line(error: BaseException, path: Path) -> str:
+def _line(error: BaseException, path: Path | None) -> str:
     if isinstance(error, SyntaxError):
         return f" at line {error.lineno}"
     trace, line = error.__traceback__, ""

@@ -1,0 +1,51 @@
+"""What a task is, in hashes, so that no result of another one is taken for one of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from experiments.compare.comparison import SEEDS
+from experiments.provenance import data_hash
+from experiments.tasks import get_task
+from primitives import Task
+from primitives.task import initial_model
+
+
+def fingerprint(name: str) -> dict[str, str]:
+    """SHA-256 of a task's splits, of its model's initial shapes with steps and batch size, and of the file it is in.
+
+    What those do not show, as a loss may be imported from anywhere, shows in the loss before training.
+    """
+    task = get_task(name)
+    shapes = [tuple(p.shape) for p in initial_model(task, SEEDS[0]).parameters()]
+    found = data_hash(task.data())
+    found["model"] = _sha256(f"{shapes} {task.steps} {task.batch_size}".encode())
+    found["loss"] = _sha256(_first_loss(task).encode())
+    return found | {"file": _sha256(Path(name).expanduser().read_bytes())} if name.endswith(".py") else found
+
+
+def _first_loss(task: Task) -> str:
+    """Loss of two examples before training and norm of its gradient, to four digits: in those, machines agree."""
+    model, train = initial_model(task, SEEDS[0]), task.data().train
+    inputs, targets = train.batch(torch.arange(min(2, len(train))))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEEDS[0])  # for a loss that draws numbers
+        loss = task.loss(model(inputs), targets)
+    gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True) if loss.requires_grad else ()
+    norm = sum(float(g.square().sum()) for g in gradients if g is not None) ** 0.5
+    return f"{loss.item():.3e} {norm:.3e}"
+
+
+def changes(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What differs between two fingerprints of a task, in words; the loss only if nothing of which it follows does."""
+    parts = [part for part in was if was[part] != now.get(part)]
+    causes = [part for part in parts if part != "loss"] or parts
+    return list(dict.fromkeys(part if part in ("model", "file", "loss") else "data" for part in causes))
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
