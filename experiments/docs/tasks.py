@@ -106,9 +106,11 @@ optforge compare adamw lion --task sines.py
   copies of it as one.
 - `data` returns training, validation and test splits: anything with a length and `batch(indices)`, which returns inputs
   and targets and keeps the leading shape of the indices. `TensorSplit` is that for two tensors.
-- `loss` is the mean over a batch. With `accuracy=True` targets are classes, and accuracy is reported as well.
+- `loss` is the mean over a batch, and finite before training. With `accuracy=True` targets are classes, and accuracy is
+  reported as well.
 
-A distribution brings tasks as entry points of the group `optforge.tasks`, each the name of one `Task`:
+Before anything is written the task is tried on two examples. A distribution brings tasks as entry points of the group
+`optforge.tasks`, each the name of one `Task`:
 
 ```toml
 [project.entry-points."optforge.tasks"]
