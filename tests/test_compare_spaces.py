@@ -45,6 +45,8 @@ def test_a_range_of_shares_is_widened_no_further_than_zero() -> None:
     assert space.edges((0.05,)) == [(0, -1)]
     wide, (strip,) = space.widened([(0, -1)])
     assert [beta.value(x) for x in strip.bounds[0]] == pytest.approx([0.0, 1 - 0.2 * 10**0.5])
+    shares = [Dimension("beta", "unit", c / 20) for c in range(1, 20)]
+    assert {d.value(at) for d in shares for at in (d.least, d.least - 1)} == {0.0}
     assert wide.bounds == ((beta.least, 1.0),) and wide.edges((beta.least,)) == []
 
 

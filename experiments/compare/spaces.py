@@ -49,7 +49,7 @@ class Dimension:
             return self.centre + away * (abs(self.centre) / 2 or 0.5)
         factor = 10 ** (_DECADES[self.scale] * away)
         if self.scale == "unit":
-            return max(0.0, 1 - (1 - self.centre) / factor)
+            return 1 - (1 - self.centre) / factor if at > self.least else 0.0
         return self.centre * factor
 
     @property
