@@ -72,9 +72,15 @@ def damping(
     """
     if (isinstance(sample, float) or not sample.is_cuda) and sample <= _DOUBTFUL * usual_sample:
         return ONE, None
-    norm, limit = global_norm(gradients).double(), kept(usual)
-    spike = (norm > SPIKE * limit) & (limit > 0) & (kept(often) < _OFTEN)
+    norm, limit = norm_of(gradients), kept(usual)
+    spike = norm.isfinite() & (norm > SPIKE * limit) & (limit > 0) & (kept(often) < _OFTEN)
     return torch.where(spike, limit / norm, 1.0), near(norm, norm.device)
+
+
+def norm_of(gradients: Iterable[Tensor]) -> Tensor:
+    """Norm of all gradients, float64. In half precision it would overflow where no element does."""
+    half = (torch.float16, torch.bfloat16)
+    return global_norm(g.float() if g.dtype in half else g for g in gradients).double()
 
 
 def counted(often: Number, usual: Number, seen: Number | None) -> Number:
@@ -84,7 +90,7 @@ def counted(often: Number, usual: Number, seen: Number | None) -> Number:
     """
     if seen is None:
         return 0.999 * often
-    return 0.999 * often + of(seen).where((usual > 0) & (seen > SPIKE * usual), 1.0, 0.0)
+    return 0.999 * often + of(seen).where((usual > 0) & (seen > SPIKE * usual) & of(seen).isfinite(seen), 1.0, 0.0)
 
 
 def follow(usual: Number, seen: Number, steps: int = 1) -> Number:
@@ -93,9 +99,10 @@ def follow(usual: Number, seen: Number, steps: int = 1) -> Number:
     The first one counts fully, one that is 0 or not finite not, and one that is too large as 10 times the usual.
     """
     where, known = of(seen).where, usual > 0
+    counts = of(seen).isfinite(seen) & (seen > 0)
     seen = where(known, of(seen).minimum(seen, SPIKE * usual), seen)
     after = where(known, usual + (1 - 0.9**steps) * (seen - usual), seen)
-    return where(of(after).isfinite(after) & (seen > 0), after, usual)
+    return where(counts, after, usual)
 
 
-__all__ = ["FIRST_SPIKE", "ONE", "SPIKE", "counted", "damping", "follow", "sampled", "spaced"]
+__all__ = ["FIRST_SPIKE", "ONE", "SPIKE", "counted", "damping", "follow", "norm_of", "sampled", "spaced"]

@@ -55,7 +55,9 @@ def test_adamw_against_adamw_is_equivalent_in_noise() -> None:
     assert found >= 95
 
 
-def test_two_optimizers_that_do_not_differ_are_rarely_told_apart() -> None:
+def test_two_optimizers_that_do_not_differ_are_rarely_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    for slow in ("bootstrap_interval", "detectable"):  # which no verdict looks at
+        monkeypatch.setattr(f"experiments.compare.statistics.{slow}", lambda *_: math.nan)
     rng = np.random.default_rng(1)
     told = 0
     for _ in range(400):

@@ -109,7 +109,10 @@ def test_spikes_by_hand():
     assert follow(usual, number(6.0)).item() == pytest.approx(5.1)
     assert follow(usual, number(500.0)).item() == pytest.approx(9.5)
     assert follow(usual, number(math.nan)) == usual and follow(number(0.0), usual) == usual
-    assert follow(usual, number(0.0)) == usual
+    assert follow(usual, number(0.0)) == follow(usual, number(math.inf)) == usual
+    infinite = [torch.tensor([math.inf, 1.0])]
+    assert damping(infinite, usual, number(math.inf), some) == (1, math.inf)
+    assert counted(number(0.0), usual, number(math.inf)) == 0
     assert damping(large, usual, sampled(large), some, number(8.0))[0] == 1
     assert counted(number(2.0), usual, number(500.0)).item() == pytest.approx(2.998)
     for usual_one in (number(20.0), number(0.0)):
@@ -125,6 +128,15 @@ def test_a_sample_of_a_large_gradient(dtype):
     assert sampled([across]) == pytest.approx(norm, rel=1e-9)
     many = [g if i % 3 == 0 else 1e9 * g for i in range(93)]  # of these, every third is looked at
     assert sampled(many) == pytest.approx(sampled(31 * [g]))
+
+
+def test_norms_of_half_precision_do_not_overflow():
+    """A million elements of 200 have a norm of 2e5, which float16 cannot hold."""
+    gradients = [torch.full((1000, 1000), 200.0, dtype=torch.float16)]
+    some = sampled(gradients)
+    found = pytest.approx(2e5, rel=1e-3)  # float32 sums a million of them
+    assert damping(gradients, number(5e4), some, some / 4) == (1, found)
+    assert damping(gradients, number(1e4), some, some / 20) == (pytest.approx(0.05, rel=1e-3), found)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (100, 64), (128, 784), (32, 3, 32, 32), (784, 128)])

@@ -83,7 +83,9 @@ def test_difference_at_the_margin_is_rarely_called_equivalent() -> None:
     assert wrong < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
 
 
-def test_false_claims_among_many_pairs_stay_below_five_percent() -> None:
+def test_false_claims_among_many_pairs_stay_below_five_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for slow in ("bootstrap_interval", "detectable"):  # which no verdict looks at
+        monkeypatch.setattr(f"experiments.compare.statistics.{slow}", lambda *_: math.nan)
     rng = np.random.default_rng(4)
     false = 0
     for _ in range(200):
