@@ -73,8 +73,11 @@ def damping(
     if (isinstance(sample, float) or not sample.is_cuda) and sample <= _DOUBTFUL * usual_sample:
         return ONE, None
     norm, limit = norm_of(gradients), kept(usual)
-    spike = norm.isfinite() & (norm > SPIKE * limit) & (limit > 0) & (kept(often) < _OFTEN)
-    return torch.where(spike, limit / norm, 1.0), near(norm, norm.device)
+    return torch.where(_is_spike(limit, norm) & (kept(often) < _OFTEN), limit / norm, 1.0), near(norm, norm.device)
+
+
+def _is_spike(usual: Number, seen: Number) -> Any:
+    return (usual > 0) & (seen > SPIKE * usual) & of(seen).isfinite(seen)
 
 
 def norm_of(gradients: Iterable[Tensor]) -> Tensor:
@@ -90,7 +93,7 @@ def counted(often: Number, usual: Number, seen: Number | None) -> Number:
     """
     if seen is None:
         return 0.999 * often
-    return 0.999 * often + of(seen).where((usual > 0) & (seen > SPIKE * usual) & of(seen).isfinite(seen), 1.0, 0.0)
+    return 0.999 * often + of(seen).where(_is_spike(usual, seen), 1.0, 0.0)
 
 
 def follow(usual: Number, seen: Number, steps: int = 1) -> Number:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from experiments.compare.comparison import SEEDS
 from experiments.provenance import data_hash
@@ -21,16 +22,17 @@ def fingerprint(name: str) -> dict[str, str]:
     What those do not show, as a loss may be imported from anywhere, shows in the loss before training.
     """
     task = get_task(name)
-    shapes = [tuple(p.shape) for p in initial_model(task, SEEDS[0]).parameters()]
+    model = initial_model(task, SEEDS[0])
+    shapes = [tuple(p.shape) for p in model.parameters()]
     found = data_hash(task.data())
     found["model"] = _sha256(f"{shapes} {task.steps} {task.batch_size}".encode())
-    found["loss"] = _sha256(_first_loss(task).encode())
+    found["loss"] = _sha256(_first_loss(task, model).encode())
     return found | {"file": _sha256(Path(name).expanduser().read_bytes())} if name.endswith(".py") else found
 
 
-def _first_loss(task: Task) -> str:
+def _first_loss(task: Task, model: nn.Module) -> str:
     """Loss of two examples before training and norm of its gradient, to four digits: in those, machines agree."""
-    model, train = initial_model(task, SEEDS[0]), task.data().train
+    train = task.data().train
     inputs, targets = train.batch(torch.arange(min(2, len(train))))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEEDS[0])  # for a loss that draws numbers
