@@ -16,8 +16,9 @@ from learned.group_state import OF_LOSSES
 from learned.measured import Measured, Moved
 from learned.numeric import Number, kept, median, near, of
 from learned.rules import PATIENCE, TRUSTED, TRUSTED_AT_FIRST, cap
-from learned.spikes import FIRST_SPIKE, counted, damping, follow, norm_of, sampled
+from learned.spikes import FIRST_SPIKE, counted, damping, follow, sampled
 from learned.watched_optimizer import WatchedOptimizer
+from primitives.parameters import global_norm
 
 
 class GuardedOptimizer(WatchedOptimizer):
@@ -56,7 +57,7 @@ class GuardedOptimizer(WatchedOptimizer):
         self._norm_known = seen is not None
         if not self._probed:  # for as long as all gradients are 0
             if "lr" in self.what and not float(first["large"]):
-                whole = norm_of(moved.gradients())
+                whole = global_norm(moved.gradients(), wide=True).double()
                 squares = [self._probe(group, p, whole).to(device) for group, p in self._pairs()]
                 self._bound_from_above(moved, *(near(x, device) for x in torch.stack(squares, 1)))
                 for group in self.param_groups:
@@ -67,7 +68,9 @@ class GuardedOptimizer(WatchedOptimizer):
         """Whether the first gradients of these parameters were far larger than the second ones, all of them seen."""
         second = all(p in self.state and self.state[p]["step"].item() == 1 for p in moved.params)
         first = near(self.param_groups[0]["learning"]["norm"], moved.device)
-        return bool(second and first > FIRST_SPIKE * near(norm_of(moved.gradients()), moved.device))
+        return bool(
+            second and first > FIRST_SPIKE * near(global_norm(moved.gradients(), wide=True).double(), moved.device)
+        )
 
     def _begin_anew(self) -> None:
         """The first gradient was a spike, as the second one shows: what it has left in state would last."""

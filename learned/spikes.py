@@ -72,18 +72,12 @@ def damping(
     """
     if (isinstance(sample, float) or not sample.is_cuda) and sample <= _DOUBTFUL * usual_sample:
         return ONE, None
-    norm, limit = norm_of(gradients), kept(usual)
+    norm, limit = global_norm(gradients, wide=True).double(), kept(usual)
     return torch.where(_is_spike(limit, norm) & (kept(often) < _OFTEN), limit / norm, 1.0), near(norm, norm.device)
 
 
 def _is_spike(usual: Number, seen: Number) -> Any:
     return (usual > 0) & (seen > SPIKE * usual) & of(seen).isfinite(seen)
-
-
-def norm_of(gradients: Iterable[Tensor]) -> Tensor:
-    """Norm of all gradients, float64. In half precision it would overflow where no element does."""
-    half = (torch.float16, torch.bfloat16)
-    return global_norm(g.float() if g.dtype in half else g for g in gradients).double()
 
 
 def counted(often: Number, usual: Number, seen: Number | None) -> Number:
@@ -108,4 +102,4 @@ def follow(usual: Number, seen: Number, steps: int = 1) -> Number:
     return where(counts, after, usual)
 
 
-__all__ = ["FIRST_SPIKE", "ONE", "SPIKE", "counted", "damping", "follow", "norm_of", "sampled", "spaced"]
+__all__ = ["FIRST_SPIKE", "ONE", "SPIKE", "counted", "damping", "follow", "sampled", "spaced"]

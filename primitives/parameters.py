@@ -60,9 +60,14 @@ def _refuse(p: Tensor, g: Tensor) -> NoReturn:
     raise ProgramError(f"update rules do not define a meaning for {kind} (parameter of shape {tuple(p.shape)})")
 
 
-def global_norm(gradients: Iterable[Tensor | None]) -> Tensor:
-    """Euclidean norm of all gradients together, 0-dimensional; 0 if there are none."""
-    norms = [whole(torch.linalg.vector_norm(g)) for g in gradients if g is not None]
+def global_norm(gradients: Iterable[Tensor | None], wide: bool = False) -> Tensor:
+    """Euclidean norm of all gradients together, 0-dimensional; 0 if there are none.
+
+    `wide` holds norms of half precision in float32; in their own dtype they may overflow where no element does.
+    """
+    given = [g for g in gradients if g is not None]
+    dtypes = [torch.promote_types(g.dtype, torch.float32) if wide else None for g in given]
+    norms = [whole(torch.linalg.vector_norm(g, dtype=dtype)) for g, dtype in zip(given, dtypes, strict=True)]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
