@@ -208,7 +208,8 @@ def starts(scale: str, value: float) -> bool:
 def on_scale(scale: str, value: Number, start: float, change: Number) -> Number:
     """A hyperparameter moved by `change` in the space of its scale (see `primitives.kinds.SCALES`).
 
-    It stays within 3 of its first value there, which is a factor of 20 for `log`; one that is switched off stays so.
+    It stays within 3 of its first value there: a factor of 20 for `log`, and of 1 - β for `unit`. One that is switched
+    off stays so.
     """
     begin = SCALES[scale].forward(start)
     if not math.isfinite(begin):
@@ -219,7 +220,7 @@ def on_scale(scale: str, value: Number, start: float, change: Number) -> Number:
 
 _MAPS: dict[str, tuple[Callable[[Number], Number], Callable[[Number], Number]]] = {
     "log": (lambda x: of(x).log(x), lambda x: of(x).exp(x)),
-    "unit": (lambda x: of(x).log(of(x).divide(x, 1 - x)), lambda x: 1 / (1 + of(x).exp(-x))),
+    "unit": (lambda x: -of(x).log(1 - x), lambda x: 1 - of(x).exp(-of(x).clip(x, 0.0, 36.0))),  # stays below 1
     "linear": (lambda x: x, lambda x: x),
 }
 

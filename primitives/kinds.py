@@ -48,8 +48,9 @@ def join(*kinds: Kind) -> Kind:
 class Scale:
     """An invertible map between a hyperparameter's natural values and an unconstrained real line.
 
-    `lower` and `upper` bound the natural values (lower is allowed, upper is not); zero on the `log` and `unit` scales
-    means "switched off" and maps to minus infinity, from which a step in unconstrained space never returns.
+    `lower` and `upper` bound the natural values (lower is allowed, upper is not). Zero on the `log` scale means
+    "switched off" and maps to minus infinity, from which a step in unconstrained space never returns. On the `unit`
+    scale zero is a value like others, the first one: all that lies below it on the line is zero, too.
     """
 
     name: str
@@ -71,17 +72,15 @@ def _exp(x: float) -> float:
     return math.exp(min(x, 709.0))  # beyond it lies infinity, which is out of range
 
 
-def _sigmoid(x: float) -> float:
-    if x >= 0:
-        return min(1 / (1 + math.exp(-x)), 1 - 2**-53)  # the largest float below 1
-    return math.exp(x) / (1 + math.exp(x))
+def _share(x: float) -> float:
+    return min(-math.expm1(-max(x, 0.0)), 1 - 2**-53)  # the largest float below 1
 
 
 SCALES: dict[str, Scale] = {
     # multiplicative quantities: epsilon, weight decay, learning rate
     "log": Scale("log", _log, _exp, 0.0, math.inf),
     # decays of exponential moving averages: 0.9, 0.99, 0.999 are equal steps apart
-    "unit": Scale("unit", lambda x: _log(x) - math.log1p(-x), _sigmoid, 0.0, 1.0),
+    "unit": Scale("unit", lambda x: -math.log1p(-x), _share, 0.0, 1.0),
     # anything that may be negative
     "linear": Scale("linear", lambda x: x, lambda x: x, -math.inf, math.inf),
 }

@@ -143,7 +143,7 @@ def _perturb(hyper: Hyper, redraw: bool, rng: random.Random) -> float:
     """Another default: a normal step in the scale's unconstrained space, or a fresh value."""
     scale = SCALES[hyper.scale]
     start = scale.forward(hyper.default)
-    if redraw or not math.isfinite(start):
+    if redraw or (hyper.default == 0 and hyper.scale != "linear"):  # what is off has no neighbours
         return fresh_value(hyper.scale, rng)
     value = rounded(scale.inverse(start + rng.gauss(0, 0.7)), hyper.scale)
     return value if scale.contains(value) else hyper.default

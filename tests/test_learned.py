@@ -425,7 +425,7 @@ def test_half_precision_parameters():
         ({"rule": "tower99999999"}, "a tower has from 1 to 100 levels, got 99999999"),
         ({"hyper_lr": True}, "hyper_lr must be a finite number of at least 0, got True"),
         ({"what": "weight_decay", "weight_decay": 0.0}, "weight_decay is 0, and would stay so"),
-        ({"what": ("lr", "beta1"), "beta1": 0.0}, "beta1 is 0, and would stay so"),
+        ({"what": ("lr", "eps"), "eps": 0.0}, "eps is 0, and would stay so"),
         ({"lr": torch.tensor([0.1, 0.2])}, "lr must be"),
         ({"rule": ["two-sided"]}, "cannot use rule ['two-sided']; choose from"),
         ({"what": None}, "what to learn must be a name or names of hyperparameters, got None"),

@@ -59,6 +59,21 @@ def test_other_hyperparameters_stay_in_range_and_move():
     assert all(values[name] != start for name, start in begin.items())
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_decay_comes_to_zero_and_leaves_it(compiled):
+    """It moves as log(1 - β), by κ/10 a step at most, so that 0 is a value like others and the least of all."""
+    p = nn.Parameter(torch.full((4, 3), 100.0, dtype=torch.float64))
+    optimizer = learn([p], PROGRAMS["momentum"], 0.01, what="momentum", momentum=0.2, hyper_lr=0.5, compile=compiled)
+    found = []
+    for step in range(60):
+        turned = step < 40 and step % 4 >= 2  # against the gradient two steps before, which momentum would repeat
+        p.grad = torch.full_like(p, -1.0 if turned else 1.0)
+        optimizer.step()
+        found.append(-math.log1p(-optimizer.learned_values()["momentum"]))
+    assert found[30:40] == [0.0] * 10
+    assert found[42:] == pytest.approx([0.05 * k for k in range(1, 19)], rel=1e-9)  # the gradients agree entirely
+
+
 @pytest.mark.parametrize("per", ["global", "group", "tensor"])
 def test_deviations_from_the_parent(per):
     """Two parameters, of which one sees gradients that agree and the other gradients that turn around."""

@@ -40,7 +40,7 @@ _KINDS = {
 }
 _SCALES = {
     "log": "the logarithm; for weight decay, epsilon, rates. 0 is allowed and means off",
-    "unit": "the logit; for decays of averages: 0.9, 0.99 and 0.999 are equal steps apart",
+    "unit": "−log(1 − x); for decays of averages: 0, 0.9, 0.99 and 0.999 are equal steps apart",
     "linear": "the number itself",
 }
 _DOMAINS = {
