@@ -67,10 +67,8 @@ class GuardedOptimizer(WatchedOptimizer):
     def _began_with_spike(self, moved: Moved) -> bool:
         """Whether the first gradients of these parameters were far larger than the second ones, all of them seen."""
         second = all(p in self.state and self.state[p]["step"].item() == 1 for p in moved.params)
-        first = near(self.param_groups[0]["learning"]["norm"], moved.device)
-        return bool(
-            second and first > FIRST_SPIKE * near(global_norm(moved.gradients(), wide=True).double(), moved.device)
-        )
+        first = float(self.param_groups[0]["learning"]["norm"]) or math.inf  # not known: its square has overflowed
+        return second and first > FIRST_SPIKE * global_norm(moved.gradients(), wide=True).item()
 
     def _begin_anew(self) -> None:
         """The first gradient was a spike, as the second one shows: what it has left in state would last."""

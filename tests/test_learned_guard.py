@@ -296,6 +296,21 @@ def test_after_a_spike_in_the_first_step_what_losses_told_still_counts(spike):
     assert optimizer.learned_values()["lr"] == pytest.approx(0.04)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_first_gradient_whose_square_overflows_is_a_spike_too(compiled):
+    """Its square would stay in the second average of AdamW for ever, and nothing would move again."""
+    ended = []
+    for size in (1e4, 1e25):
+        p = nn.Parameter(torch.full((16, 16), 0.25))
+        optimizer = learn([p], PROGRAMS["adamw"], 1e-3, compile=compiled)
+        generator = torch.Generator().manual_seed(0)
+        for step in range(30):
+            p.grad = torch.randn(16, 16, generator=generator) * (size if step == 0 else 1.0)
+            optimizer.step()
+        ended.append((p.detach().clone(), optimizer.state[p]["v"]))
+    torch.testing.assert_close(ended[1], ended[0], rtol=1e-4, atol=1.01e-3)  # the first step, which moves nothing now
+
+
 def test_losses_that_are_no_longer_told_count_no_longer():
     p = nn.Parameter(torch.ones(64, 64))
     optimizer = learn([p], PROGRAMS["adamw"], 0.3)
