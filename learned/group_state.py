@@ -54,6 +54,7 @@ def complete(group: dict[str, Any], first: Mapping[str, Any], rule: str, what: S
     fresh = _fresh(rule, group["log_factor"], first["base_lr"], start)
     shared = {**fresh, **first.get("learning", {}), "own": _ZERO, "start": start}
     older = group.get("learning", {})
+    older = older | {"start": start | {name: x for name, x in older.get("start", {}).items() if name in start}}
     if "own" in older:
         shared["common"] = older["log"] - older["own"]
     else:

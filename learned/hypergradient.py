@@ -14,7 +14,7 @@ moves most in the beginning; later on most steps may rest, and cost what they co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,14 +27,14 @@ from learned.measured import Measured, Moved, placed
 from learned.numeric import Number, kept, near, of, quiet, total
 from learned.rules import RULES, Seen, named_rule, on_scale, starts, towards_parent
 from learned.spikes import follow
-from primitives import Program, ProgramError
+from primitives import Hyper, Program, ProgramError
 from primitives.options import with_fallback
 from primitives.parameters import is_sharded
 
 WHAT = ("lr",)
 PER = ("global", "group", "tensor")
 _LIMIT = math.log(1e12)  # a factor stays within 1e-12 and 1e12, so that a rate is positive and finite
-_NOISE = 1e-12  # of a step's square, below which that of its derivative is rounding
+_NOISE = 1e-12  # of a step's square, below which that of its derivative is rounding; of a decay's, on its scale
 _HYPER_SHARE = 0.1  # of κ, for these
 _BEGINNING = 200  # steps that all count
 
@@ -103,10 +103,6 @@ class LearnedOptimizer(GuardedOptimizer):
         """Derivative of the last step's loss with respect to the learned rate of the step before, or None."""
         if isinstance(program, Program):
             self._watched(program)  # refuses names, before torch takes over
-            for hyper in program.hypers:
-                value = options.get(hyper.name, hyper.default)
-                if hyper.name in self.what and isinstance(value, int | float) and not starts(hyper.scale, value):
-                    raise ProgramError(f"{hyper.name} is {value:g}, and would stay so; learn from another value")
         super().__init__(params, program, lr, **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -116,13 +112,30 @@ class LearnedOptimizer(GuardedOptimizer):
             raise ProgramError(f"lr must be positive to be learned, got {lr!r}")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        if any(is_sharded(p) for p in group["params"]):
+        try:
+            self._check(group)
+        except ProgramError:
             self.param_groups.pop()
-            raise ProgramError("a rate cannot be learned from shards of parameters; learn it without sharding them")
+            raise
         self._complete(group)
         for name in self.what:
             if name != "lr" and len(self.param_groups) > 1 and name not in own and name in self.param_groups[0]:
                 group[name] = self.param_groups[0][name]
+
+    def _check(self, group: dict[str, Any]) -> None:
+        if any(is_sharded(p) for p in group["params"]):
+            raise ProgramError("a rate cannot be learned from shards of parameters; learn it without sharding them")
+        if any(self._dtype(p) is torch.float16 for p in group["params"]):
+            raise ProgramError(
+                "float16 cannot hold the sums that a rate is learned from: pass state_dtype=torch.float32, or keep the "
+                "parameters in float32 and compute in float16 with torch.autocast"
+            )
+        for hyper in self._hypers():
+            if hyper.name in self.what and not starts(hyper.scale, value := float(group[hyper.name])):
+                raise ProgramError(f"{hyper.name} is {value:g}, and would stay so; learn from another value")
+
+    def _hypers(self) -> Iterator[Hyper]:
+        return (hyper for part in with_fallback(self.program) for hyper in part.hypers)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("per", "rule", "hyper_lr", "every", "hypergradient")
@@ -242,7 +255,7 @@ class LearnedOptimizer(GuardedOptimizer):
                 u2_own = total((share * share * sums[f"u2 {name}"])[own])
                 step2 = total((share * share * sums["u2"])[own])
                 cosine = Seen(dot, total(sums["g2"][own]), u2_own, None).cosine
-                self._learn_hyper(name, of(cosine).where(u2_own > _NOISE * step2, cosine, 0.0))
+                self._learn_hyper(name, cosine, of(cosine).divide(u2_own, step2))
 
     def _learn_rate(
         self, dot: Number, g2: Number, u2: Number, gu: Number, numbers: Sequence[int], factors: Sequence[Tensor]
@@ -281,14 +294,19 @@ class LearnedOptimizer(GuardedOptimizer):
             for factor, value in zip(factors, moved, strict=True):
                 factor.fill_(value) if factor.device == device else factor.copy_(kept(value))
 
-    def _learn_hyper(self, name: str, cosine: Number) -> None:
-        """Move a hyperparameter in the space of its scale (see `primitives.kinds.SCALES`)."""
-        hypers = [h for part in with_fallback(self.program) for h in part.hypers]
-        scale = next(h.scale for h in hypers if h.name == name)
-        move = of(cosine).where(of(cosine).isfinite(cosine), _HYPER_SHARE * self.hyper_lr * cosine, 0.0)
+    def _learn_hyper(self, name: str, cosine: Number, share: Number) -> None:
+        """Move a hyperparameter in the space of its scale (see `primitives.kinds.SCALES`).
+
+        `share` is the square of the derivative's norm over that of the step. Where the derivative with respect to a
+        decay is 0, what is left of its terms, which are 1 / (1 - β) times the step, is rounding.
+        """
+        scale = next(hyper.scale for hyper in self._hypers() if hyper.name == name)
         assert self._moved is not None
+        do, device = of(cosine), self._moved.device
         for group in self.param_groups:
-            value = near(torch.as_tensor(group[name], dtype=torch.float64), self._moved.device)
+            value = near(torch.as_tensor(group[name], dtype=torch.float64), device)
+            known = (share * (1 - value) ** 2 if scale == "unit" else share) > _NOISE
+            move = do.where(do.isfinite(cosine) & known, _HYPER_SHARE * self.hyper_lr * cosine, 0.0)
             group[name] = kept(on_scale(scale, value, group["learning"]["start"][name], move))
 
 

@@ -26,7 +26,8 @@ class Moves:
 
     Args:
         optimizer: whose quantities.
-        noted: their values when they were last mentioned, which changes; by default those of now.
+        noted: their values when they were last mentioned, which changes; by default those of now. Rates of groups and
+            tensors are there as shares of the common one.
     """
 
     def __init__(self, optimizer: LearnedOptimizer, noted: dict[str, float] | None = None) -> None:
@@ -34,7 +35,10 @@ class Moves:
         self.noted = noted or optimizer.learned_values()
 
     def take(self) -> list[str]:
-        """A sentence for each quantity that has moved by a factor of 2 since it was last mentioned."""
+        """A sentence for each quantity that has moved by a factor of 2 since it was last mentioned.
+
+        The rates of groups and tensors are mentioned where they have moved so far from the rate that all share.
+        """
         found = []
         for name, value in self.optimizer.learned_values().items():
             before = self.noted[name]
@@ -43,6 +47,17 @@ class Moves:
                 self.noted[name] = value
                 verb = "raised" if value > before else "lowered"
                 found.append(f"{name} {verb} from {before:.3g} to {value:.3g}: {self._reason(name, value > before)}")
+        first = self.optimizer.param_groups[0]
+        common = first["base_lr"] * math.exp(float(first["learning"]["common"]))
+        for name, rate in self.optimizer.learned_rates().items():
+            share, before = rate / common, self.noted.setdefault(name, rate / common)
+            if abs(math.log(share / before)) >= LARGE:
+                self.noted[name] = share
+                verb, more = ("raised", "more") if share > before else ("lowered", "less")
+                found.append(
+                    f"{name} {verb} from {before:.3g} to {share:.3g} times the common rate: its gradients agree {more} "
+                    "with the steps before them than those of the others"
+                )
         return found
 
     def _on_scale(self, name: str, value: float) -> float:

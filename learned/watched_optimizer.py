@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -63,9 +64,11 @@ class WatchedOptimizer(ProgramOptimizer):
         return self._watches[which]
 
     def _watched(self, program: Program) -> Watched:
-        """A fallback need not have all that is learned of the program."""
+        """A fallback need not have all that is learned of the program; slots are named in the program's order."""
         own = self.program.defaults() if hasattr(self, "program") else {}
-        return watched(program, tuple(n for n in self.what if n not in own or n in program.defaults()))
+        asked = [n for n in self.what if n not in own or n in program.defaults()]
+        order = ["lr", *program.defaults()]
+        return watched(program, tuple(sorted(asked, key=lambda n: order.index(n) if n in order else len(order))))
 
     def route(self, p: Tensor) -> Program:
         """The program that trains `p`, as it measures what learning needs, or rests."""
@@ -103,9 +106,18 @@ class WatchedOptimizer(ProgramOptimizer):
         return saved | {"state": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load as `ProgramOptimizer` does; also from a plain optimizer, learning then starts from the factor 1."""
-        states = {i: {**state, **state.get("learning", {})} for i, state in state_dict["state"].items()}
-        states = {i: {k: v for k, v in state.items() if k != "learning"} for i, state in states.items()}
+        """Load as `ProgramOptimizer` does; also from a plain optimizer, learning then starts from the factor 1.
+
+        What was measured for another choice of `what` begins anew, the rates of tensors are kept.
+        """
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        own = dict(zip(saved, chain.from_iterable(group["params"] for group in self.param_groups), strict=False))
+        states = {}
+        for i, state in state_dict["state"].items():
+            learned, plain = state.get("learning", {}), {k: v for k, v in state.items() if k != "learning"}
+            if i in own and learned.keys() != set((watch := self._watch(own[i])).extra):
+                learned = {k: v for k, v in learned.items() if k == watch.factor}
+            states[i] = plain | learned
         super().load_state_dict(state_dict | {"state": states})
         for p, state in self.state.items():
             watch = self._watch(p)

@@ -2,7 +2,7 @@
 
 A program is written for *one* parameter of unknown shape. Every value in it has a `Kind`, which says along which axes
 of that parameter it varies. Hyperparameters carry a `Scale`: an invertible map to an unconstrained space in which
-steps of equal size mean equal things. It is defined once here and used by learning, tuning and mutation alike.
+steps of equal size mean equal things, as learning needs it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any, NoReturn
 
@@ -63,11 +63,18 @@ def _refuse(p: Tensor, g: Tensor) -> NoReturn:
 def global_norm(gradients: Iterable[Tensor | None], wide: bool = False) -> Tensor:
     """Euclidean norm of all gradients together, 0-dimensional; 0 if there are none.
 
-    `wide` holds norms of half precision in float32; in their own dtype they may overflow where no element does.
+    `wide` holds norms of half precision in float32; in their own dtype they may overflow where no element does. On
+    CPUs, where looking at the result waits for nothing, one that overflows all the same is taken anew in float64.
     """
     given = [g for g in gradients if g is not None]
-    dtypes = [torch.promote_types(g.dtype, torch.float32) if wide else None for g in given]
-    norms = [whole(torch.linalg.vector_norm(g, dtype=dtype)) for g, dtype in zip(given, dtypes, strict=True)]
+    found = _norm(given, [torch.promote_types(g.dtype, torch.float32) if wide else None for g in given])
+    if wide and found.device.type == "cpu" and not found.isfinite():
+        return _norm(given, [torch.float64] * len(given))
+    return found
+
+
+def _norm(gradients: Sequence[Tensor], dtypes: Sequence[torch.dtype | None]) -> Tensor:
+    norms = [whole(torch.linalg.vector_norm(g, dtype=dtype)) for g, dtype in zip(gradients, dtypes, strict=True)]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 

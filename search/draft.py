@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -162,6 +163,20 @@ def fresh_value(scale: str, rng: random.Random) -> float:
     """A random value for a hyperparameter on `scale`."""
     fresh = {"unit": 1 - 10 ** rng.uniform(-4, 0), "log": 10 ** rng.uniform(-9, 0), "linear": rng.gauss(0, 1)}
     return rounded(fresh[scale], scale)
+
+
+def nudged(value: float, scale: str, by: float) -> float:
+    """`value` times e to the power of `by`; on the unit scale that holds for its odds, value / (1 - value).
+
+    So a share near 0 is moved by a factor of itself, and one near 1 by a factor of its distance from 1. Both scales
+    leave 0, which is off, where it is. On the linear scale `by` is added.
+    """
+    if scale == "linear":
+        return value + by
+    if scale == "unit":
+        odds = value / (1 - value) * math.exp(by)
+        return min(odds / (1 + odds), 1 - 2**-53)
+    return min(value * math.exp(by), sys.float_info.max)
 
 
 def rounded(value: float, scale: str) -> float:

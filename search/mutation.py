@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 from primitives import OPS, SCALES, Const, Hyper, Kind, Program, Slot
-from search.draft import Draft, Space, arguments, draw, fresh_value, literal, rounded
+from search.draft import Draft, Space, arguments, draw, fresh_value, literal, nudged, rounded
 from search.recombination import crossover, splice, swap_slots
 
 Mutation = Callable[[Program, Space, random.Random], Program | None]
@@ -140,13 +140,11 @@ def constant(program: Program, space: Space, rng: random.Random) -> Program | No
 
 
 def _perturb(hyper: Hyper, redraw: bool, rng: random.Random) -> float:
-    """Another default: a normal step in the scale's unconstrained space, or a fresh value."""
-    scale = SCALES[hyper.scale]
-    start = scale.forward(hyper.default)
+    """Another default: one near by, or a fresh value."""
     if redraw or (hyper.default == 0 and hyper.scale != "linear"):  # what is off has no neighbours
         return fresh_value(hyper.scale, rng)
-    value = rounded(scale.inverse(start + rng.gauss(0, 0.7)), hyper.scale)
-    return value if scale.contains(value) else hyper.default
+    value = rounded(nudged(hyper.default, hyper.scale, rng.gauss(0, 0.7)), hyper.scale)
+    return value if SCALES[hyper.scale].contains(value) else hyper.default
 
 
 def remember(program: Program, space: Space, rng: random.Random) -> Program | None:

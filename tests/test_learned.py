@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import math
 import pickle
 
@@ -253,6 +254,48 @@ def test_learning_can_start_from_a_plain_checkpoint():
     assert learned.learned_values()["lr"] != 1e-4
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    "whats", list(itertools.permutations([("lr",), ("lr", "beta1"), ("weight_decay", "beta1"), ("eps",)], 2))
+)
+def test_a_checkpoint_of_another_choice_goes_on_with_what_both_learn(whats, compiled):
+    problem, other = Problem(), Problem()
+    first, second = (
+        learn(part.model.parameters(), PROGRAMS["adamw"], 1e-4, what=what, per="tensor", compile=compiled)
+        for part, what in zip((problem, other), whats, strict=True)
+    )
+    for step in range(5):
+        problem.step(first, step)
+    other.model.load_state_dict(problem.model.state_dict())
+    second.load_state_dict(first.state_dict())
+    both = set(whats[0]) & set(whats[1])
+    assert {n: x for n, x in second.learned_values().items() if n in both} == {
+        n: x for n, x in first.learned_values().items() if n in both
+    }
+    assert "lr" not in both or second.learned_rates() == first.learned_rates()
+    for step in range(5, 9):
+        problem.step(first, step)
+        other.step(second, step)
+    assert all(value != second.defaults[name] for name, value in second.learned_values().items())
+
+
+def test_the_order_of_names_is_of_no_meaning():
+    """A checkpoint has a slot for each, under names that the order does not change."""
+    problem, other = Problem(), Problem()
+    first, second = (
+        learn(part.model.parameters(), PROGRAMS["adamw"], 0.01, what=what)
+        for part, what in ((problem, ("lr", "beta1", "weight_decay")), (other, ("weight_decay", "lr", "beta1")))
+    )
+    for step in range(5):
+        problem.step(first, step)
+    other.model.load_state_dict(problem.model.state_dict())
+    second.load_state_dict(first.state_dict())
+    for step in range(5, 9):
+        problem.step(first, step)
+        other.step(second, step)
+    assert torch.equal(problem.flat(), other.flat()) and first.learned_values() == second.learned_values()
+
+
 def test_a_checkpoint_that_lacks_something_new_is_completed():
     problem = Problem()
     optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 1e-4)
@@ -426,6 +469,8 @@ def test_half_precision_parameters():
         ({"hyper_lr": True}, "hyper_lr must be a finite number of at least 0, got True"),
         ({"what": "weight_decay", "weight_decay": 0.0}, "weight_decay is 0, and would stay so"),
         ({"what": ("lr", "eps"), "eps": 0.0}, "eps is 0, and would stay so"),
+        ({"what": ("lr", "eps"), "eps": -1.0}, "eps: -1.0 is outside [0, inf) of its log scale"),
+        ({"what": ("lr", "beta1"), "beta1": 1.0}, "beta1: 1.0 is outside [0, 1) of its unit scale"),
         ({"lr": torch.tensor([0.1, 0.2])}, "lr must be"),
         ({"rule": ["two-sided"]}, "cannot use rule ['two-sided']; choose from"),
         ({"what": None}, "what to learn must be a name or names of hyperparameters, got None"),
@@ -451,6 +496,24 @@ def test_a_group_without_a_rate_cannot_be_learned():
     optimizer = learn([torch.ones(2, requires_grad=True)], PROGRAMS["adamw"])
     with pytest.raises(ProgramError, match="lr must be positive to be learned, got 0"):
         optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)], "lr": 0})
+
+
+def test_a_group_with_what_cannot_be_moved_is_refused_and_not_kept():
+    optimizer = learn([torch.ones(2, requires_grad=True)], PROGRAMS["adamw"], what=("lr", "eps"))
+    with pytest.raises(ProgramError, match="eps is 0, and would stay so"):
+        optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)], "eps": 0.0})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_sums_are_not_kept_in_float16():
+    p = torch.ones(2, 2, dtype=torch.float16, requires_grad=True)
+    with pytest.raises(ProgramError, match=r"float16 cannot hold the sums .* pass state_dtype=torch.float32"):
+        learn([p], PROGRAMS["sgd"])
+    optimizer = learn([p], PROGRAMS["sgd"], 1e-3, state_dtype=torch.float32)
+    for _ in range(8):
+        p.grad = torch.full_like(p, 3e-4)
+        optimizer.step()
+    assert optimizer.learned_values()["lr"] > 2e-3
 
 
 def test_a_name_given_twice_is_learned_once():

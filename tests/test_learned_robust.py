@@ -93,12 +93,14 @@ def test_deviations_from_the_parent(per):
     assert own == [1.0, 1.0] if per != "tensor" else own[0] > 1 > own[1]
 
 
-def test_a_rate_far_too_large_is_bounded_before_the_first_step():
+@pytest.mark.parametrize("name", ["adamw", "normed"])
+def test_a_rate_far_too_large_is_bounded_before_the_first_step(name):
+    """The probe sees what the step sees, the norm of all gradients included."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 4))
     before = [p.detach().clone() for p in model.parameters()]
-    optimizer = learn(model.parameters(), PROGRAMS["adamw"], 10.0)
-    model(torch.randn(16, 64)).square().mean().backward()
+    optimizer = learn(model.parameters(), PROGRAMS[name], 1e9)
+    (1e6 * model(torch.randn(16, 64)).square().mean()).backward()
     optimizer.step()
     moved = [(p - b).norm() / math.sqrt(p.shape[0]) for p, b in zip(model.parameters(), before, strict=True)]
     assert min(moved[0], moved[2]) <= CAP * 1.01 and max(moved[0], moved[2]) < 10 * CAP
@@ -329,21 +331,38 @@ def test_one_spike_in_the_middle_leaves_the_learned_rate_alone(name, lr):
 
 
 @pytest.mark.parametrize(
-    ("hyper", "dtype"), [("beta1", torch.float32), ("beta1", torch.float64), ("beta2", torch.float64)]
+    ("hyper", "start"), [("beta1", 0.9), ("beta1", 0.98), ("beta1", 0.999), ("beta2", 0.999), ("beta2", 0.9999)]
 )
-def test_a_derivative_that_is_rounding_moves_nothing(hyper, dtype):
+@pytest.mark.parametrize(("dtype", "compiled"), [(torch.float32, False), (torch.float32, True), (torch.float64, False)])
+def test_a_derivative_that_is_rounding_moves_nothing(hyper, start, dtype, compiled):
     """The first update of AdamW does not depend on its decays: its averages are corrected for their bias."""
     p = torch.nn.Parameter(torch.linspace(-1, 1, 12, dtype=dtype))
-    optimizer = learn([p], BASELINES["adamw"].program, lr=1e-3, what=[hyper])
-    start = optimizer.learned_values()[hyper]
-    for _ in range(2):
-        p.grad = torch.linspace(1, 3, 12, dtype=dtype) * p.detach()
+    optimizer = learn([p], BASELINES["adamw"].program, lr=1e-3, what=[hyper], compile=compiled, **{hyper: start})
+    for step in range(2):
+        p.grad = torch.linspace(1, 3, 12, dtype=dtype) * p.detach() * (1 + step)
         optimizer.step()
-    assert optimizer.learned_values()[hyper] == pytest.approx(start, rel=1e-6)
-    for _ in range(3):
-        p.grad = torch.linspace(1, 3, 12, dtype=dtype) * p.detach()
+    assert optimizer.learned_values()[hyper] == start
+    for step in range(2, 5):
+        p.grad = torch.linspace(1, 3, 12, dtype=dtype) * p.detach() * (1 + step)
         optimizer.step()
-    assert optimizer.learned_values()[hyper] != pytest.approx(start, rel=1e-6)
+    assert abs(optimizer.learned_values()[hyper] - start) > 1e-3 * (1 - start)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_factors_of_tensors_are_in_the_step_that_is_recovered(compiled):
+    """AdamW's last step is recomputed from its averages and, for weight decay, from the rate of each tensor."""
+    problem = Problem()
+    params = list(problem.model.parameters())
+    optimizer = learn(params, PROGRAMS["adamw"], 0.02, per="tensor", hyper_lr=0, weight_decay=3.0, compile=compiled)
+    problem.step(optimizer, 0)
+    for k, p in enumerate(params):
+        optimizer.state[p][watched(PROGRAMS["adamw"]).factor].fill_(1.0 + k)
+    before = problem.flat()
+    problem.step(optimizer, 1)
+    moved = problem.flat() - before
+    problem.step(optimizer, 2)
+    gradient = torch.cat([p.grad.reshape(-1) for p in params])
+    assert optimizer.hypergradient.item() == pytest.approx((gradient @ moved).item() / 0.02, rel=1e-9)
 
 
 @pytest.mark.parametrize("rules", list(itertools.permutations(["two-sided", "tower", "scaled"], 2)))

@@ -107,6 +107,23 @@ def test_reasons_by_hand():
     assert said[-1].startswith("lr lowered from ") and "turn against the steps before" in said[-1]
 
 
+@pytest.mark.parametrize("per", ["group", "tensor"])
+def test_reasons_for_rates_of_their_own(per):
+    """One parameter whose gradients agree, and one whose gradients turn around."""
+    params = [nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
+    groups = [{"params": [p], "lr": lr} for p, lr in zip(params, (0.01, 0.1), strict=True)]
+    optimizer = learn(groups, BASELINES["sgd"].program, rule="traced", hyper_lr=1.0, per=per)
+    moves, said = Moves(optimizer), []
+    for step in range(30):
+        params[0].grad, params[1].grad = torch.ones(3, 3), (-1.0) ** step * torch.ones(3, 3)
+        optimizer.step()
+        said += moves.take()
+    steady, turning = ([s for s in said if s.startswith(f"lr/group{k}")] for k in range(2))
+    agree = "times the common rate: its gradients agree {} with the steps before them than those of the others"
+    assert " raised from 1 to " in steady[0] and all(s.endswith(agree.format("more")) for s in steady)
+    assert " lowered from 10 to " in turning[0] and all(s.endswith(agree.format("less")) for s in turning)
+
+
 def test_a_step_without_gradients_is_refused():
     optimizer = learn([nn.Parameter(torch.ones(2))], ADAMW, 0.1)
     with pytest.raises(ProgramError, match=r"call loss.backward\(\) before optimizer.step\(\)"):

@@ -22,8 +22,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from experiments.compare.batches import Progress
 from experiments.compare.tuning import quiet
 from experiments.errors import UserError
-from primitives import SCALES, Const, Hyper, Program, Task, print_program
-from search.draft import Draft
+from primitives import Const, Hyper, Program, Task, print_program
+from search.draft import Draft, nudged
 from search.race import NO_RACE, Race
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ class Place(NamedTuple):
             return self.value
         if self.scale == "linear":
             return float(f"{self.value + away * (abs(self.value) or 0.5):.4g}")
-        scale = SCALES[self.scale]
-        found = scale.inverse(scale.forward(abs(self.value)) + away * math.log(FACTOR))
+        found = nudged(abs(self.value), self.scale, away * math.log(FACTOR))
         near = self.scale == "unit" and found > 0.5  # its distance from 1 is what counts
         found = 1 - float(f"{1 - found:.4g}") if near else float(f"{found:.4g}")
         return math.copysign(found, self.value)
