@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch import Callback
 
 
 @contextmanager
@@ -33,16 +36,46 @@ def quiet() -> Iterator[None]:
 
 
 def fit(trainer: Any, module: Any, batches: Any = None, checkpoint: Path | None = None) -> None:
-    """`Trainer.fit`, where Ctrl-C is a KeyboardInterrupt as everywhere else.
+    """`Trainer.fit`, where Ctrl-C is a KeyboardInterrupt as everywhere else, between two steps.
 
     Lightning turns it into an exit with code 1 and leaves further interrupts ignored. A checkpoint
     is data: nothing in it is executed.
     """
-    handler = signal.getsignal(signal.SIGINT)
+    handler, between = signal.getsignal(signal.SIGINT), _BetweenSteps()
+    ours = handler is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, between.ask)
+    trainer.callbacks.append(between)
     try:
         trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:
         if not trainer.interrupted:
             raise
-        signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from None
+    finally:
+        trainer.callbacks.remove(between)
+        if ours or trainer.interrupted:
+            signal.signal(signal.SIGINT, handler)
+    if between.asked:
+        raise KeyboardInterrupt
+
+
+class _BetweenSteps(Callback):
+    """Lets an interrupt wait for the end of the step, unless it comes a second time.
+
+    In the middle of one it may leave a lock taken, as of the queue to the thread that writes TensorBoard's files, and
+    closing these would then wait for ever.
+    """
+
+    asked = False
+
+    def ask(self, number: int, frame: Any) -> None:
+        """Handle the signal."""
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Raise what was asked for."""
+        if self.asked:
+            raise KeyboardInterrupt

@@ -152,6 +152,27 @@ def test_ctrl_c_is_a_keyboard_interrupt_and_stays_possible():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize(("presses", "last"), [(1, False), (2, False), (1, True)])
+def test_ctrl_c_waits_for_the_end_of_the_step_and_a_second_one_does_not(presses, last):
+    ended = []
+
+    class Pressed(AdamW):
+        def step(self, closure=None):
+            super().step(closure)
+            for _ in range(presses if len(ended) == (9 if last else 2) else 0):
+                signal.raise_signal(signal.SIGINT)
+            ended.append("step")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(DIGITS, Pressed, steps=10)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(ended) == (10 if last else 3 if presses == 1 else 2)
+
+
 def test_misuse_is_told_before_anything_is_written(tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(UserError, match="at least 1, got 0"):
