@@ -14,13 +14,14 @@ moves most in the beginning; later on most steps may rest, and cost what they co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from learned.choices import WHAT, chosen
 from learned.group_state import complete
 from learned.guarded_optimizer import GuardedOptimizer
 from learned.measured import Measured, Moved, placed
@@ -31,8 +32,6 @@ from primitives import Hyper, Program, ProgramError
 from primitives.options import with_fallback
 from primitives.parameters import is_sharded
 
-WHAT = ("lr",)
-PER = ("global", "group", "tensor")
 _LIMIT = math.log(1e12)  # a factor stays within 1e-12 and 1e12, so that a rate is positive and finite
 _NOISE = 1e-12  # of a step's square, below which that of its derivative is rounding; of a decay's, on its scale
 _HYPER_SHARE = 0.1  # of κ, for these
@@ -79,21 +78,7 @@ class LearnedOptimizer(GuardedOptimizer):
         every: int | None = None,
         **options: Any,
     ) -> None:
-        named = [what] if isinstance(what, str) else list(what) if isinstance(what, Iterable) else [what]
-        if not all(isinstance(name, str) for name in named):
-            raise ProgramError(f"what to learn must be a name or names of hyperparameters, got {what!r}")
-        self.what = tuple(dict.fromkeys(named))
-        if not self.what:
-            raise ProgramError("nothing to learn was named; choose lr or hyperparameters of the program")
-        _choose("learn per", per, PER)
-        self.per, self.rule = per, rule
-        self.hyper_lr = named_rule(rule).hyper_lr if hyper_lr is None else hyper_lr
-        if isinstance(hyper_lr, bool) or not (isinstance(self.hyper_lr, int | float) and 0 <= self.hyper_lr < math.inf):
-            raise ProgramError(f"hyper_lr must be a finite number of at least 0, got {hyper_lr!r}")
-        usual = named_rule(rule).every if self.what == WHAT else 1
-        self.every = usual if every is None else every
-        if isinstance(every, bool) or not (isinstance(self.every, int) and self.every >= 1):
-            raise ProgramError(f"every must be a whole number of steps, at least 1, got {every!r}")
+        self.what, self.per, self.rule, self.hyper_lr, self.every = chosen(what, per, rule, hyper_lr, every)
         if options.get("differentiable"):
             raise ProgramError("learned rates are no functions of the inputs; choose learning or differentiable")
         self._probed, self._heard, self._norm_known, self._seen_binds = False, False, False, 0
@@ -333,11 +318,6 @@ def learn(
     return LearnedOptimizer(
         params, program, lr, what=what, per=per, rule=rule, hyper_lr=hyper_lr, every=every, **options
     )
-
-
-def _choose(verb: str, name: object, known: Sequence[str] | Mapping[str, object]) -> None:
-    if not isinstance(name, str) or name not in known:
-        raise ProgramError(f"cannot {verb} {name!r}; choose from: {', '.join(known)}")
 
 
 __all__ = ["RULES", "LearnedOptimizer", "learn"]

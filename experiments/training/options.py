@@ -15,7 +15,7 @@ from baselines.guard import Clip, Guard
 from baselines.monitor import EVERY
 from baselines.schedules import SCHEDULES
 from experiments.errors import UserError, unknown
-from learned.hypergradient import PER
+from learned.choices import PER
 
 PRECISIONS: Mapping[str, str] = MappingProxyType({"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"})
 """What may be asked for, and Lightning's name of it, which may be asked for as well."""
@@ -37,7 +37,7 @@ class RunOptions:
             losses stay in float32. float16 scales the loss.
         monitor: steps between observations of the optimizer for TensorBoard; 0 for none.
         hypers: values of the optimizer's hyperparameters by name, in place of its defaults.
-        per: what has a learned rate of its own, one of `learned.hypergradient.PER`.
+        per: what has a learned rate of its own, one of `learned.choices.PER`.
         devices: how many of them share each batch; processes, where there is no accelerator.
         strategy: ``"ddp"`` for a whole model on each device; ``"fsdp"`` divides parameters, gradients and state among
             them; ``"auto"`` is the former where there are several.
