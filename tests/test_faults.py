@@ -242,7 +242,8 @@ def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 @pytest.mark.parametrize(
     "kilobytes",
-    [4, 140, *(pytest.param(n, marks=LONG) for n in range(10, 400, 12))],
+    # a whole run has more, if its pictures are drawn
+    [4, 140, *(pytest.param(n, marks=[*LONG, pytest.mark.pictures]) for n in range(10, 400, 12))],
 )
 # TensorBoard's thread hands its error on, and raises it too; the command itself keeps quiet about that
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
