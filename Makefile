@@ -47,9 +47,9 @@ compare: setup  ## Compare the newest search's best program with tuned AdamW and
 bench: setup  ## Measure how long the optimizers' steps take
 	@$(BIN)/python -m experiments.bench $(BENCH_ARGS)
 
-bench-learned: setup  ## Measure how far results depend on the initial learning rate
+bench-learned: setup  ## Measure how far results depend on the initial learning rate, then meta-trained optimizers
 	@$(BIN)/python -m experiments.bench.learned $(BENCH_ARGS)
-	@$(BIN)/python -m experiments.bench.meta
+	@$(if $(BENCH_ARGS),:,$(BIN)/python -m experiments.bench.meta)
 
 bench-gpu: setup  ## Measure populations on a CUDA device, if there is one
 	@$(BIN)/python -m experiments.bench.gpu $(BENCH_ARGS)
