@@ -50,16 +50,15 @@ def complete(group: dict[str, Any], first: Mapping[str, Any], rule: str, what: S
     group.setdefault("log_factor", first.get("log_factor", _ZERO))
     group.setdefault("base_lr", float(group["lr"]) or lr)
     group.setdefault("applied_lr", float(group["lr"]))
-    start = {name: float(group[name]) for name in what if name != "lr"}
-    fresh = _fresh(rule, group["log_factor"], first["base_lr"], start)
-    shared = {**fresh, **first.get("learning", {}), "own": _ZERO, "start": start}
     older = group.get("learning", {})
-    older = older | {"start": start | {name: x for name, x in older.get("start", {}).items() if name in start}}
+    start = {name: older.get("start", {}).get(name, float(group[name])) for name in what if name != "lr"}
+    fresh = _fresh(rule, group["log_factor"], first["base_lr"], start)
+    shared = {**fresh, **first.get("learning", {}), "own": _ZERO}
     if "own" in older:
         shared["common"] = older["log"] - older["own"]
     else:
         shared["log"] = shared["common"]  # the first group's deviation is its own
-    group["learning"] = shared | older  # what an older checkpoint has not begins anew
+    group["learning"] = shared | older | {"start": start}  # what an older checkpoint has not begins anew
     if group["learning"]["memory"].keys() != fresh["memory"].keys():  # of another rule: this one begins anew
         group["learning"]["memory"] = fresh["memory"]
 

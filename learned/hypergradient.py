@@ -122,6 +122,10 @@ class LearnedOptimizer(GuardedOptimizer):
     def _hypers(self) -> Iterator[Hyper]:
         return (hyper for part in with_fallback(self.program) for hyper in part.hypers)
 
+    def scale(self, name: str) -> str:
+        """Name of the scale on which a hyperparameter moves, a key of `primitives.kinds.SCALES`."""
+        return next(hyper.scale for hyper in self._hypers() if hyper.name == name)
+
     def __getstate__(self) -> dict[str, Any]:
         own = ("per", "rule", "hyper_lr", "every", "hypergradient")
         return super().__getstate__() | {name: getattr(self, name) for name in own}
@@ -285,7 +289,7 @@ class LearnedOptimizer(GuardedOptimizer):
         `share` is the square of the derivative's norm over that of the step. Where the derivative with respect to a
         decay is 0, what is left of its terms, which are 1 / (1 - β) times the step, is rounding.
         """
-        scale = next(hyper.scale for hyper in self._hypers() if hyper.name == name)
+        scale = self.scale(name)
         assert self._moved is not None
         do, device = of(cosine), self._moved.device
         for group in self.param_groups:

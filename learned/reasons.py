@@ -7,7 +7,6 @@ import math
 from learned.hypergradient import LearnedOptimizer
 from learned.rules import CAP, MARGIN
 from primitives.kinds import SCALES
-from primitives.options import with_fallback
 
 LARGE = math.log(2.0)  # a factor of 2, or as much on a hyperparameter's own scale
 
@@ -63,8 +62,7 @@ class Moves:
     def _on_scale(self, name: str, value: float) -> float:
         if name == "lr":
             return math.log(value)
-        hypers = [h for part in with_fallback(self.optimizer.program) for h in part.hypers]
-        return SCALES[next(h.scale for h in hypers if h.name == name)].forward(value)
+        return SCALES[self.optimizer.scale(name)].forward(value)
 
     def _reason(self, name: str, up: bool) -> str:
         if name != "lr":

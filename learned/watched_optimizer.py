@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
 import torch
@@ -66,9 +65,9 @@ class WatchedOptimizer(ProgramOptimizer):
     def _watched(self, program: Program) -> Watched:
         """A fallback need not have all that is learned of the program; slots are named in the program's order."""
         own = self.program.defaults() if hasattr(self, "program") else {}
-        asked = [n for n in self.what if n not in own or n in program.defaults()]
-        order = ["lr", *program.defaults()]
-        return watched(program, tuple(sorted(asked, key=lambda n: order.index(n) if n in order else len(order))))
+        known = [n for n in ("lr", *program.defaults()) if n in self.what]
+        unknown = [n for n in self.what if n not in known and n not in own]  # are refused
+        return watched(program, (*known, *unknown))
 
     def route(self, p: Tensor) -> Program:
         """The program that trains `p`, as it measures what learning needs, or rests."""
@@ -110,14 +109,14 @@ class WatchedOptimizer(ProgramOptimizer):
 
         What was measured for another choice of `what` begins anew, the rates of tensors are kept.
         """
-        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        own = dict(zip(saved, chain.from_iterable(group["params"] for group in self.param_groups), strict=False))
+        watches = [self._watched(part) for part in with_fallback(self.program)]
+        complete, factors = [set(watch.extra) for watch in watches], {watch.factor for watch in watches}
         states = {}
         for i, state in state_dict["state"].items():
-            learned, plain = state.get("learning", {}), {k: v for k, v in state.items() if k != "learning"}
-            if i in own and learned.keys() != set((watch := self._watch(own[i])).extra):
-                learned = {k: v for k, v in learned.items() if k == watch.factor}
-            states[i] = plain | learned
+            learned = state.get("learning", {})
+            if learned.keys() not in complete:
+                learned = {k: v for k, v in learned.items() if k in factors}
+            states[i] = {k: v for k, v in state.items() if k != "learning"} | learned
         super().load_state_dict(state_dict | {"state": states})
         for p, state in self.state.items():
             watch = self._watch(p)
