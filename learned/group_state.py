@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learned.losses import Losses
 from learned.rules import named_rule
 
-OF_LOSSES = ("loss", "lowest_loss", "stalled", "told")
 _ZERO = torch.zeros((), dtype=torch.float64)
 
 
@@ -21,20 +21,22 @@ def _fresh(rule: str, log_factor: Tensor, given: float, start: Mapping[str, floa
     return {
         "memory": named_rule(rule).init(),
         "steps": 0,
+        "rising": _ZERO,  # whether gradients grow, so that no step rests
         "start": start,  # of hyperparameters besides lr, which stay near it
         # logarithms of the learned factor: what all groups share, the deviation of this one, and the sum in its bounds
         "common": log_factor,
         "own": _ZERO,
         "log": log_factor,
-        # of the cap: the largest update per rate, and the first rate, for as long as it is trusted
+        # of the cap: the largest and the latest update per rate, and the first rate, for as long as it is trusted
         "large": _ZERO,
+        "latest": _ZERO,
         "given": torch.tensor(given, dtype=torch.float64),
         # of spikes: usual norms of gradients and of a sample of them, and how many there were
         "norm": _ZERO,
         "some": _ZERO,
         "spikes": _ZERO,
-        # of losses that closures return: their average, its lowest, steps since that, and whether there are any
-        **dict.fromkeys(OF_LOSSES, _ZERO),
+        # of losses that closures return, see there
+        **dict.fromkeys(Losses._fields, _ZERO),
     }
 
 
@@ -58,9 +60,10 @@ def complete(group: dict[str, Any], first: Mapping[str, Any], rule: str, what: S
         shared["common"] = older["log"] - older["own"]
     else:
         shared["log"] = shared["common"]  # the first group's deviation is its own
+    shared.setdefault("moved", older.get("steps", 0) - 1)
     group["learning"] = shared | older | {"start": start}  # what an older checkpoint has not begins anew
     if group["learning"]["memory"].keys() != fresh["memory"].keys():  # of another rule: this one begins anew
         group["learning"]["memory"] = fresh["memory"]
 
 
-__all__ = ["OF_LOSSES", "complete"]
+__all__ = ["complete"]

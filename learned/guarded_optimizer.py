@@ -6,17 +6,18 @@ None of it costs a pass over memory in a usual step (see `learned.spikes` and `l
 from __future__ import annotations
 
 import math
+import warnings
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
-from learned.group_state import OF_LOSSES
+from learned.losses import Losses, heard, set_aside, tried, trusted
 from learned.measured import Measured, Moved
 from learned.numeric import Number, kept, median, near, of
-from learned.rules import PATIENCE, TRUSTED, TRUSTED_AT_FIRST, cap
-from learned.spikes import FIRST_SPIKE, counted, damping, follow, sampled
+from learned.rules import CAP, cap
+from learned.spikes import FIRST_SPIKE, RISING, counted, damping, follow, sampled
 from learned.watched_optimizer import WatchedOptimizer
 from primitives.parameters import global_norm
 
@@ -31,6 +32,7 @@ class GuardedOptimizer(WatchedOptimizer):
     _probed: bool  # whether the first step is bounded
     _measured: Measured | None
     _heard: bool  # whether the loss of this step was told
+    _warned: bool  # whether it was said that something is not finite
     _norm_known: bool  # whether the gradients of this step had to be read for their norm
 
     def _complete(self, group: dict[str, Any]) -> None:
@@ -53,6 +55,8 @@ class GuardedOptimizer(WatchedOptimizer):
         norm, usual_some, often = (near(first[name], device) for name in ("norm", "some", "spikes"))
         self._damp, seen = damping(moved.gradients(), norm, some, usual_some, often)
         known = {} if seen is None else {"norm": follow(norm, seen)}
+        if isinstance(some, float):  # where knowing it does not wait for a device
+            known["rising"] = float(some > RISING * usual_some > 0)
         self._share(some=follow(usual_some, some), spikes=counted(often, norm, seen), **known)
         self._norm_known = seen is not None
         if not self._probed:  # for as long as all gradients are 0
@@ -72,7 +76,7 @@ class GuardedOptimizer(WatchedOptimizer):
 
     def _begin_anew(self) -> None:
         """The first gradient was a spike, as the second one shows: what it has left in state would last."""
-        told = {name: self.param_groups[0]["learning"][name] for name in OF_LOSSES}
+        told = {name: self.param_groups[0]["learning"][name] for name in Losses._fields}
         for group in self.param_groups:
             group["log_factor"] = torch.zeros((), dtype=torch.float64)
             del group["learning"]
@@ -94,16 +98,39 @@ class GuardedOptimizer(WatchedOptimizer):
             return
         self._heard = True
         at = torch.as_tensor(loss, dtype=torch.float64).detach().reshape(())
-        value, do = near(at, at.device), of(near(at, at.device))
-        if self.param_groups[0]["maximize"]:
-            value = -value
-        known = (near(self.param_groups[0]["learning"][name], at.device) for name in OF_LOSSES)
-        average, lowest, stalled, told = known
-        usable = do.isfinite(value)
-        average = do.where(usable, do.where(told > 0, average + 0.1 * (value - average), value), average)
-        lower = usable & ((told == 0) | (average < lowest))
-        stalled, lowest = do.where(lower, 0.0, stalled + 1.0), do.where(lower, average, lowest)
-        self._share(loss=average, lowest_loss=lowest, stalled=stalled, told=do.where(usable, 1.0, told))
+        device, first = at.device, self.param_groups[0]
+        value, common, latest = (
+            near(x, device) for x in (at, first["learning"]["common"], first["learning"]["latest"])
+        )
+        if isinstance(value, float) and not math.isfinite(value):
+            self._warn("the loss is")
+        losses, risen = heard(self._losses(device), -value if first["maximize"] else value, common > 0)
+        losses, begins, failed = tried(losses, latest * first["base_lr"])
+        self._share(**losses._asdict())
+        self._fall_back(risen, begins, failed, device)
+
+    def _warn(self, of_what: str) -> None:
+        """Say once that something is not finite, where knowing that does not wait for a device."""
+        if not self._warned:
+            self._warned = True
+            text = f"{of_what} not finite: nothing is learned from such steps, and what was learned stays as it is"
+            advice = "if they go on, go back to a checkpoint or begin anew, with a lower lr"
+            warnings.warn(f"{text}; {advice}", RuntimeWarning, stacklevel=2)
+
+    def _fall_back(self, risen: Number, begins: Number, failed: Number, device: torch.device) -> None:
+        """Lower a rate by which losses have risen, or let the trial of the given rate begin or end."""
+        learning, base = self.param_groups[0]["learning"], self.param_groups[0]["base_lr"]
+        given, common, large = (near(learning[name], device) for name in ("given", "common", "large"))
+        do = of(given)
+        given = do.where(begins, base, do.where(failed, 0.0, given))
+        change = do.where(begins, -common, do.where(risen, -do.minimum(common, math.log(2.0)), 0.0))
+        self._share(given=given, common=common + change)
+        for group in self.param_groups:
+            group["learning"]["log"] = kept(near(group["learning"]["log"], device) + change)
+        self._lower(do.where(failed, math.log(CAP / base) - do.log(large), math.inf), device)
+
+    def _losses(self, device: torch.device) -> Losses:
+        return Losses(*(near(self.param_groups[0]["learning"][name], device) for name in Losses._fields))
 
     def _share(self, **values: Number) -> None:
         state = {name: kept(value) for name, value in values.items()}
@@ -125,18 +152,28 @@ class GuardedOptimizer(WatchedOptimizer):
         # behind zeros, as in heads of networks and LoRA, gradients are 0 at first, and nothing moves but by decay
         found = median(of(u2).where(g2[moved.matrices] > 0, change * weights, 0.0))
         first = self.param_groups[0]["learning"]
-        large, given, stalled, told = (near(first[name], device) for name in ("large", "given", "stalled", "told"))
-        do = of(found)
-        falls = (told > 0) & (stalled < PATIENCE) & self._heard
-        trusted = do.where(falls, TRUSTED_AT_FIRST if first["steps"] < PATIENCE else math.inf, TRUSTED)
+        large, given, latest = (near(first[name], device) for name in ("large", "given", "latest"))
+        do, losses = of(found), self._losses(device)
         usual = do.isfinite(found) & (damp == 1.0)  # what a spike moves says nothing about other steps
-        bound, large, given = cap(large, given, do.where(usual, found, large), trusted, self._stride())
-        bound = bound - math.log(base)
+        before, latest = given, do.where(usual, found, latest)
+        bound, large, given = cap(
+            large,
+            given,
+            do.where(usual, found, large),
+            trusted(losses, first["steps"], self._heard),
+            self._stride(),
+        )
+        losses = set_aside(losses, (before > 0) & (given == 0))
+        self._share(large=large, given=given, latest=latest, **losses._asdict())
+        self._lower(bound - math.log(base), device)
+
+    def _lower(self, bound: Number, device: torch.device) -> None:
+        """Lower factors to a bound of their logarithms."""
+        do = of(bound)
         lowest, *others = (near(group["learning"]["own"], device) for group in self.param_groups)
         for own in others:
             lowest = do.minimum(lowest, own)
-        common = do.minimum(near(first["common"], device), bound - lowest)
-        self._share(large=large, given=given, common=common)
+        self._share(common=do.minimum(near(self.param_groups[0]["learning"]["common"], device), bound - lowest))
         for group in self.param_groups:
             group["learning"]["log"] = kept(do.minimum(near(group["learning"]["log"], device), bound))
 

@@ -81,7 +81,7 @@ class LearnedOptimizer(GuardedOptimizer):
         self.what, self.per, self.rule, self.hyper_lr, self.every = chosen(what, per, rule, hyper_lr, every)
         if options.get("differentiable"):
             raise ProgramError("learned rates are no functions of the inputs; choose learning or differentiable")
-        self._probed, self._heard, self._norm_known, self._seen_binds = False, False, False, 0
+        self._probed, self._heard, self._norm_known, self._warned, self._seen_binds = False, False, False, False, 0
         self._moved, self._measured = None, None
         self._start()
         self.hypergradient: Tensor | None = None
@@ -132,7 +132,7 @@ class LearnedOptimizer(GuardedOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._probed, self._heard, self._norm_known, self._seen_binds = False, False, False, 0
+        self._probed, self._heard, self._norm_known, self._warned, self._seen_binds = False, False, False, False, 0
         self._moved, self._measured = None, None
         for group in self.param_groups:
             self._complete(group)
@@ -168,7 +168,8 @@ class LearnedOptimizer(GuardedOptimizer):
     @quiet
     def _before_step(self, ready: list[list[Tensor]]) -> None:
         """What must be known before the first parameter moves: how large the gradients and the first step are."""
-        self.resting = self._until_learning() > 1
+        self._until = self._until_learning()
+        self.resting = self._until > 1
         super()._before_step(ready)
         if not any(self._ready):
             raise ProgramError("no parameter has a gradient: call loss.backward() before optimizer.step()")
@@ -183,22 +184,27 @@ class LearnedOptimizer(GuardedOptimizer):
 
     def _until_learning(self) -> int:
         """How many steps are between this one and one that moves what is learned, for which the last two measure."""
-        steps = self.param_groups[0]["learning"]["steps"]
-        return 0 if steps < _BEGINNING else self.every - 1 - steps % self.every
+        first = self.param_groups[0]["learning"]
+        beginning = first["steps"] < _BEGINNING or float(first["rising"])
+        return 0 if beginning else self.every - 1 - first["steps"] % self.every
 
     def _stride(self) -> int:
-        """Steps between those that move what is learned."""
-        return 1 if self.param_groups[0]["learning"]["steps"] < _BEGINNING else self.every
+        """Steps since what is learned has moved."""
+        first = self.param_groups[0]["learning"]
+        return max(1, first["steps"] - first["moved"])
 
     def _step(self) -> None:
         super()._step()
         self.hypergradient = None
         assert self._moved is not None
-        if self._until_learning() == 0:
+        now = self.param_groups[0]["learning"]["steps"]
+        steps = {"steps": now + 1}
+        if self._until == 0:
             self._learn(self._moved)
+            steps["moved"] = now
         for group in self.param_groups:
             group["applied_lr"] = float(group["lr"])
-            group["learning"] = group["learning"] | {"steps": group["learning"]["steps"] + 1}
+            group["learning"] = group["learning"] | steps
         self._heard = False
 
     @quiet
@@ -212,6 +218,8 @@ class LearnedOptimizer(GuardedOptimizer):
             self._seen_binds = self._binds
         states = self._measured.states
         sums, old = self._measured.rows(), self._measured.begun()
+        if (g2 := total(sums["g2"])) != g2 and isinstance(g2, float):  # infinite may be a square that has overflowed
+            self._warn("gradients, as of a loss of nan, are")
         guarded = self.rule == "two-sided" and self.hyper_lr > 0
         if guarded and not self._norm_known:
             usual = near(self.param_groups[0]["learning"]["norm"], device)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from learned.hypergradient import LearnedOptimizer
-from learned.rules import CAP, MARGIN
+from learned.losses import OVER
+from learned.rules import CAP, MARGIN, PATIENCE, TRUSTED_WHERE_IT_FALLS
 from primitives.kinds import SCALES
 
 LARGE = math.log(2.0)  # a factor of 2, or as much on a hyperparameter's own scale
@@ -45,7 +46,7 @@ class Moves:
             if abs(moved) >= LARGE:
                 self.noted[name] = value
                 verb = "raised" if value > before else "lowered"
-                found.append(f"{name} {verb} from {before:.3g} to {value:.3g}: {self._reason(name, value > before)}")
+                found.append(f"{name} {verb} from {before:.3g} to {value:.3g}: {self._reason(name, before, value)}")
         first = self.optimizer.param_groups[0]
         common = first["base_lr"] * math.exp(float(first["learning"]["common"]))
         for name, rate in self.optimizer.learned_rates().items():
@@ -64,15 +65,18 @@ class Moves:
             return math.log(value)
         return SCALES[self.optimizer.scale(name)].forward(value)
 
-    def _reason(self, name: str, up: bool) -> str:
+    def _reason(self, name: str, before: float, value: float) -> str:
+        up = value > before
         if name != "lr":
             way = "against" if up else "along"
             return f"gradients have pointed {way} what {name} changes in a step, so that the next loss is smaller so"
         group = self.optimizer.param_groups[0]
         learning = group["learning"]
+        if self.optimizer.rule == "two-sided" and (found := self._of_losses(before, value)):
+            return found
         if self.optimizer.rule == "two-sided" and float(learning["large"]):
             most = max(CAP / float(learning["large"]), float(learning["given"]))
-            if self.optimizer.learned_values()["lr"] > 0.999 * most:
+            if value > 0.999 * most:
                 share = f"{100 * most * float(learning['large']):.2g} %"
                 return f"this is the cap, at which a step changes weight matrices by up to {share} of their size"
         memory = learning["memory"]
@@ -81,6 +85,25 @@ class Moves:
             cosine = float(memory["trace"]) / float(memory["weight"])
             told = f" (average cosine {cosine:.2f})" if (cosine > 0) == up and abs(cosine) > MARGIN else ""
         return f"gradients {'agree with' if up else 'turn against'} the steps before them{told}"
+
+    def _of_losses(self, before: float, value: float) -> str | None:
+        """What losses that were told have to do with a move, if anything (see `learned.losses`)."""
+        group = self.optimizer.param_groups[0]
+        given, learning = group["base_lr"], group["learning"]
+        trial, rises, seen = float(learning["trial"]), float(learning["rises"]), self.noted.get("rises", 0.0)
+        self.noted["rises"] = rises
+        if value > before and math.isclose(value, given) and (trial > 0 or trial == OVER):
+            return (
+                "losses are told, so that the given rate gets a trial" if trial > 0 else "losses fell further with it"
+            )
+        if value < before and math.isclose(before, given) and float(learning["told"]):
+            if trial == OVER:
+                return "losses have fallen no further with the rate that was given"
+            if given * float(learning["large"]) <= TRUSTED_WHERE_IT_FALLS:
+                return f"losses have not fallen for {PATIENCE} steps with the rate that was given"
+        if value < before and rises > seen:
+            return "losses have risen, so that it goes back towards the rate that was given"
+        return None
 
 
 __all__ = ["LARGE", "Moves"]

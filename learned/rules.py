@@ -158,9 +158,7 @@ STAGE = 100  # steps with one estimate of the lowest loss
 MARGIN = 0.1  # averages of cosines within it, on both sides of 0, move nothing
 CAP = 0.01  # largest step of a weight matrix, relative to its size, that a rate is lifted to
 TRUSTED = 0.05  # the same for the rate that was given
-TRUSTED_AT_FIRST = (
-    1.0  # the same where losses are told, until it is seen whether they fall; if they do, there is no bound
-)
+TRUSTED_WHERE_IT_FALLS = 0.25  # the same where losses are told, until it is seen whether they fall; then without bound
 PATIENCE = 50  # steps without a lower average loss after which it does not fall
 MEMORY_OF_LARGE = 0.99  # by which the largest seen update per rate is forgotten a step
 
@@ -230,7 +228,7 @@ __all__ = [
     "PATIENCE",
     "RULES",
     "TRUSTED",
-    "TRUSTED_AT_FIRST",
+    "TRUSTED_WHERE_IT_FALLS",
     "Memory",
     "Rule",
     "Seen",

@@ -21,6 +21,7 @@ from primitives.parameters import global_norm
 ONE = torch.ones((), dtype=torch.float64)
 SPIKE = 10.0  # times their usual norm, above which gradients are scaled down to it
 FIRST_SPIKE = 100.0  # times the norm of the second gradient, above which the first one was too large
+RISING = 2.0  # times the usual norm of the sample, from which gradients grow: by an eighth in each step or more
 _DOUBTFUL = 3.0  # times its usual norm, from which the sample calls for all
 _OFTEN = 8.0  # spikes in about the last thousand steps, which are no outliers
 _SAMPLED = 124  # elements of all gradients together, about: each comes from memory of its own
@@ -102,4 +103,4 @@ def follow(usual: Number, seen: Number, steps: int = 1) -> Number:
     return where(counts, after, usual)
 
 
-__all__ = ["FIRST_SPIKE", "ONE", "SPIKE", "counted", "damping", "follow", "sampled", "spaced"]
+__all__ = ["FIRST_SPIKE", "ONE", "RISING", "SPIKE", "counted", "damping", "follow", "sampled", "spaced"]

@@ -334,6 +334,7 @@ def test_a_rate_scheduled_to_zero_leaves_the_learned_one_alone():
     assert optimizer.learned_values() == {"lr": 0.05}
 
 
+@pytest.mark.filterwarnings("ignore:gradients, as of a loss of nan, are not finite")
 @pytest.mark.parametrize("rule", ["additive", "multiplicative"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_gradients_that_are_not_finite_leave_the_rate_unchanged(rule, bad):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
@@ -227,6 +228,7 @@ def test_one_spike_leaves_the_run_unaffected(lr):
     assert ends[1] == pytest.approx(ends[0], rel=0.1)
 
 
+@pytest.mark.filterwarnings("ignore:.*not finite. nothing is learned")
 @pytest.mark.parametrize("rule", sorted(RULES))
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_never_enters(rule, bad):
@@ -237,6 +239,22 @@ def test_what_is_not_finite_never_enters(rule, bad):
         optimizer.step(lambda step=step: bad if step in (1, 6) else 9.0)
         values = optimizer.learned_values()
         assert all(0 < v < math.inf for v in values.values())
+
+
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"polyak"}))
+@pytest.mark.parametrize("told", [False, True])
+def test_losses_and_gradients_that_are_not_finite_get_a_sentence_once(rule, told):
+    p = nn.Parameter(torch.ones(3, 3))
+    optimizer = learn([p], PROGRAMS["adamw"], 0.01, rule=rule)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for step in range(6):
+            p.grad = torch.full((3, 3), math.nan) if step > 2 else torch.ones(3, 3)
+            optimizer.step((lambda step=step: math.nan if step > 2 else 1.0) if told else None)
+            assert len(found) == (step > 2)
+    cause = "the loss is" if told else "gradients, as of a loss of nan, are"
+    assert str(found[0].message).startswith(f"{cause} not finite: nothing is learned from such steps")
+    assert issubclass(found[0].category, RuntimeWarning)
 
 
 def test_tower_by_hand():

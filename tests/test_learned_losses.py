@@ -1,0 +1,261 @@
+"""What losses that are told change: the trial of a rate that was set aside, and the way back of one that was lifted."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_learned_guard import Classes
+from torch import nn
+
+from baselines import BASELINES
+from learned import guarded_optimizer, learn
+from learned.losses import OVER, REFUSED, WINDOW, Losses, heard, tried
+from learned.reasons import Moves
+from learned.rules import CAP
+from primitives import ProgramOptimizer
+
+ADAMW, SGD = BASELINES["adamw"].program, BASELINES["sgd"].program
+
+
+class Scripted:
+    """A matrix that stays where it is, gradients that are noise, or agree, and losses that a test makes up."""
+
+    def __init__(self, lr: float, agree: bool = False, maximize: bool = False, size: float = 1.0) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+        self.p, self.size = nn.Parameter(torch.full((64, 64), size)), size
+        self.sign, self.agree = -1.0 if maximize else 1.0, agree
+        self.optimizer = learn([self.p], ADAMW, lr, maximize=maximize)
+        self.moves = Moves(self.optimizer)
+
+    def step(self, loss: float) -> float:
+        """One step that is told a loss; the rate afterwards."""
+        self.p.grad = torch.ones(64, 64) if self.agree else torch.randn(64, 64, generator=self.generator)
+        self.optimizer.step(lambda: self.sign * loss)
+        self.p.data.fill_(self.size)
+        return self.optimizer.learned_values()["lr"]
+
+    def steps(self, losses: list[float]) -> list[float]:
+        """As many as there are losses."""
+        return [self.step(loss) for loss in losses]
+
+    def state(self, name: str) -> float:
+        """A number of what is kept."""
+        return float(self.optimizer.param_groups[0]["learning"][name])
+
+
+def falling(count: int, start: float = 4.0, by: float = 0.01) -> list[float]:
+    return [start - by * i for i in range(count)]
+
+
+def on_trial(maximize: bool = False, start: float = 4.0) -> Scripted:
+    """A rate that was set aside at first, as a step with it changes more than a quarter of weights; now on trial."""
+    run = Scripted(0.2, maximize=maximize, size=0.7)
+    rates = run.steps(falling(WINDOW - 1, start))
+    assert max(rates) < 0.02 and run.state("trial") == WINDOW - 1
+    run.p.data.fill_(1.0)
+    run.size = 1.0  # the weights have grown meanwhile
+    assert run.step(start - 0.24) < 0.02
+    assert run.step(start - 0.25) == pytest.approx(0.2)
+    return run
+
+
+def test_a_rate_on_trial_by_which_losses_fall_is_kept():
+    run = on_trial()
+    assert run.steps(falling(200, 3.7, 0.02)) == [pytest.approx(0.2)] * 200
+    assert run.state("trial") == OVER
+
+
+def test_a_rate_on_trial_by_which_losses_rise_is_forgotten_at_once():
+    run = on_trial()
+    rates = run.steps([6.0] * 5)
+    assert rates[0] == pytest.approx(CAP / run.state("large"), rel=0.1) and max(rates) < 0.02
+    assert max(run.steps(falling(3 * WINDOW))) < 0.02 and run.state("trial") == OVER  # there is no second one
+
+
+def test_a_rate_on_trial_by_which_losses_stand_still_is_forgotten_at_its_end():
+    run = on_trial()
+    average = run.state("loss")
+    rates = run.steps([average] * WINDOW)
+    assert rates[:-1] == [pytest.approx(0.2)] * (WINDOW - 1) and rates[-1] < 0.02
+
+
+def test_a_rate_by_which_losses_have_fallen_is_forgotten_once_they_stop_to():
+    run = on_trial()
+    run.steps(falling(100, 3.7, 0.02))
+    run.agree = True  # steps of noise would change no more than 5 %
+    rates = run.steps([1.9] * 150)
+    assert rates[20] == pytest.approx(0.2) and max(rates[-20:]) < 0.05
+
+
+def test_losses_that_are_no_longer_told_end_the_trust_of_a_trial():
+    run = on_trial()
+    run.steps(falling(50, 3.7, 0.02))
+    run.p.grad = torch.randn(64, 64, generator=run.generator)
+    run.optimizer.step()
+    assert run.optimizer.learned_values()["lr"] < 0.02
+
+
+def test_a_rate_that_changes_too_much_gets_no_trial():
+    run = Scripted(2.0)
+    assert max(run.steps(falling(100))) < 0.02 and run.state("trial") == REFUSED
+
+
+def test_trials_are_the_same_for_what_is_maximized():
+    runs = [on_trial(maximize=maximize) for maximize in (False, True)]
+    rates = [run.steps(falling(10, 3.7, 0.02) + [9.0] * 3) for run in runs]
+    assert rates[0] == pytest.approx(rates[1], rel=0.01) and len(set(rates[0])) > 1
+
+
+def test_losses_may_be_negative():
+    run = on_trial(start=-100.0)
+    assert run.steps(falling(60, -100.3, 0.02)) == [pytest.approx(0.2)] * 60
+    assert max(on_trial(start=-100.0).steps([-90.0] * 3)[1:]) < 0.02
+
+
+def test_a_trial_goes_on_after_a_resume():
+    whole = on_trial()
+    whole.steps(falling(10, 3.7, 0.02))
+    part = Scripted(0.2)
+    part.p.data.copy_(whole.p.data)
+    part.optimizer.load_state_dict(copy.deepcopy(whole.optimizer.state_dict()))
+    part.generator.set_state(whole.generator.get_state())
+    rest = [*falling(30, 3.5, 0.02), *[5.0] * 4]
+    assert whole.steps(rest) == part.steps(rest) and torch.equal(whole.p, part.p)
+
+
+def test_each_move_of_a_trial_has_its_reason():
+    run = Scripted(0.2, size=0.7)
+    run.step(4.0)
+    (aside,) = run.moves.take()
+    assert aside.startswith("lr lowered from 0.2 to 0.007: this is the cap, at which")
+    run.steps(falling(WINDOW - 2, 3.99))
+    run.p.data.fill_(1.0)
+    run.size = 1.0
+    run.steps([3.76, 3.75])
+    assert run.moves.take() == ["lr raised from 0.007 to 0.2: losses are told, so that the given rate gets a trial"]
+    run.steps([9.0] * 3)
+    (failed,) = run.moves.take()
+    assert failed.endswith(": losses have fallen no further with the rate that was given")
+    kept = on_trial()
+    kept.moves.take()
+    kept.steps(falling(60, 3.7, 0.02))
+    kept.moves.noted["lr"] = 0.01
+    assert kept.moves.take() == ["lr raised from 0.01 to 0.2: losses fell further with it"]
+
+
+def test_a_rate_that_was_given_up_as_losses_stopped_to_fall_says_so():
+    run = Scripted(0.2)
+    run.steps([*falling(30), *[3.9] * 70])
+    (moved,) = run.moves.take()
+    assert moved.endswith(": losses have not fallen for 50 steps with the rate that was given")
+
+
+def lifted() -> Scripted:
+    """A rate that gradients have lifted a hundredfold, and losses that fell with a little noise."""
+    run = Scripted(1e-5, agree=True)
+    noise = torch.rand(60, generator=torch.Generator().manual_seed(1)).tolist()
+    run.steps([loss + 0.1 * (x - 0.5) for loss, x in zip(falling(60), noise, strict=True)])
+    assert run.state("rises") == 0 and run.optimizer.learned_values()["lr"] > 1e-3
+    run.moves.take()
+    return run
+
+
+def test_a_lifted_rate_by_which_losses_rise_is_halved_for_each_rise_and_is_never_below_the_given_one():
+    run, rates = lifted(), []
+    for factor in range(60):
+        run.agree = False
+        rates.append(run.step(3.5 + 2.0 * 1.2**factor))
+    first = next(i for i, rate in enumerate(rates) if rate < 0.6 * rates[0])
+    assert first < 10 and run.state("rises") >= 7
+    assert min(rates) == rates[-1] == pytest.approx(1e-5, rel=1e-6)
+    assert run.moves.take()[-1].endswith(": losses have risen, so that it goes back towards the rate that was given")
+
+
+def test_a_single_loss_that_is_far_larger_is_no_rise():
+    run = lifted()
+    before = run.optimizer.learned_values()["lr"]
+    run.agree = False
+    run.steps([1e6, *[3.4] * 20])
+    assert run.state("rises") == 0 and run.optimizer.learned_values()["lr"] >= 0.9 * before
+
+
+def test_losses_that_rise_with_the_given_rate_change_nothing():
+    run = Scripted(1e-3, size=10.0)
+    rates = run.steps([*falling(40), *(4.0 * 1.1**i for i in range(40))])
+    assert rates == [pytest.approx(1e-3)] * 80 and run.state("rises") == 0
+
+
+@pytest.mark.parametrize("seed", [101, 102])
+@pytest.mark.parametrize("told", [False, True])
+def test_gradient_descent_at_the_edge_of_stability_does_not_diverge_while_it_rests(told, seed, monkeypatch):
+    """Rates are lifted to where a step grows what it should shrink: losses show it, or gradients do."""
+    if told:
+        monkeypatch.setattr(guarded_optimizer, "RISING", math.inf)
+    generator = torch.Generator().manual_seed(seed)
+    curvature = torch.logspace(-2, 0, 20)
+    p = nn.Parameter(torch.randn(20, generator=generator))
+    optimizer = learn([p], SGD, 0.1)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (curvature * p.square()).sum() / 2
+        loss.backward()
+        return loss.detach()
+
+    worst = 0.0
+    for step in range(1200):
+        if told:
+            loss = optimizer.step(closure)
+        else:
+            loss = closure()
+            optimizer.step()
+        worst = max(worst, loss.item() if step > 400 else 0.0)
+    assert worst < 0.05
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6) | st.sampled_from([math.nan, math.inf]), max_size=90), st.booleans())
+def test_numbers_and_tensors_come_to_the_same(losses, lifted):
+    """On devices all of it is tensors, and nothing waits."""
+
+    def run(number: Callable[[float], object]) -> list[float]:
+        known = Losses(*(number(0.0) for _ in Losses._fields))._replace(trial=number(1.0))
+        for loss in losses:
+            known, risen = heard(known, number(loss), number(1.0 if lifted else 0.0) > 0)  # type: ignore[operator]
+            known, begins, failed = tried(known, number(0.1))
+            found = [*known, risen, begins, failed]
+        return [float(x) for x in (found if losses else known)]
+
+    assert run(float) == pytest.approx(run(lambda x: torch.tensor(x, dtype=torch.float64)), nan_ok=True)
+    assert all(map(math.isfinite, run(float)))
+
+
+@pytest.mark.parametrize(("name", "lr"), [("rmsprop", 1e-2), ("adagrad", 0.1)])
+def test_a_trial_makes_up_for_most_of_what_the_cap_costs(name, lr):
+    """Of rules whose first steps are the largest, as nothing corrects their averages; 25 steps are the price."""
+    ends = []
+    for make, told in ((ProgramOptimizer, True), (learn, False), (learn, True)):
+        task = Classes()
+        optimizer = make(task.model.parameters(), BASELINES[name].program, lr)
+
+        def closure(optimizer=optimizer, task=task) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = task.loss()
+            loss.backward()
+            return loss
+
+        for _ in range(150):
+            if told:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+        ends.append(task.end())
+    plain, without, told_end = ends
+    assert without > 10 * plain and told_end - plain < 0.1 * (without - plain)
