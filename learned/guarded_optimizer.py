@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from learned.losses import Losses, heard, set_aside, tried, trusted
 from learned.measured import Measured, Moved
 from learned.numeric import Number, kept, median, near, of
-from learned.rules import CAP, cap
+from learned.rules import CAP, cap, halfway_back
 from learned.spikes import FIRST_SPIKE, RISING, counted, damping, follow, sampled
 from learned.watched_optimizer import WatchedOptimizer
 from primitives.parameters import global_norm
@@ -104,7 +104,9 @@ class GuardedOptimizer(WatchedOptimizer):
         )
         if isinstance(value, float) and not math.isfinite(value):
             self._warn("the loss is")
-        losses, risen = heard(self._losses(device), -value if first["maximize"] else value, common > 0)
+        losses, risen = heard(
+            self._losses(device), -value if first["maximize"] else value, (common > 0) | bool(self._others)
+        )
         losses, begins, failed = tried(losses, latest * first["base_lr"])
         self._share(**losses._asdict())
         self._fall_back(risen, begins, failed, device)
@@ -118,7 +120,7 @@ class GuardedOptimizer(WatchedOptimizer):
             warnings.warn(f"{text}; {advice}", RuntimeWarning, stacklevel=2)
 
     def _fall_back(self, risen: Number, begins: Number, failed: Number, device: torch.device) -> None:
-        """Lower a rate by which losses have risen, or let the trial of the given rate begin or end."""
+        """Go back half the way where losses have risen, or let the trial of the given rate begin or end."""
         learning, base = self.param_groups[0]["learning"], self.param_groups[0]["base_lr"]
         given, common, large = (near(learning[name], device) for name in ("given", "common", "large"))
         do = of(given)
@@ -127,7 +129,16 @@ class GuardedOptimizer(WatchedOptimizer):
         self._share(given=given, common=common + change)
         for group in self.param_groups:
             group["learning"]["log"] = kept(near(group["learning"]["log"], device) + change)
+        for name in self._others:
+            for group in self.param_groups:
+                value = near(torch.as_tensor(group[name], dtype=torch.float64), device)
+                back = halfway_back(self.scale(name), value, group["learning"]["start"][name])
+                group[name] = kept(do.where(risen, back, value))
         self._lower(do.where(failed, math.log(CAP / base) - do.log(large), math.inf), device)
+
+    @property
+    def _others(self) -> list[str]:
+        return [name for name in self.what if name != "lr"]
 
     def _losses(self, device: torch.device) -> Losses:
         return Losses(*(near(self.param_groups[0]["learning"][name], device) for name in Losses._fields))

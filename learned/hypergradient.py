@@ -14,7 +14,7 @@ moves most in the beginning; later on most steps may rest, and cost what they co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,8 +28,7 @@ from learned.measured import Measured, Moved, placed
 from learned.numeric import Number, kept, near, of, quiet, total
 from learned.rules import RULES, Seen, named_rule, on_scale, starts, towards_parent
 from learned.spikes import follow
-from primitives import Hyper, Program, ProgramError
-from primitives.options import with_fallback
+from primitives import Program, ProgramError
 from primitives.parameters import is_sharded
 
 _LIMIT = math.log(1e12)  # a factor stays within 1e-12 and 1e12, so that a rate is positive and finite
@@ -118,13 +117,6 @@ class LearnedOptimizer(GuardedOptimizer):
         for hyper in self._hypers():
             if hyper.name in self.what and not starts(hyper.scale, value := float(group[hyper.name])):
                 raise ProgramError(f"{hyper.name} is {value:g}, and would stay so; learn from another value")
-
-    def _hypers(self) -> Iterator[Hyper]:
-        return (hyper for part in with_fallback(self.program) for hyper in part.hypers)
-
-    def scale(self, name: str) -> str:
-        """Name of the scale on which a hyperparameter moves, a key of `primitives.kinds.SCALES`."""
-        return next(hyper.scale for hyper in self._hypers() if hyper.name == name)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("per", "rule", "hyper_lr", "every", "hypergradient")

@@ -216,6 +216,12 @@ def on_scale(scale: str, value: Number, start: float, change: Number) -> Number:
     return inverse(of(change).clip(forward(value) + change, begin - _DRIFT, begin + _DRIFT))
 
 
+def halfway_back(scale: str, value: Number, start: float) -> Number:
+    """A hyperparameter in the middle between its value and its first one, in the space of its scale."""
+    forward, _ = _MAPS[scale]
+    return on_scale(scale, value, start, (SCALES[scale].forward(start) - forward(value)) / 2)
+
+
 _MAPS: dict[str, tuple[Callable[[Number], Number], Callable[[Number], Number]]] = {
     "log": (lambda x: of(x).log(x), lambda x: of(x).exp(x)),
     "unit": (lambda x: -of(x).log(1 - x), lambda x: 1 - of(x).exp(-of(x).clip(x, 0.0, 36.0))),  # stays below 1
@@ -233,6 +239,7 @@ __all__ = [
     "Rule",
     "Seen",
     "cap",
+    "halfway_back",
     "named_rule",
     "on_scale",
     "starts",

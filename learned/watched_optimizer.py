@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learned.spikes import ONE
 from learned.watch import Watched, watched
-from primitives import Program, ProgramOptimizer
+from primitives import Hyper, Program, ProgramOptimizer
 from primitives.bound import Bound
 from primitives.numbers import Numbers
 from primitives.options import with_fallback
@@ -55,6 +55,13 @@ class WatchedOptimizer(ProgramOptimizer):
     def _pairs(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
         for group, params in zip(self.param_groups, self._ready, strict=True):
             yield from ((group, p) for p in params)
+
+    def _hypers(self) -> Iterator[Hyper]:
+        return (hyper for part in with_fallback(self.program) for hyper in part.hypers)
+
+    def scale(self, name: str) -> str:
+        """Name of the scale on which a hyperparameter moves, a key of `primitives.kinds.SCALES`."""
+        return next(hyper.scale for hyper in self._hypers() if hyper.name == name)
 
     def _watch(self, p: Tensor) -> Watched:
         which = self._routed(p).which

@@ -311,6 +311,20 @@ def test_a_checkpoint_that_lacks_something_new_is_completed():
     assert float(other.param_groups[0]["learning"]["given"]) == 1e-4
 
 
+def test_a_checkpoint_that_does_not_know_when_it_learned_forgets_nothing():
+    problem = Problem()
+    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 1e-4)
+    for step in range(150):
+        problem.step(optimizer, step % 40)
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        del group["learning"]["moved"]
+    optimizer.load_state_dict(saved)
+    large = float(optimizer.param_groups[0]["learning"]["large"])
+    problem.step(optimizer, 150 % 40)
+    assert float(optimizer.param_groups[0]["learning"]["large"]) >= 0.98 * large
+
+
 def test_schedulers_multiply():
     problem = Problem()
     optimizer = learn(problem.model.parameters(), sgd(), 0.05, rule="multiplicative", hyper_lr=0.1)

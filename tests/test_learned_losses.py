@@ -14,7 +14,9 @@ from test_learned_guard import Classes
 from torch import nn
 
 from baselines import BASELINES
-from learned import guarded_optimizer, learn
+from experiments.tasks import get_task
+from experiments.training.train import train
+from learned import LearnedOptimizer, guarded_optimizer, learn
 from learned.losses import OVER, REFUSED, WINDOW, Losses, heard, tried
 from learned.reasons import Moves
 from learned.rules import CAP
@@ -37,6 +39,7 @@ class Scripted:
         """One step that is told a loss; the rate afterwards."""
         self.p.grad = torch.ones(64, 64) if self.agree else torch.randn(64, 64, generator=self.generator)
         self.optimizer.step(lambda: self.sign * loss)
+        self.moved = (self.p.detach() - self.size).abs().max().item()
         self.p.data.fill_(self.size)
         return self.optimizer.learned_values()["lr"]
 
@@ -61,7 +64,7 @@ def on_trial(maximize: bool = False, start: float = 4.0) -> Scripted:
     run.p.data.fill_(1.0)
     run.size = 1.0  # the weights have grown meanwhile
     assert run.step(start - 0.24) < 0.02
-    assert run.step(start - 0.25) == pytest.approx(0.2)
+    assert run.step(start - 0.25) == pytest.approx(0.2) and run.moved > 0.02  # in that very step
     return run
 
 
@@ -73,7 +76,9 @@ def test_a_rate_on_trial_by_which_losses_fall_is_kept():
 
 def test_a_rate_on_trial_by_which_losses_rise_is_forgotten_at_once():
     run = on_trial()
-    rates = run.steps([6.0] * 5)
+    rates = [run.step(6.0)]
+    assert run.moved < 0.02 and run.state("given") == 0  # before that step
+    rates += run.steps([6.0] * 4)
     assert rates[0] == pytest.approx(CAP / run.state("large"), rel=0.1) and max(rates) < 0.02
     assert max(run.steps(falling(3 * WINDOW))) < 0.02 and run.state("trial") == OVER  # there is no second one
 
@@ -91,6 +96,7 @@ def test_a_rate_by_which_losses_have_fallen_is_forgotten_once_they_stop_to():
     run.agree = True  # steps of noise would change no more than 5 %
     rates = run.steps([1.9] * 150)
     assert rates[20] == pytest.approx(0.2) and max(rates[-20:]) < 0.05
+    assert max(run.steps(falling(100, 1.9))) < 0.05  # there is no second trial
 
 
 def test_losses_that_are_no_longer_told_end_the_trust_of_a_trial():
@@ -177,6 +183,22 @@ def test_a_lifted_rate_by_which_losses_rise_is_halved_for_each_rise_and_is_never
     assert run.moves.take()[-1].endswith(": losses have risen, so that it goes back towards the rate that was given")
 
 
+def test_other_hyperparameters_go_half_the_way_back_as_losses_rise():
+    run = Scripted(1e-3)
+    run.optimizer = learn([run.p], ADAMW, 1e-3, what=("beta1", "weight_decay"))
+    run.optimizer.param_groups[0] |= {"beta1": 0.99, "weight_decay": 0.04}
+    start = run.optimizer.param_groups[0]["learning"]["start"]
+    assert start == {"beta1": 0.9, "weight_decay": 0.01}
+    run.optimizer.hyper_lr = 0.0
+    run.p.grad = torch.ones(64, 64)
+    for loss in [*[1.0, 1.1] * 15, *[2.0] * 5]:
+        run.optimizer.step(lambda loss=loss: loss)
+    assert run.state("rises") == 1
+    assert run.optimizer.learned_values() == {
+        "beta1": pytest.approx(1 - math.sqrt(0.1 * 0.01)), "weight_decay": pytest.approx(0.02)
+    }  # fmt: skip
+
+
 def test_a_single_loss_that_is_far_larger_is_no_rise():
     run = lifted()
     before = run.optimizer.learned_values()["lr"]
@@ -185,38 +207,50 @@ def test_a_single_loss_that_is_far_larger_is_no_rise():
     assert run.state("rises") == 0 and run.optimizer.learned_values()["lr"] >= 0.9 * before
 
 
+def test_on_trial_a_loss_that_is_far_larger_counts_in_full():
+    usual = Losses(*[0.0] * len(Losses._fields))._replace(loss=1.0, lowest_loss=1.0, scatter=0.01, told=30.0)
+    assert heard(usual, 100.0, False)[0].loss == pytest.approx(1.01)
+    assert heard(usual._replace(trial=30.0), 100.0, False)[0].loss == pytest.approx(10.9)
+
+
 def test_losses_that_rise_with_the_given_rate_change_nothing():
     run = Scripted(1e-3, size=10.0)
     rates = run.steps([*falling(40), *(4.0 * 1.1**i for i in range(40))])
     assert rates == [pytest.approx(1e-3)] * 80 and run.state("rises") == 0
 
 
-@pytest.mark.parametrize("seed", [101, 102])
+class Untold(LearnedOptimizer):
+    """Does not listen."""
+
+    def _told(self, loss: object) -> None:
+        pass
+
+
 @pytest.mark.parametrize("told", [False, True])
-def test_gradient_descent_at_the_edge_of_stability_does_not_diverge_while_it_rests(told, seed, monkeypatch):
-    """Rates are lifted to where a step grows what it should shrink: losses show it, or gradients do."""
+def test_gradient_descent_does_not_diverge_in_a_rest(told, monkeypatch):
+    """The cap lets a rate rise to where a step grows what it should shrink: losses show it, or gradients do."""
     if told:
         monkeypatch.setattr(guarded_optimizer, "RISING", math.inf)
-    generator = torch.Generator().manual_seed(seed)
-    curvature = torch.logspace(-2, 0, 20)
-    p = nn.Parameter(torch.randn(20, generator=generator))
-    optimizer = learn([p], SGD, 0.1)
+    make = LearnedOptimizer if told else Untold
+    result = train(get_task("quadratic"), lambda params, lr: make(params, SGD, lr), 0.1, seed=101)
+    assert result.train_loss < 0.01
 
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = (curvature * p.square()).sum() / 2
-        loss.backward()
-        return loss.detach()
 
-    worst = 0.0
-    for step in range(1200):
-        if told:
-            loss = optimizer.step(closure)
-        else:
-            loss = closure()
+def test_while_gradients_grow_no_step_rests():
+    """So that what is learned is what steps that all measure come to."""
+    kept = []
+    for every in (1, 20):
+        p = nn.Parameter(torch.full((8, 8), 100.0))
+        optimizer = learn([p], SGD, 1e-3, every=every)
+        for step in range(240):
+            p.grad = torch.full_like(p, 1.0 if step < 200 else 1.5 ** (step - 200))
+            p.grad[::2] *= (-1) ** step  # half of the cosine is 0
             optimizer.step()
-        worst = max(worst, loss.item() if step > 400 else 0.0)
-    assert worst < 0.05
+            if step > 215:
+                p.data.mul_(1.5)
+        learning = optimizer.param_groups[0]["learning"]
+        kept.append([optimizer.learned_values()["lr"], *(float(learning[name]) for name in ("large", "norm"))])
+    assert kept[0] == pytest.approx(kept[1], rel=0.05)
 
 
 @settings(max_examples=60, deadline=None)
