@@ -29,6 +29,8 @@ class GuardedOptimizer(WatchedOptimizer):
     once it has measured.
     """
 
+    rule: str
+    hyper_lr: float
     _probed: bool  # whether the first step is bounded
     _measured: Measured | None
     _heard: bool  # whether the loss of this step was told
@@ -104,9 +106,8 @@ class GuardedOptimizer(WatchedOptimizer):
         )
         if isinstance(value, float) and not math.isfinite(value):
             self._warn("the loss is")
-        losses, risen = heard(
-            self._losses(device), -value if first["maximize"] else value, (common > 0) | bool(self._others)
-        )
+        lifted = ((common > 0) | bool(self._others)) & self._guarded
+        losses, risen = heard(self._losses(device), -value if first["maximize"] else value, lifted)
         losses, begins, failed = tried(losses, latest * first["base_lr"])
         self._share(**losses._asdict())
         self._fall_back(risen, begins, failed, device)
@@ -125,7 +126,7 @@ class GuardedOptimizer(WatchedOptimizer):
         given, common, large = (near(learning[name], device) for name in ("given", "common", "large"))
         do = of(given)
         given = do.where(begins, base, do.where(failed, 0.0, given))
-        change = do.where(begins, -common, do.where(risen, -do.minimum(common, math.log(2.0)), 0.0))
+        change = do.where(begins, -common, do.where(risen, -do.clip(common, 0.0, math.log(2.0)), 0.0))
         self._share(given=given, common=common + change)
         for group in self.param_groups:
             group["learning"]["log"] = kept(near(group["learning"]["log"], device) + change)
@@ -135,6 +136,10 @@ class GuardedOptimizer(WatchedOptimizer):
                 back = halfway_back(self.scale(name), value, group["learning"]["start"][name])
                 group[name] = kept(do.where(risen, back, value))
         self._lower(do.where(failed, math.log(CAP / base) - do.log(large), math.inf), device)
+
+    @property
+    def _guarded(self) -> bool:
+        return self.rule == "two-sided" and self.hyper_lr > 0
 
     @property
     def _others(self) -> list[str]:

@@ -46,7 +46,9 @@ class LearnedOptimizer(GuardedOptimizer):
     synchronisation with the device.
 
     With the rule ``two-sided``, the rate is also bounded from above before the first step, and gradients of more than
-    10 times their usual norm are scaled down to it.
+    10 times their usual norm are scaled down to it. Where ``step(closure)`` tells the loss, it falls back to the given
+    rate if that does better (see `learned.losses`); of other rules only `polyak` listens. A loss or a gradient that is
+    not finite gets one RuntimeWarning (on a CPU, where it is known at once).
 
     Args:
         params, program, lr, options: as for `ProgramOptimizer`. Rates must be positive.
@@ -171,7 +173,7 @@ class LearnedOptimizer(GuardedOptimizer):
             group["log_factor"] = group["learning"]["log"]
         if self.rule == "polyak" and self.hyper_lr and not self._heard:
             raise ProgramError("rule 'polyak' needs the loss: call optimizer.step(closure), in one process")
-        if self.rule == "two-sided" and self.hyper_lr:
+        if self._guarded:
             self._guard(self._moved)
 
     def _until_learning(self) -> int:
@@ -212,8 +214,7 @@ class LearnedOptimizer(GuardedOptimizer):
         sums, old = self._measured.rows(), self._measured.begun()
         if (g2 := total(sums["g2"])) != g2 and isinstance(g2, float):  # infinite may be a square that has overflowed
             self._warn("gradients, as of a loss of nan, are")
-        guarded = self.rule == "two-sided" and self.hyper_lr > 0
-        if guarded and not self._norm_known:
+        if self._guarded and not self._norm_known:
             usual = near(self.param_groups[0]["learning"]["norm"], device)
             self._share(norm=follow(usual, total(sums["g2"]) ** 0.5, self._stride()))
         if old == []:
@@ -234,7 +235,7 @@ class LearnedOptimizer(GuardedOptimizer):
                 share = share * near(flat.double(), device)
             dot, gu, u2 = share * sums["dot"], share * sums["gu"], share * share * sums["u2"]
             self._learn_rate(dot, sums["g2"], u2, gu, numbers, factors)
-            if guarded:
+            if self._guarded:
                 self._bound_from_above(moved, *(whole[name] for name in ("n2", "p2", "g2")))
         for name in self.what:
             have = [k for k, watch in enumerate(watches) if f"dot {name}" in watch.sums] if name != "lr" else []

@@ -20,7 +20,7 @@ from experiments.training.train import train
 from learned import LearnedOptimizer, guarded_optimizer, learn
 from learned.losses import OVER, REFUSED, WINDOW, Losses, heard, tried
 from learned.reasons import Moves
-from learned.rules import CAP
+from learned.rules import CAP, RULES
 from primitives import ProgramOptimizer
 
 ADAMW, SGD = BASELINES["adamw"].program, BASELINES["sgd"].program
@@ -187,18 +187,32 @@ def test_a_lifted_rate_by_which_losses_rise_is_halved_for_each_rise_and_is_never
 
 def test_other_hyperparameters_go_half_the_way_back_as_losses_rise():
     run = Scripted(1e-3)
-    run.optimizer = learn([run.p], ADAMW, 1e-3, what=("beta1", "weight_decay"))
+    run.optimizer = learn([run.p], ADAMW, 10.0, what=("lr", "beta1", "weight_decay"), hyper_lr=1e-12)
     run.optimizer.param_groups[0] |= {"beta1": 0.99, "weight_decay": 0.04}
     start = run.optimizer.param_groups[0]["learning"]["start"]
     assert start == {"beta1": 0.9, "weight_decay": 0.01}
-    run.optimizer.hyper_lr = 0.0
     run.p.grad = torch.ones(64, 64)
     for loss in [*[1.0, 1.1] * 15, *[2.0] * 5]:
         run.optimizer.step(lambda loss=loss: loss)
     assert run.state("rises") == 1
     assert run.optimizer.learned_values() == {
+        "lr": pytest.approx(CAP / run.state("large"), rel=0.1),  # the cap, which is below the given rate, and stays
         "beta1": pytest.approx(1 - math.sqrt(0.1 * 0.01)), "weight_decay": pytest.approx(0.02)
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"two-sided", "polyak"}))
+def test_the_plain_rules_do_not_listen(rule):
+    """They are as the literature has them."""
+    rates = []
+    for told in (False, True):
+        p = nn.Parameter(torch.ones(8, 8))
+        optimizer = learn([p], ADAMW, 1e-5, rule=rule)
+        for step in range(60):
+            p.grad = torch.ones(8, 8)
+            optimizer.step((lambda step=step: 4.0 - 0.1 * step if step < 30 else 2.0**step) if told else None)
+        rates.append(optimizer.learned_values()["lr"])
+    assert rates[0] == rates[1] > 1e-5
 
 
 def test_a_single_loss_that_is_far_larger_is_no_rise():
