@@ -110,7 +110,8 @@ class GuardedOptimizer(WatchedOptimizer):
         losses, risen = heard(self._losses(device), -value if first["maximize"] else value, lifted)
         losses, begins, failed = tried(losses, latest * first["base_lr"])
         self._share(**losses._asdict())
-        self._fall_back(risen, begins, failed, device)
+        if not isinstance(value, float) or risen or begins or failed:  # on devices nobody knows yet
+            self._fall_back(risen, begins, failed, device)
 
     def _warn(self, of_what: str) -> None:
         """Say once that something is not finite, where knowing that does not wait for a device."""
