@@ -181,7 +181,7 @@ class GuardedOptimizer(WatchedOptimizer):
             self._stride(),
         )
         losses = set_aside(losses, (before > 0) & (given == 0))
-        self._share(large=large, given=given, latest=latest, **losses._asdict())
+        self._share(large=large, given=given, latest=latest, trial=losses.trial, before=losses.before)
         self._lower(bound - math.log(base), device)
 
     def _lower(self, bound: Number, device: torch.device) -> None:

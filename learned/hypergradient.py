@@ -82,14 +82,17 @@ class LearnedOptimizer(GuardedOptimizer):
         self.what, self.per, self.rule, self.hyper_lr, self.every = chosen(what, per, rule, hyper_lr, every)
         if options.get("differentiable"):
             raise ProgramError("learned rates are no functions of the inputs; choose learning or differentiable")
-        self._probed, self._heard, self._norm_known, self._warned, self._seen_binds = False, False, False, False, 0
-        self._moved, self._measured = None, None
         self._start()
         self.hypergradient: Tensor | None = None
         """Derivative of the last step's loss with respect to the learned rate of the step before, or None."""
         if isinstance(program, Program):
             self._watched(program)  # refuses names, before torch takes over
         super().__init__(params, program, lr, **options)
+
+    def _start(self) -> None:
+        super()._start()
+        self._probed, self._heard, self._norm_known, self._warned, self._seen_binds = False, False, False, False, 0
+        self._moved, self._measured = None, None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as `ProgramOptimizer` does; it takes over what has been learned so far."""
@@ -104,8 +107,8 @@ class LearnedOptimizer(GuardedOptimizer):
             self.param_groups.pop()
             raise
         self._complete(group)
-        for name in self.what:
-            if name != "lr" and len(self.param_groups) > 1 and name not in own and name in self.param_groups[0]:
+        for name in self._others:
+            if len(self.param_groups) > 1 and name not in own and name in self.param_groups[0]:
                 group[name] = self.param_groups[0][name]
 
     def _check(self, group: dict[str, Any]) -> None:
@@ -126,8 +129,6 @@ class LearnedOptimizer(GuardedOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._probed, self._heard, self._norm_known, self._warned, self._seen_binds = False, False, False, False, 0
-        self._moved, self._measured = None, None
         for group in self.param_groups:
             self._complete(group)
 
@@ -237,8 +238,8 @@ class LearnedOptimizer(GuardedOptimizer):
             self._learn_rate(dot, sums["g2"], u2, gu, numbers, factors)
             if self._guarded:
                 self._bound_from_above(moved, *(whole[name] for name in ("n2", "p2", "g2")))
-        for name in self.what:
-            have = [k for k, watch in enumerate(watches) if f"dot {name}" in watch.sums] if name != "lr" else []
+        for name in self._others:
+            have = [k for k, watch in enumerate(watches) if f"dot {name}" in watch.sums]
             if have and self.hyper_lr:
                 own = near(placed(have, device), device)
                 dot = total((share * sums[f"dot {name}"])[own])
@@ -262,7 +263,7 @@ class LearnedOptimizer(GuardedOptimizer):
         seen = Seen(total(dot), total(g2), total(u2), first["base_lr"] * do.exp(common), total(gu), *told)
         self.hypergradient = kept(-seen.dot)
         change, after = rule.step(memory, seen, self.hyper_lr)
-        if self.rule == "two-sided":  # greedy derivatives favour small rates: they do not undercut a trusted one
+        if self._guarded:  # greedy derivatives favour small rates: they do not undercut a trusted one
             trusted = near(first["learning"]["given"], device) > 0
             change = do.where(trusted, do.maximum(change, -do.clip(common, 0.0, _LIMIT)), change)
         usable = do.isfinite(seen.dot) & do.isfinite(change) & do.isfinite(sum(after.values(), change))

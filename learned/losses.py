@@ -24,7 +24,7 @@ _SHARE = 0.1  # of a loss in the average
 _FEW = 20  # losses, of which nobody knows the scatter
 _RISEN = 3.0  # times the scatter, by which the average has risen above its lowest value if the rate is too large
 _OUTLIER = 10.0  # times the scatter, as which one that is further above the average counts
-_RISE = 0.1  # share of the fall of losses without it, by which they may rise during a trial
+_TOLERATED = 0.1  # share of the fall of losses without it, by which they may rise during a trial
 
 
 class Losses(NamedTuple):
@@ -86,7 +86,7 @@ def tried(known: Losses, change: Number) -> tuple[Losses, Number, Number]:
     do = of(known.loss)
     due, last = known.trial == WINDOW + 1.0, known.trial == 2 * WINDOW + 1.0
     begins = due & (change <= TRUSTED_WHERE_IT_FALLS)
-    risen = known.loss > known.between + _RISE * abs(known.before - known.between)
+    risen = known.loss > known.between + _TOLERATED * abs(known.before - known.between)
     failed = (known.trial > WINDOW + 1.0) & (risen | (last & (known.loss >= known.between)))
     between = do.where(due, known.loss, known.between)
     trial = do.where(due & (change > TRUSTED_WHERE_IT_FALLS), REFUSED, known.trial)

@@ -72,13 +72,14 @@ class Moves:
             return f"gradients have pointed {way} what {name} changes in a step, so that the next loss is smaller so"
         group = self.optimizer.param_groups[0]
         learning = group["learning"]
-        if self.optimizer.rule == "two-sided" and (found := self._of_losses(before, value)):
-            return found
-        if self.optimizer.rule == "two-sided" and float(learning["large"]):
-            most = max(CAP / float(learning["large"]), float(learning["given"]))
-            if value > 0.999 * most:
-                share = f"{100 * most * float(learning['large']):.2g} %"
-                return f"this is the cap, at which a step changes weight matrices by up to {share} of their size"
+        if self.optimizer.rule == "two-sided":
+            if found := self._of_losses(before, value):
+                return found
+            if large := float(learning["large"]):
+                most = max(CAP / large, float(learning["given"]))
+                if value > 0.999 * most:
+                    share = f"{100 * most * large:.2g} %"
+                    return f"this is the cap, at which a step changes weight matrices by up to {share} of their size"
         memory = learning["memory"]
         told = ""
         if "trace" in memory and float(memory["weight"]):

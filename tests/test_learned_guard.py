@@ -45,15 +45,22 @@ class Classes:
         spike: int = -1,
         where: int | None = None,
         size: float = 1e4,
+        told: bool = False,
     ) -> list[float]:
-        losses = []
-        for step in range(steps):
+        losses: list[float] = []
+
+        def closure() -> torch.Tensor:
             optimizer.zero_grad()
             loss = self.loss()
             loss.backward()
             for p in list(self.model.parameters())[slice(None) if where is None else slice(where, where + 1)]:
-                p.grad *= size if step == spike else 1.0
-            optimizer.step()
+                p.grad *= size if len(losses) == spike else 1.0
+            return loss
+
+        for _ in range(steps):
+            loss = optimizer.step(closure) if told else closure()
+            if not told:
+                optimizer.step()
             losses.append(loss.item())
         return losses
 
@@ -179,19 +186,7 @@ def test_a_given_rate_is_trusted_further_while_the_loss_is_known_to_fall(told, t
     """A fifth of the weights' size a step, at first."""
     task = Classes()
     optimizer = learn(task.model.parameters(), PROGRAMS["adamw"], 0.04)
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = task.loss()
-        loss.backward()
-        return loss
-
-    for _ in range(60):
-        if told:
-            optimizer.step(closure)
-        else:
-            closure()
-            optimizer.step()
+    task.train(optimizer, 60, told=told)
     assert (optimizer.learned_values()["lr"] > 0.02) is trusted
 
 
@@ -435,15 +430,6 @@ def test_told_the_loss_a_rate_that_works_for_the_program_works_all_the_same(name
     ends = []
     for make in (ProgramOptimizer, learn):
         task = Classes()
-        optimizer = make(task.model.parameters(), BASELINES[name].program, lr)
-
-        def closure(optimizer=optimizer, task=task) -> torch.Tensor:
-            optimizer.zero_grad()
-            loss = task.loss()
-            loss.backward()
-            return loss
-
-        for _ in range(150):
-            optimizer.step(closure)
+        task.train(make(task.model.parameters(), BASELINES[name].program, lr), 150, told=True)
         ends.append(task.end())
     assert ends[1] <= 1.02 * ends[0]

@@ -290,20 +290,7 @@ def test_a_trial_makes_up_for_most_of_what_the_cap_costs(name, lr):
     ends = []
     for make, told in ((ProgramOptimizer, True), (learn, False), (learn, True)):
         task = Classes()
-        optimizer = make(task.model.parameters(), BASELINES[name].program, lr)
-
-        def closure(optimizer=optimizer, task=task) -> torch.Tensor:
-            optimizer.zero_grad()
-            loss = task.loss()
-            loss.backward()
-            return loss
-
-        for _ in range(150):
-            if told:
-                optimizer.step(closure)
-            else:
-                closure()
-                optimizer.step()
+        task.train(make(task.model.parameters(), BASELINES[name].program, lr), 150, told=told)
         ends.append(task.end())
     plain, without, told_end = ends
     assert without > 10 * plain and told_end - plain < 0.1 * (without - plain)
