@@ -111,8 +111,11 @@ class Guard:
             self.scaler.load_state_dict(state_dict["scaler"])
 
     @torch.no_grad()
-    def step(self) -> bool:
+    def step(self, loss: float | Tensor | None = None) -> bool:
         """Make a step, or skip it; returns whether it was made.
+
+        Args:
+            loss: of this step, unscaled, for optimizers that make use of it; they get it as what a closure returns.
 
         Raises:
             FloatingPointError: for the last of `patience` skipped steps in a row.
@@ -126,10 +129,11 @@ class Guard:
         finite = math.isfinite(self.tally.norm)
         if finite:
             self.tally.clipped += self._clip(params, norm)
+            told = () if loss is None else (lambda: loss,)  # gradients are there already: it computes nothing
             if self.scaler is None:
-                self.optimizer.step()
+                self.optimizer.step(*told)
             else:
-                self.scaler.step(self.optimizer)
+                self.scaler.step(self.optimizer, *told)
         if self.scaler is not None:
             self.scaler.update()
         self._in_a_row = 0 if finite else self._in_a_row + 1

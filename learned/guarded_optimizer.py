@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from learned.losses import Losses, heard, set_aside, tried, trusted
 from learned.measured import Measured, Moved
 from learned.numeric import Number, kept, median, near, of
-from learned.rules import CAP, cap, halfway_back
+from learned.rules import CAP, TRUSTED, cap, halfway_back
 from learned.spikes import FIRST_SPIKE, RISING, counted, damping, follow, sampled
 from learned.watched_optimizer import WatchedOptimizer
 from primitives.parameters import global_norm
@@ -101,17 +101,19 @@ class GuardedOptimizer(WatchedOptimizer):
         self._heard = True
         at = torch.as_tensor(loss, dtype=torch.float64).detach().reshape(())
         device, first = at.device, self.param_groups[0]
-        value, common, latest = (
-            near(x, device) for x in (at, first["learning"]["common"], first["learning"]["latest"])
+        known, base = first["learning"], first["base_lr"]
+        value, common, latest, large, given = (
+            near(x, device) for x in (at, *(known[name] for name in ("common", "latest", "large", "given")))
         )
         if isinstance(value, float) and not math.isfinite(value):
             self._warn("the loss is")
         lifted = ((common > 0) | bool(self._others)) & self._guarded
-        losses, risen = heard(self._losses(device), -value if first["maximize"] else value, lifted)
-        losses, begins, failed = tried(losses, latest * first["base_lr"])
+        losses, risen = heard(self._losses(device), -value if first["maximize"] else value, lifted, known["steps"])
+        beyond = given * large > TRUSTED
+        losses, begins, failed = tried(losses, risen, latest * base, beyond, known["steps"])
         self._share(**losses._asdict())
         if not isinstance(value, float) or risen or begins or failed:  # on devices nobody knows yet
-            self._fall_back(risen, begins, failed, device)
+            self._fall_back(risen & lifted, begins, failed, device)
 
     def _warn(self, of_what: str) -> None:
         """Say once that something is not finite, where knowing that does not wait for a device."""
@@ -173,15 +175,11 @@ class GuardedOptimizer(WatchedOptimizer):
         do, losses = of(found), self._losses(device)
         usual = do.isfinite(found) & (damp == 1.0)  # what a spike moves says nothing about other steps
         before, latest = given, do.where(usual, found, latest)
-        bound, large, given = cap(
-            large,
-            given,
-            do.where(usual, found, large),
-            trusted(losses, first["steps"], self._heard),
-            self._stride(),
-        )
-        losses = set_aside(losses, (before > 0) & (given == 0))
-        self._share(large=large, given=given, latest=latest, trial=losses.trial, before=losses.before)
+        falls, most = trusted(losses, first["steps"])
+        bound, large, given = cap(large, given, do.where(usual, found, large), most, falls, self._stride())
+        losses = set_aside(losses, (before > 0) & (given == 0), first["steps"])
+        aside = {name: getattr(losses, name) for name in ("trial", "mark", "cause", "caused")}
+        self._share(large=large, given=given, latest=latest, **aside)
         self._lower(bound - math.log(base), device)
 
     def _lower(self, bound: Number, device: torch.device) -> None:

@@ -259,7 +259,7 @@ class LearnedOptimizer(GuardedOptimizer):
         own = [near(group["learning"]["own"], device) for group in self.param_groups]
         common = near(first["learning"]["common"], device)
         do = of(common)
-        told = (near(first["learning"][name], device) for name in ("loss", "lowest_loss"))
+        told = (near(first["learning"][name], device) for name in ("last", "lowest_loss"))
         seen = Seen(total(dot), total(g2), total(u2), first["base_lr"] * do.exp(common), total(gu), *told)
         self.hypergradient = kept(-seen.dot)
         change, after = rule.step(memory, seen, self.hyper_lr)

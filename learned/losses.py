@@ -3,28 +3,41 @@
 Pure functions of a few numbers, as in `learned.rules`, against the two ways in which learning may do harm:
 
 - The cap knows nothing but sizes, and may set a given rate aside that works well. So such a rate gets a trial: after
-  `WINDOW` steps without it, as many with it. It is kept for as long as losses fall, if they have fallen further by
-  then, and is forgotten otherwise, as soon as they rise. The steps without it come first, since a rate that is far too
-  large destroys a network within one. Variant: no copy of the parameters is kept, so that the trial begins where the
-  steps before it have led.
-- A rate that was lifted may turn out too large. Once losses rise by three times their usual scatter, it is halved, but
-  not below the given one; and once more for each further rise.
+  `WINDOW` steps without it, as many with it. If losses have fallen by then at least half as far as without it, it is
+  kept for as long as they fall; otherwise, or as soon as they rise, it is forgotten. The steps without it come first,
+  since a rate that is far too large destroys a network within one. Variant: no copy of the parameters is kept, so
+  that the trial begins where the steps before it have led.
+- A rate that was lifted may turn out too large. Once losses rise by a few times their usual scatter, it is halved, but
+  not below the given one. They must rise twice as far to halve it once more, and so on: if that does not help, then it
+  is something else that makes them rise.
+
+The median of the last three losses stands for the latest one, so that none of them alone decides anything. Steps whose
+loss is not told, or is not finite, do not count.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from learned.numeric import Number, of
-from learned.rules import PATIENCE, TRUSTED, TRUSTED_WHERE_IT_FALLS
+from learned.rules import TRUSTED
 
-WINDOW = 25  # steps without the given rate, and then with it
+WINDOW = 25  # steps without the given rate, at the least, and then with it
+TRIAL = 50  # steps without it, at the most; those of its trial are counted from here
 OVER, REFUSED = -1.0, -2.0  # where no trial goes on
+STALLED, BEGUN, KEPT, FAILED, ROSE, RISEN = 1.0, 2.0, 3.0, 4.0, 5.0, 6.0  # causes of moves
+PATIENCE = 50  # steps without a lower average after which losses do not fall
+TRIED = 0.25  # largest step of a weight matrix, relative to its size, with a rate on trial
+TRUSTED_AT_FIRST = 0.10  # the same for the given rate in the first steps, which are the largest ones of some rules
+FIRST = 10  # steps, so many
+_ENOUGH = 0.5  # of the fall without the given rate: losses always fall more slowly later on
 _SHARE = 0.1  # of a loss in the average
 _FEW = 20  # losses, of which nobody knows the scatter
-_RISEN = 3.0  # times the scatter, by which the average has risen above its lowest value if the rate is too large
-_OUTLIER = 10.0  # times the scatter, as which one that is further above the average counts
-_TOLERATED = 0.1  # share of the fall of losses without it, by which they may rise during a trial
+_FELL = 0.01  # times the scatter, by which the average is at least below its lowest value, if losses fall
+_FAR = 6.0  # times the scatter, by which the average has risen above its lowest value if the rate is too large
+_FORGOTTEN = 0.001  # of each rise in a step: there is a reason for it other than the rate, if they go on
+_LARGEST = 1e100  # loss, whose sums and products do not overflow
 
 
 class Losses(NamedTuple):
@@ -32,83 +45,138 @@ class Losses(NamedTuple):
 
     Attributes:
         loss: their average over about ten steps.
-        lowest_loss: its lowest value; that of now after a rise.
-        scatter: average of their distance from it.
-        stalled: steps since it was lowest.
+        last, earlier: the last two.
+        middle: the median of the last three.
+        lowest_loss: the lowest average; the loss of then after a rise, and as a trial begins.
+        scatter: average distance of such medians from the ones before them, which a steady fall hardly changes.
+        stalled: how many there were since the average was lowest.
         told: how many there were.
-        rises: how often they have risen while the rate was above the given one.
-        trial: steps since the given rate was set aside; 0 if it was not, `OVER` after its trial, `REFUSED` if a step
-            with it changes too much for one.
-        before, between: the average when it was set aside, and when its trial began.
+        told_at: the step of the last one.
+        rises: how many rises there were in about the last thousand losses, while the rate was above the given one.
+        trial: how many there were since the given rate was set aside, and from `TRIAL` on since its trial began; 0 if
+            it was not, `OVER` after its trial, `REFUSED` if steps with it change too much for one.
+        mark: the average when it was set aside; during the trial, what it must come to until its end.
+        cause, caused: why losses moved what is learned, and in which step, at the latest.
     """
 
     loss: Number
+    last: Number
+    earlier: Number
+    middle: Number
     lowest_loss: Number
     scatter: Number
     stalled: Number
     told: Number
+    told_at: Number
     rises: Number
     trial: Number
-    before: Number
-    between: Number
+    mark: Number
+    cause: Number
+    caused: Number
 
 
-def heard(known: Losses, loss: Number, lifted: Number) -> tuple[Losses, Number]:
-    """After one more loss, and whether they have risen now; one that is not finite counts as none.
+def heard(known: Losses, loss: Number, lifted: Number, step: int) -> tuple[Losses, Number]:
+    """After one more loss, and whether they have risen.
 
-    `lifted` says whether the rate is above the given one. Otherwise a rise is that of the program itself.
+    `lifted` says whether the rate is above the given one, so that a rise may be its doing, which moves it.
     """
-    do, usable, usual = of(loss), of(loss).isfinite(loss), (known.told > _FEW) & (known.trial <= 0)
-    loss = do.where(usual, do.minimum(loss, known.loss + _OUTLIER * known.scatter), loss)
-    first = known.told == 0
-    average = do.where(first, loss, known.loss + _SHARE * (loss - known.loss))
-    far = do.where(usual, do.minimum(abs(loss - average), 2.0 * known.scatter), abs(loss - average))
-    scatter = do.where(first, 0.0, known.scatter + _SHARE * (far - known.scatter))
-    lower = first | (average < known.lowest_loss)
-    risen = usable & usual & lifted & (average > known.lowest_loss + _RISEN * known.scatter)
+    do, usable = of(loss), abs(loss) < _LARGEST
+    first, early, usual = known.told == 0, known.told < 3, known.told > _FEW
+    last, earlier = do.where(first, loss, known.last), do.where(first, loss, known.earlier)
+    low, high = do.minimum(last, earlier), do.maximum(last, earlier)
+    middle = do.maximum(low, do.minimum(high, loss))
+    jump = do.where(early, 0.0, abs(middle - known.middle))
+    jump = do.where(usual, do.minimum(jump, 2.0 * known.scatter), jump)
+    average = do.where(early, middle, known.loss + _SHARE * (middle - known.loss))
+    lower = early | (average < known.lowest_loss - _FELL * known.scatter)
+    risen = usable & usual & (average > known.lowest_loss + _FAR * 2.0**known.rises * known.scatter)
+    moves = risen & lifted
     after = known._replace(
-        loss=average,
-        lowest_loss=do.where(lower | risen, average, known.lowest_loss),
-        scatter=scatter,
+        loss=do.where(moves, middle, average),
+        last=loss,
+        earlier=last,
+        middle=middle,
+        lowest_loss=do.where(moves, middle, do.where(lower, average, known.lowest_loss)),
+        scatter=known.scatter + _SHARE * (jump - known.scatter),
         stalled=do.where(lower, 0.0, known.stalled + 1.0),
         told=known.told + 1.0,
-        rises=do.where(risen, known.rises + 1.0, known.rises),
+        told_at=loss * 0.0 + step,
+        rises=(1.0 - _FORGOTTEN) * known.rises + do.where(moves, 1.0, 0.0),
         trial=do.where(known.trial > 0, known.trial + 1.0, known.trial),
+        mark=do.where(early, average, known.mark),
     )
-    return Losses(*(do.where(usable, new, old) for new, old in zip(after, known, strict=True))), risen
+    after = Losses(*(do.where(usable, new, old) for new, old in zip(after, known, strict=True)))
+    return _moved(after, moves, RISEN, step), risen
 
 
-def tried(known: Losses, change: Number) -> tuple[Losses, Number, Number]:
-    """After a look at the trial; and whether it begins now, and whether it has failed now.
+def tried(known: Losses, risen: Number, change: Number, beyond: Number, step: int) -> tuple[Losses, Number, Number]:
+    """After a look at the given rate; and whether its trial begins now, and whether it has failed now.
 
-    `change` is what a step with the given rate changes of weights, relative to their size.
+    Args:
+        known, risen: as `heard` gives them.
+        change: what a step with the given rate changes of weights, relative to their size.
+        beyond: whether that rate is in use, and has changed more than would be trusted without losses.
+        step: number of this step.
     """
     do = of(known.loss)
-    due, last = known.trial == WINDOW + 1.0, known.trial == 2 * WINDOW + 1.0
-    begins = due & (change <= TRUSTED_WHERE_IT_FALLS)
-    risen = known.loss > known.between + _TOLERATED * abs(known.before - known.between)
-    failed = (known.trial > WINDOW + 1.0) & (risen | (last & (known.loss >= known.between)))
-    between = do.where(due, known.loss, known.between)
-    trial = do.where(due & (change > TRUSTED_WHERE_IT_FALLS), REFUSED, known.trial)
-    return known._replace(between=between, trial=do.where(failed | last, OVER, trial)), begins, failed
+    small, last = change <= TRIED, known.trial == TRIAL + WINDOW + 1.0
+    begins, refused = (known.trial > WINDOW) & (known.trial <= TRIAL) & small, (known.trial == TRIAL) & (change > TRIED)
+    rose = risen & (beyond | (known.trial > TRIAL))
+    failed = rose | (last & (known.loss >= known.mark))
+    trial = do.where(begins, TRIAL + 1.0, do.where(failed | last, OVER, do.where(refused, REFUSED, known.trial)))
+    known = known._replace(
+        lowest_loss=do.where(begins, known.loss, known.lowest_loss),
+        stalled=do.where(begins, 0.0, known.stalled),
+        trial=trial,
+        mark=do.where(begins, known.loss - _ENOUGH * (known.mark - known.loss), known.mark),
+    )
+    cause = do.where(begins, BEGUN, do.where(rose, ROSE, do.where(failed, FAILED, KEPT)))
+    return _moved(known, begins | failed | last, cause, step), begins, failed
 
 
-def set_aside(known: Losses, now: Number) -> Losses:
-    """After the given rate was set aside, if it is `now`: where losses are told, its trial comes, once."""
+def set_aside(known: Losses, now: Number, step: int) -> Losses:
+    """After the given rate was set aside, if it is `now`: once losses are told, its trial comes, but only one."""
     do = of(known.loss)
-    begins = now & (known.told > 0) & (known.trial == 0)
-    return known._replace(trial=do.where(begins, 1.0, known.trial), before=do.where(begins, known.loss, known.before))
+    first = now & (known.trial == 0)
+    known = known._replace(
+        trial=do.where(first, 1.0, known.trial),
+        mark=do.where(first, known.loss, known.mark),
+    )
+    return _moved(known, now & (known.told > 0) & (known.stalled >= PATIENCE), STALLED, step)
 
 
-def trusted(known: Losses, steps: int, now: Number) -> Number:
-    """What the given rate may change of weights in a step, relative to their size, after so many steps.
+def trusted(known: Losses, step: int) -> tuple[Number, Number]:
+    """Whether losses fall, and what the given rate may therefore change of weights in a step, relative to their size.
 
-    `now` says whether the loss of this step was told: what is no longer told counts no longer.
+    What has not been told for long counts no longer.
     """
     do = of(known.loss)
-    falls = now & (known.told > 0) & (known.stalled < PATIENCE)
-    early = (known.trial == 0) & (steps < PATIENCE)
-    return do.where(falls, do.where(early, TRUSTED_WHERE_IT_FALLS, float("inf")), TRUSTED)
+    falls = (known.told > 0) & (known.stalled < PATIENCE) & (step - known.told_at < PATIENCE)
+    passed = (known.trial > TRIAL) | (known.trial == OVER)
+    limit = TRUSTED_AT_FIRST if step < FIRST else TRUSTED
+    return falls, do.where(falls, do.where(passed, math.inf, limit), TRUSTED)
 
 
-__all__ = ["OVER", "REFUSED", "WINDOW", "Losses", "heard", "set_aside", "tried", "trusted"]
+def _moved(known: Losses, now: Number, cause: Number, step: int) -> Losses:
+    do = of(known.loss)
+    return known._replace(cause=do.where(now, cause, known.cause), caused=do.where(now, float(step), known.caused))
+
+
+__all__ = [
+    "BEGUN",
+    "FAILED",
+    "KEPT",
+    "OVER",
+    "PATIENCE",
+    "REFUSED",
+    "RISEN",
+    "ROSE",
+    "STALLED",
+    "TRIAL",
+    "WINDOW",
+    "Losses",
+    "heard",
+    "set_aside",
+    "tried",
+    "trusted",
+]

@@ -5,11 +5,23 @@ from __future__ import annotations
 import math
 
 from learned.hypergradient import LearnedOptimizer
-from learned.losses import OVER
-from learned.rules import CAP, MARGIN, PATIENCE, TRUSTED_WHERE_IT_FALLS
+from learned.losses import BEGUN, FAILED, KEPT, PATIENCE, RISEN, ROSE, STALLED
+from learned.rules import CAP, MARGIN
 from primitives.kinds import SCALES
 
-LARGE = math.log(2.0)  # a factor of 2, or as much on a hyperparameter's own scale
+LARGE = 0.99 * math.log(2.0)  # a factor of 2, or as much on a hyperparameter's own scale; but for rounding
+
+_RAISED = {
+    BEGUN: "losses are told, so that the given rate gets a trial",
+    KEPT: "losses fell well with it",
+}
+_LOWERED = {
+    STALLED: f"losses have not fallen for {PATIENCE} steps with the rate that was given",
+    FAILED: "losses have hardly fallen with the rate that was given",
+    ROSE: "losses have risen with the rate that was given",
+    RISEN: "losses have risen, so that it goes back towards the rate that was given",
+}
+_BACK = "losses have risen, so that it goes back towards where it began"
 
 
 class Moves:
@@ -33,6 +45,7 @@ class Moves:
     def __init__(self, optimizer: LearnedOptimizer, noted: dict[str, float] | None = None) -> None:
         self.optimizer = optimizer
         self.noted = noted or optimizer.learned_values()
+        self.noted.setdefault("caused", self._cause()[1])
 
     def take(self) -> list[str]:
         """A sentence for each quantity that has moved by a factor of 2 since it was last mentioned.
@@ -40,13 +53,18 @@ class Moves:
         The rates of groups and tensors are mentioned where they have moved so far from the rate that all share.
         """
         found = []
+        cause, caused = self._cause()
+        cause = cause if caused > self.noted["caused"] else 0.0
+        self.noted["caused"] = caused
         for name, value in self.optimizer.learned_values().items():
             before = self.noted[name]
             moved = self._on_scale(name, value) - self._on_scale(name, before)
             if abs(moved) >= LARGE:
                 self.noted[name] = value
                 verb = "raised" if value > before else "lowered"
-                found.append(f"{name} {verb} from {before:.3g} to {value:.3g}: {self._reason(name, before, value)}")
+                found.append(
+                    f"{name} {verb} from {before:.3g} to {value:.3g}: {self._reason(name, before, value, cause)}"
+                )
         first = self.optimizer.param_groups[0]
         common = first["base_lr"] * math.exp(float(first["learning"]["common"]))
         for name, rate in self.optimizer.learned_rates().items():
@@ -65,46 +83,33 @@ class Moves:
             return math.log(value)
         return SCALES[self.optimizer.scale(name)].forward(value)
 
-    def _reason(self, name: str, before: float, value: float) -> str:
-        up = value > before
+    def _cause(self) -> tuple[float, float]:
+        """Why losses moved what is learned, and in which step, at the latest."""
+        learning = self.optimizer.param_groups[0]["learning"]
+        return float(learning["cause"]), float(learning["caused"])
+
+    def _reason(self, name: str, before: float, value: float, cause: float) -> str:
+        """Why, given what losses have caused since the last time."""
+        up, group = value > before, self.optimizer.param_groups[0]
+        learning = group["learning"]
         if name != "lr":
+            if cause == RISEN and up == (learning["start"][name] > before):
+                return _BACK
             way = "against" if up else "along"
             return f"gradients have pointed {way} what {name} changes in a step, so that the next loss is smaller so"
-        group = self.optimizer.param_groups[0]
-        learning = group["learning"]
-        if self.optimizer.rule == "two-sided":
-            if found := self._of_losses(before, value):
-                return found
-            if large := float(learning["large"]):
-                most = max(CAP / large, float(learning["given"]))
-                if value > 0.999 * most:
-                    share = f"{100 * most * large:.2g} %"
-                    return f"this is the cap, at which a step changes weight matrices by up to {share} of their size"
+        if found := (_RAISED if up else _LOWERED).get(cause):
+            return found
+        if self.optimizer.rule == "two-sided" and (large := float(learning["large"])):
+            most = max(CAP / large, float(learning["given"]))
+            if value > 0.999 * most:
+                share = f"{100 * most * large:.2g} %"
+                return f"this is the cap, at which a step changes weight matrices by up to {share} of their size"
         memory = learning["memory"]
         told = ""
         if "trace" in memory and float(memory["weight"]):
             cosine = float(memory["trace"]) / float(memory["weight"])
             told = f" (average cosine {cosine:.2f})" if (cosine > 0) == up and abs(cosine) > MARGIN else ""
         return f"gradients {'agree with' if up else 'turn against'} the steps before them{told}"
-
-    def _of_losses(self, before: float, value: float) -> str | None:
-        """What losses that were told have to do with a move, if anything (see `learned.losses`)."""
-        group = self.optimizer.param_groups[0]
-        given, learning = group["base_lr"], group["learning"]
-        trial, rises, seen = float(learning["trial"]), float(learning["rises"]), self.noted.get("rises", 0.0)
-        self.noted["rises"] = rises
-        if value > before and math.isclose(value, given) and (trial > 0 or trial == OVER):
-            return (
-                "losses are told, so that the given rate gets a trial" if trial > 0 else "losses fell further with it"
-            )
-        if value < before and math.isclose(before, given) and float(learning["told"]):
-            if trial == OVER:
-                return "losses have fallen no further with the rate that was given"
-            if given * float(learning["large"]) <= TRUSTED_WHERE_IT_FALLS:
-                return f"losses have not fallen for {PATIENCE} steps with the rate that was given"
-        if value < before and rises > seen:
-            return "losses have risen, so that it goes back towards the rate that was given"
-        return None
 
 
 __all__ = ["LARGE", "Moves"]

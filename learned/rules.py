@@ -14,7 +14,7 @@ the gradient, u the derivative of the step before with respect to its rate, and 
 - `polyak`: `traced`, and from above Polyak's step (f − f*) / ⟨g, u⟩, for which losses must be told (Loizou et al. 2021,
   Stochastic Polyak Step-size, equation 3, with the cap and the step in each other's place). f* begins at 0 and moves
   half the way to the lowest loss after each 100 steps (Hazan and Kakade 2019, Revisiting the Polyak step size,
-  algorithm 2). Variants: f is an average over about ten steps, and moves the next rate.
+  algorithm 2). Variants: that is the lowest average over about ten steps, and f moves the next rate.
 - `two-sided`: `traced` where the average says something, |c| > 0.1, and from above a cap on the relative change of
   weights, which needs no loss (see `cap`). At a useful rate c is near 0, and a little below: greedy derivatives, of the
   next loss alone, favour small rates (Wu et al. 2018, Understanding Short-Horizon Bias). Those are left alone.
@@ -41,7 +41,7 @@ class Seen(NamedTuple):
         g2, u2: ‖g‖² and ‖u‖².
         alpha: the rate.
         gu: ⟨g, u⟩ with u of this step.
-        loss, lowest: an average of the losses told, and its lowest value; of no meaning if none was.
+        loss, lowest: the loss, and the lowest average of losses; of no meaning if none was told.
     """
 
     dot: Number
@@ -158,13 +158,16 @@ STAGE = 100  # steps with one estimate of the lowest loss
 MARGIN = 0.1  # averages of cosines within it, on both sides of 0, move nothing
 CAP = 0.01  # largest step of a weight matrix, relative to its size, that a rate is lifted to
 TRUSTED = 0.05  # the same for the rate that was given
-TRUSTED_WHERE_IT_FALLS = 0.25  # the same where losses are told, until it is seen whether they fall; then without bound
-PATIENCE = 50  # steps without a lower average loss after which it does not fall
 MEMORY_OF_LARGE = 0.99  # by which the largest seen update per rate is forgotten a step
 
 
 def cap(
-    large: Number, given: Number, relative: Number, trusted: Number = TRUSTED, steps: int = 1
+    large: Number,
+    given: Number,
+    relative: Number,
+    trusted: Number = TRUSTED,
+    falls: Number = False,
+    steps: int = 1,
 ) -> tuple[Number, Number, Number]:
     """Upper bound of log α, and both memories for the next.
 
@@ -180,11 +183,13 @@ def cap(
         large, given: the memories.
         relative: r of this step.
         trusted: largest step of a weight matrix, relative to its size, that the given rate may make.
+        falls: whether losses are told and fall, so that only this step counts for that, not the largest one.
         steps: how many have been made since `large` was known.
     """
     do = of(relative)
     large = do.maximum(MEMORY_OF_LARGE**steps * large, relative)
-    given = do.where(given * large > trusted, 0.0, given)
+    judged = large if falls is False else do.where(falls, relative, large)
+    given = do.where(given * judged > trusted, 0.0, given)
     return do.maximum(math.log(CAP) - do.log(large), do.log(given)), large, given
 
 
@@ -231,10 +236,8 @@ _MAPS: dict[str, tuple[Callable[[Number], Number], Callable[[Number], Number]]] 
 __all__ = [
     "CAP",
     "MARGIN",
-    "PATIENCE",
     "RULES",
     "TRUSTED",
-    "TRUSTED_WHERE_IT_FALLS",
     "Memory",
     "Rule",
     "Seen",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from test_learned import PROGRAMS, Problem
@@ -190,23 +189,6 @@ def test_a_given_rate_is_trusted_further_while_the_loss_is_known_to_fall(told, t
     assert (optimizer.learned_values()["lr"] > 0.02) is trusted
 
 
-def test_a_given_rate_is_given_up_once_the_loss_has_stopped_to_fall():
-    """Gradients are noise, which says nothing for or against the rate."""
-    generator = torch.Generator().manual_seed(0)
-    p = nn.Parameter(torch.ones(64, 64))
-    optimizer = learn([p], PROGRAMS["adamw"], 0.2)
-    rates: list[float] = []
-
-    def closure() -> float:
-        p.grad = torch.randn(64, 64, generator=generator)
-        return 2.0 - 0.02 * len(rates) if len(rates) < 40 else 1.5
-
-    for _ in range(120):
-        optimizer.step(closure)
-        rates.append(optimizer.learned_values()["lr"])
-    assert rates[60] == pytest.approx(0.2) and rates[-1] < 0.1
-
-
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_rule_of_polyak_on_a_parabola(compiled):
     """(f - 0) / (g·g) of f = x²/2 is a half, whatever the rate is at first; one far too large costs its first step."""
@@ -311,18 +293,6 @@ def test_a_first_gradient_whose_square_overflows_is_a_spike_too(compiled):
             optimizer.step()
         ended.append((p.detach().clone(), optimizer.state[p]["v"]))
     torch.testing.assert_close(ended[1], ended[0], rtol=1e-4, atol=1.01e-3)  # the first step, which moves nothing now
-
-
-def test_losses_that_are_no_longer_told_count_no_longer():
-    p = nn.Parameter(torch.ones(64, 64))
-    optimizer = learn([p], PROGRAMS["adamw"], 0.3)
-    generator = torch.Generator().manual_seed(0)
-    rates = []
-    for step in range(70):
-        p.grad = torch.randn(64, 64, generator=generator)
-        optimizer.step((lambda step=step: np.float32(2.0 - 0.01 * step)) if step < 60 else None)
-        rates.append(optimizer.learned_values()["lr"])
-    assert rates[59] == pytest.approx(0.3) and rates[-1] < 0.1
 
 
 def test_a_later_group_begins_with_what_is_common():

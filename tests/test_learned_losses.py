@@ -18,7 +18,7 @@ from baselines import BASELINES
 from experiments.tasks import get_task
 from experiments.training.train import train
 from learned import LearnedOptimizer, guarded_optimizer, learn
-from learned.losses import OVER, REFUSED, WINDOW, Losses, heard, tried
+from learned.losses import OVER, PATIENCE, REFUSED, WINDOW, Losses, heard, set_aside, tried, trusted
 from learned.reasons import Moves
 from learned.rules import CAP, RULES
 from primitives import ProgramOptimizer
@@ -77,6 +77,7 @@ def test_a_rate_on_trial_by_which_losses_fall_is_kept():
 
 def test_a_rate_on_trial_by_which_losses_rise_is_forgotten_at_once():
     run = on_trial()
+    assert run.step(6.0) == pytest.approx(0.2)  # one may be an outlier
     rates = [run.step(6.0)]
     assert run.moved < 0.02 and run.state("given") == 0  # before that step
     rates += run.steps([6.0] * 4)
@@ -84,18 +85,27 @@ def test_a_rate_on_trial_by_which_losses_rise_is_forgotten_at_once():
     assert max(run.steps(falling(3 * WINDOW))) < 0.02 and run.state("trial") == OVER  # there is no second one
 
 
-def test_a_rate_on_trial_by_which_losses_stand_still_is_forgotten_at_its_end():
+@pytest.mark.parametrize(("by", "kept"), [(0.0, False), (0.003, False), (0.008, True), (0.02, True)])
+def test_a_rate_on_trial_is_kept_if_losses_fall_at_least_half_as_far_as_without_it(by, kept):
+    """By 0.01 in each of the steps before, of which the average shows about 16, or 0.09 for its half."""
     run = on_trial()
     average = run.state("loss")
-    rates = run.steps([average] * WINDOW)
-    assert rates[:-1] == [pytest.approx(0.2)] * (WINDOW - 1) and rates[-1] < 0.02
+    rates = run.steps([average - by * i + 0.03 * (-1) ** i for i in range(WINDOW)])
+    assert rates[:-1] == [pytest.approx(0.2)] * (WINDOW - 1) and (rates[-1] > 0.02) == kept
+
+
+def test_one_loss_that_is_far_larger_does_not_decide_a_trial():
+    run = on_trial()
+    losses = falling(60, 3.7, 0.02)
+    losses[10] = 1e30
+    assert run.steps(losses) == [pytest.approx(0.2)] * 60
 
 
 def test_a_rate_by_which_losses_have_fallen_is_forgotten_once_they_stop_to():
     run = on_trial()
     run.steps(falling(100, 3.7, 0.02))
     run.agree = True  # steps of noise would change no more than 5 %
-    rates = run.steps([1.9] * 150)
+    rates = run.steps([1.9, 1.8] * 75)
     assert rates[20] == pytest.approx(0.2) and max(rates[-20:]) < 0.05
     rates += run.steps(falling(100, 1.9))
     assert all(b < 2 * a for a, b in pairwise(rates))  # there is no second trial
@@ -104,9 +114,12 @@ def test_a_rate_by_which_losses_have_fallen_is_forgotten_once_they_stop_to():
 def test_losses_that_are_no_longer_told_end_the_trust_of_a_trial():
     run = on_trial()
     run.steps(falling(50, 3.7, 0.02))
-    run.p.grad = torch.randn(64, 64, generator=run.generator)
-    run.optimizer.step()
-    assert run.optimizer.learned_values()["lr"] < 0.02
+    rates = []
+    for _ in range(PATIENCE):
+        run.p.grad = torch.randn(64, 64, generator=run.generator)
+        run.optimizer.step()
+        rates.append(run.optimizer.learned_values()["lr"])
+    assert rates[-2] == pytest.approx(0.2) and rates[-1] < 0.05
 
 
 def test_a_rate_that_changes_too_much_gets_no_trial():
@@ -149,19 +162,24 @@ def test_each_move_of_a_trial_has_its_reason():
     assert run.moves.take() == ["lr raised from 0.007 to 0.2: losses are told, so that the given rate gets a trial"]
     run.steps([9.0] * 3)
     (failed,) = run.moves.take()
-    assert failed.endswith(": losses have fallen no further with the rate that was given")
+    assert failed.endswith(": losses have risen with the rate that was given")
+    run = on_trial()
+    run.moves.take()
+    run.steps([run.state("loss") + 0.03 * (-1) ** i for i in range(WINDOW)])
+    (failed,) = run.moves.take()
+    assert failed.endswith(": losses have hardly fallen with the rate that was given")
     kept = on_trial()
     kept.moves.take()
     kept.steps(falling(60, 3.7, 0.02))
     kept.moves.noted["lr"] = 0.01
-    assert kept.moves.take() == ["lr raised from 0.01 to 0.2: losses fell further with it"]
-
-
-def test_a_rate_that_was_given_up_as_losses_stopped_to_fall_says_so():
-    run = Scripted(0.2)
-    run.steps([*falling(30), *[3.9] * 70])
-    (moved,) = run.moves.take()
-    assert moved.endswith(": losses have not fallen for 50 steps with the rate that was given")
+    assert kept.moves.take() == ["lr raised from 0.01 to 0.2: losses fell well with it"]
+    kept.agree = True  # steps of noise would change no more than 5 %
+    kept.steps([2.6, 2.5] * 60)
+    (stalled,) = kept.moves.take()
+    assert stalled.endswith(": losses have not fallen for 50 steps with the rate that was given")
+    kept.optimizer.param_groups[0]["learning"] |= {"log": torch.tensor(-9.0)}
+    (later,) = kept.moves.take()
+    assert "losses" not in later  # that reason is told once
 
 
 def lifted() -> Scripted:
@@ -180,8 +198,9 @@ def test_a_lifted_rate_by_which_losses_rise_is_halved_for_each_rise_and_is_never
         run.agree = False
         rates.append(run.step(3.5 + 2.0 * 1.2**factor))
     first = next(i for i, rate in enumerate(rates) if rate < 0.6 * rates[0])
-    assert first < 10 and run.state("rises") >= 7
-    assert min(rates) == rates[-1] == pytest.approx(1e-5, rel=1e-6)
+    assert first < 10 and run.state("rises") >= 5
+    run.steps([3.5 + 2.0 * 1.2**60 * 2.0**factor for factor in range(30)])
+    assert min(rates) > run.optimizer.learned_values()["lr"] == pytest.approx(1e-5, rel=1e-6)
     assert run.moves.take()[-1].endswith(": losses have risen, so that it goes back towards the rate that was given")
 
 
@@ -192,9 +211,9 @@ def test_other_hyperparameters_go_half_the_way_back_as_losses_rise():
     start = run.optimizer.param_groups[0]["learning"]["start"]
     assert start == {"beta1": 0.9, "weight_decay": 0.01}
     run.p.grad = torch.ones(64, 64)
-    for loss in [*[1.0, 1.1] * 15, *[2.0] * 5]:
+    for loss in [*[1.0, 1.1] * 15, *[2.0] * 12]:
         run.optimizer.step(lambda loss=loss: loss)
-    assert run.state("rises") == 1
+    assert run.state("rises") == pytest.approx(1.0, rel=0.01)
     assert run.optimizer.learned_values() == {
         "lr": pytest.approx(CAP / run.state("large"), rel=0.1),  # the cap, which is below the given rate, and stays
         "beta1": pytest.approx(1 - math.sqrt(0.1 * 0.01)), "weight_decay": pytest.approx(0.02)
@@ -221,12 +240,6 @@ def test_a_single_loss_that_is_far_larger_is_no_rise():
     run.agree = False
     run.steps([1e6, *[3.4] * 20])
     assert run.state("rises") == 0 and run.optimizer.learned_values()["lr"] >= 0.9 * before
-
-
-def test_on_trial_a_loss_that_is_far_larger_counts_in_full():
-    usual = Losses(*[0.0] * len(Losses._fields))._replace(loss=1.0, lowest_loss=1.0, scatter=0.01, told=30.0)
-    assert heard(usual, 100.0, False)[0].loss == pytest.approx(1.01)
-    assert heard(usual._replace(trial=30.0), 100.0, False)[0].loss == pytest.approx(10.9)
 
 
 def test_losses_that_rise_with_the_given_rate_change_nothing():
@@ -268,20 +281,24 @@ def test_while_gradients_grow_no_step_rests():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.floats(-1e6, 1e6) | st.sampled_from([math.nan, math.inf]), max_size=90), st.booleans())
+@given(
+    st.lists(st.floats(-1e6, 1e6) | st.sampled_from([math.nan, math.inf, 1e308, -1e308, 1e99]), max_size=90),
+    st.booleans(),
+)
 def test_numbers_and_tensors_come_to_the_same(losses, lifted):
     """On devices all of it is tensors, and nothing waits."""
 
     def run(number: Callable[[float], object]) -> list[float]:
         known = Losses(*(number(0.0) for _ in Losses._fields))._replace(trial=number(1.0))
-        for loss in losses:
-            known, risen = heard(known, number(loss), number(1.0 if lifted else 0.0) > 0)  # type: ignore[operator]
-            known, begins, failed = tried(known, number(0.1))
-            found = [*known, risen, begins, failed]
+        for step, loss in enumerate(losses):
+            known, risen = heard(known, number(loss), number(1.0 if lifted else 0.0) > 0, step)  # type: ignore[operator]
+            known, begins, failed = tried(known, risen, number(0.1), number(0.0) > 0, step)  # type: ignore[operator]
+            known = set_aside(known, risen, step)
+            found = [*known, risen, begins, failed, *trusted(known, step)]
         return [float(x) for x in (found if losses else known)]
 
     assert run(float) == pytest.approx(run(lambda x: torch.tensor(x, dtype=torch.float64)), nan_ok=True)
-    assert all(map(math.isfinite, run(float)))
+    assert all(map(math.isfinite, run(float)[:-1]))
 
 
 @pytest.mark.parametrize(("name", "lr"), [("rmsprop", 1e-2), ("adagrad", 0.1)])
@@ -294,3 +311,51 @@ def test_a_trial_makes_up_for_most_of_what_the_cap_costs(name, lr):
         ends.append(task.end())
     plain, without, told_end = ends
     assert without > 10 * plain and told_end - plain < 0.1 * (without - plain)
+
+
+@pytest.mark.parametrize(
+    ("spike", "untold", "most"),
+    [
+        *((spike, (), 1.01) for spike in (0, 1, 3, 10, 26, 30, 60)),
+        *((-1, (step,), 1.5) for step in (0, 1, 10, 30)),
+        (-1, range(1, 200, 3), 1.5),
+        (-1, range(40), 2.0),
+    ],
+)
+def test_neither_a_single_loss_nor_one_that_is_not_told_decides_anything(spike, untold, most):
+    """Of a rate that is set aside at first, and ends at ten times the loss where it gets no trial."""
+    ends = []
+    for size, silent in ((1.0, ()), (1e4, untold)):
+        task = Classes()
+        optimizer = learn(task.model.parameters(), BASELINES["rmsprop"].program, 1e-2)
+        for step in range(200):
+            optimizer.zero_grad()
+            loss = task.loss()
+            loss.backward()
+            told = loss.item() * (size if step == spike else 1.0)
+            optimizer.step(None if step in silent else lambda told=told: told)
+        ends.append(task.end())
+    assert ends[1] < most * ends[0] < 0.1
+
+
+@pytest.mark.parametrize("growing", [lambda step: 0.03 * step, lambda step: 5.0 * (step > 60), lambda step: 1.02**step])
+def test_losses_that_rise_for_reasons_of_their_own_cost_little(growing):
+    ends = []
+    for share in (0.0, 1.0):
+        task = Classes()
+        optimizer = learn(task.model.parameters(), ADAMW, 1e-5)
+        for step in range(200):
+            optimizer.zero_grad()
+            loss = task.loss()
+            loss.backward()
+            told = loss.item() + share * growing(step)
+            optimizer.step(lambda told=told: told)
+        ends.append(task.end())
+    assert ends[1] < 1.6 * ends[0]
+
+
+@pytest.mark.parametrize(("name", "lr", "most"), [("momentum", 1.0, 0.2), ("lion", 0.01, 0.8), ("sgd", 3.0, 0.5)])
+def test_a_rate_that_destroys_networks_is_not_kept_for_losses_that_fall_at_first(name, lr, most):
+    """Without learning they end at 1e10, 2.5 and 1e10."""
+    result = train(get_task("digits"), lambda params, lr: learn(params, BASELINES[name].program, lr), lr, seed=100)
+    assert result.valid_loss < most

@@ -151,3 +151,13 @@ def test_examples_run(name):
         main = runpy.run_module(f"experiments.examples.{name}")["main"]
         loss, rate = main(steps=150)
     assert loss < 0.2 and 1e-4 < rate < 1
+
+
+@pytest.mark.parametrize("options", [{"clip_norm": 1e9}, {"clip_value": 1e9}, {"precision": "bf16"}])
+def test_the_loss_is_told_however_the_step_is_made(options):
+    """Of a rate that is set aside at first, and ends at five times the loss where it gets no trial."""
+    ends = []
+    for chosen in (RunOptions(), RunOptions(**options)):
+        result = train(DIGITS, BASELINES["rmsprop"].program, 0.01, seed=100, learn=("lr",), options=chosen)
+        ends.append(result.valid_loss)
+    assert ends[1] == pytest.approx(ends[0], rel=0.2) and ends[1] < 0.15

@@ -150,7 +150,7 @@ class TrainingRun(LightningModule):
             return
         optimizer_closure()
         try:
-            self._skipped = not self.guard.step()
+            self._skipped = not self.guard.step(self.curve[-1])
         except FloatingPointError:
             self._end(f"the gradients of many steps up to step {len(self.curve)} of {self.steps} were not finite")
 
