@@ -36,7 +36,7 @@ def _fresh(rule: str, log_factor: Tensor, given: float, start: Mapping[str, floa
         "some": _ZERO,
         "spikes": _ZERO,
         # of losses that closures return, see there
-        **dict.fromkeys(Losses._fields, _ZERO),
+        "losses": torch.zeros(len(Losses._fields), dtype=torch.float64),
     }
 
 

@@ -78,7 +78,7 @@ class GuardedOptimizer(WatchedOptimizer):
 
     def _begin_anew(self) -> None:
         """The first gradient was a spike, as the second one shows: what it has left in state would last."""
-        told = {name: self.param_groups[0]["learning"][name] for name in Losses._fields}
+        told = self.param_groups[0]["learning"]["losses"]
         for group in self.param_groups:
             group["log_factor"] = torch.zeros((), dtype=torch.float64)
             del group["learning"]
@@ -86,7 +86,7 @@ class GuardedOptimizer(WatchedOptimizer):
                 self.state.pop(p, None)
         for group in self.param_groups:
             self._complete(group)
-        self._share(**told)
+        self._share(losses=told)
         self._probed, self._measured = False, None
 
     def _told(self, loss: Any) -> None:
@@ -111,7 +111,7 @@ class GuardedOptimizer(WatchedOptimizer):
         losses, risen = heard(self._losses(device), -value if first["maximize"] else value, lifted, known["steps"])
         beyond = given * large > TRUSTED
         losses, begins, failed = tried(losses, risen, latest * base, beyond, known["steps"])
-        self._share(**losses._asdict())
+        self._keep(losses)
         if not isinstance(value, float) or risen or begins or failed:  # on devices nobody knows yet
             self._fall_back(risen & lifted, begins, failed, device)
 
@@ -149,7 +149,13 @@ class GuardedOptimizer(WatchedOptimizer):
         return [name for name in self.what if name != "lr"]
 
     def _losses(self, device: torch.device) -> Losses:
-        return Losses(*(near(self.param_groups[0]["learning"][name], device) for name in Losses._fields))
+        known = near(self.param_groups[0]["learning"]["losses"], device)
+        return Losses(*(known.unbind() if isinstance(known, Tensor) else known.tolist()))
+
+    def _keep(self, losses: Losses) -> None:
+        self._share(
+            losses=torch.stack(losses) if isinstance(losses.loss, Tensor) else torch.tensor(losses, dtype=torch.float64)
+        )
 
     def _share(self, **values: Number) -> None:
         state = {name: kept(value) for name, value in values.items()}
@@ -178,8 +184,8 @@ class GuardedOptimizer(WatchedOptimizer):
         falls, most = trusted(losses, first["steps"])
         bound, large, given = cap(large, given, do.where(usual, found, large), most, falls, self._stride())
         losses = set_aside(losses, (before > 0) & (given == 0), first["steps"])
-        aside = {name: getattr(losses, name) for name in ("trial", "mark", "cause", "caused")}
-        self._share(large=large, given=given, latest=latest, **aside)
+        self._keep(losses)
+        self._share(large=large, given=given, latest=latest)
         self._lower(bound - math.log(base), device)
 
     def _lower(self, bound: Number, device: torch.device) -> None:

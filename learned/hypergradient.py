@@ -259,8 +259,9 @@ class LearnedOptimizer(GuardedOptimizer):
         own = [near(group["learning"]["own"], device) for group in self.param_groups]
         common = near(first["learning"]["common"], device)
         do = of(common)
-        told = (near(first["learning"][name], device) for name in ("last", "lowest_loss"))
-        seen = Seen(total(dot), total(g2), total(u2), first["base_lr"] * do.exp(common), total(gu), *told)
+        told = self._losses(device)
+        alpha = first["base_lr"] * do.exp(common)
+        seen = Seen(total(dot), total(g2), total(u2), alpha, total(gu), told.last, told.lowest_loss)
         self.hypergradient = kept(-seen.dot)
         change, after = rule.step(memory, seen, self.hyper_lr)
         if self._guarded:  # greedy derivatives favour small rates: they do not undercut a trusted one

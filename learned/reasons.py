@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from learned.hypergradient import LearnedOptimizer
-from learned.losses import BEGUN, FAILED, KEPT, PATIENCE, RISEN, ROSE, STALLED
+from learned.losses import BEGUN, FAILED, KEPT, PATIENCE, RISEN, ROSE, STALLED, Losses
 from learned.rules import CAP, MARGIN
 from primitives.kinds import SCALES
 
@@ -85,8 +85,8 @@ class Moves:
 
     def _cause(self) -> tuple[float, float]:
         """Why losses moved what is learned, and in which step, at the latest."""
-        learning = self.optimizer.param_groups[0]["learning"]
-        return float(learning["cause"]), float(learning["caused"])
+        losses = Losses(*self.optimizer.param_groups[0]["learning"]["losses"].tolist())
+        return losses.cause, losses.caused
 
     def _reason(self, name: str, before: float, value: float, cause: float) -> str:
         """Why, given what losses have caused since the last time."""

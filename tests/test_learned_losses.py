@@ -50,7 +50,8 @@ class Scripted:
 
     def state(self, name: str) -> float:
         """A number of what is kept."""
-        return float(self.optimizer.param_groups[0]["learning"][name])
+        learning = self.optimizer.param_groups[0]["learning"]
+        return float(learning[name] if name in learning else learning["losses"][Losses._fields.index(name)])
 
 
 def falling(count: int, start: float = 4.0, by: float = 0.01) -> list[float]:
