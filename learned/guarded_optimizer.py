@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from learned.losses import Losses, heard, set_aside, tried, trusted
+from learned.losses import Losses, anew, heard, set_aside, tried, trusted
 from learned.measured import Measured, Moved
 from learned.numeric import Number, kept, median, near, of
 from learned.rules import CAP, TRUSTED, cap, halfway_back
@@ -78,7 +78,8 @@ class GuardedOptimizer(WatchedOptimizer):
 
     def _begin_anew(self) -> None:
         """The first gradient was a spike, as the second one shows: what it has left in state would last."""
-        told = self.param_groups[0]["learning"]["losses"]
+        first = self.param_groups[0]
+        losses = anew(self._losses(self._device), first["learning"]["steps"])
         for group in self.param_groups:
             group["log_factor"] = torch.zeros((), dtype=torch.float64)
             del group["learning"]
@@ -86,7 +87,7 @@ class GuardedOptimizer(WatchedOptimizer):
                 self.state.pop(p, None)
         for group in self.param_groups:
             self._complete(group)
-        self._share(losses=told)
+        self._keep(losses)
         self._probed, self._measured = False, None
 
     def _told(self, loss: Any) -> None:
@@ -99,18 +100,16 @@ class GuardedOptimizer(WatchedOptimizer):
         if not (isinstance(loss, Real) or (isinstance(loss, Tensor) and loss.numel() == 1)):
             return
         self._heard = True
-        at = torch.as_tensor(loss, dtype=torch.float64).detach().reshape(())
-        device, first = at.device, self.param_groups[0]
-        known, base = first["learning"], first["base_lr"]
-        value, common, latest, large, given = (
-            near(x, device) for x in (at, *(known[name] for name in ("common", "latest", "large", "given")))
-        )
-        if isinstance(value, float) and not math.isfinite(value):
+        first, at = self.param_groups[0], torch.as_tensor(loss, dtype=torch.float64).detach().reshape(())
+        if at.device.type == "cpu" and not at.isfinite():
             self._warn("the loss is")
+        device, learning, step = self._device, first["learning"], first["learning"]["steps"]
+        value, common, latest, large, given = (
+            near(x, device) for x in (at, *(learning[name] for name in ("common", "latest", "large", "given")))
+        )
         lifted = ((common > 0) | bool(self._others)) & self._guarded
-        losses, risen = heard(self._losses(device), -value if first["maximize"] else value, lifted, known["steps"])
-        beyond = given * large > TRUSTED
-        losses, begins, failed = tried(losses, risen, latest * base, beyond, known["steps"])
+        losses, risen = heard(self._losses(device), -value if first["maximize"] else value, lifted, step)
+        losses, begins, failed = tried(losses, risen & (given * large > TRUSTED), latest * first["base_lr"], step)
         self._keep(losses)
         if not isinstance(value, float) or risen or begins or failed:  # on devices nobody knows yet
             self._fall_back(risen & lifted, begins, failed, device)
@@ -143,6 +142,10 @@ class GuardedOptimizer(WatchedOptimizer):
     @property
     def _guarded(self) -> bool:
         return self.rule == "two-sided" and self.hyper_lr > 0
+
+    @property
+    def _device(self) -> torch.device:
+        return next(p.device for group in self.param_groups for p in group["params"])
 
     @property
     def _others(self) -> list[str]:

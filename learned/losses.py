@@ -24,19 +24,21 @@ from learned.numeric import Number, of
 from learned.rules import TRUSTED
 
 WINDOW = 25  # steps without the given rate, at the least, and then with it
-TRIAL = 50  # steps without it, at the most; those of its trial are counted from here
-OVER, REFUSED = -1.0, -2.0  # where no trial goes on
-STALLED, BEGUN, KEPT, FAILED, ROSE, RISEN = 1.0, 2.0, 3.0, 4.0, 5.0, 6.0  # causes of moves
+WAITS = 50  # steps without it, at the most, until it changes little enough
 PATIENCE = 50  # steps without a lower average after which losses do not fall
 TRIED = 0.25  # largest step of a weight matrix, relative to its size, with a rate on trial
-TRUSTED_AT_FIRST = 0.10  # the same for the given rate in the first steps, which are the largest ones of some rules
+TRUSTED_AT_FIRST = 0.15  # the same for the given rate in the first steps, which are the largest ones of some rules
 FIRST = 10  # steps, so many
+TRUST, WAITING, TRIAL, PASSED, OVER = 0.0, 1.0, 2.0, 3.0, 4.0  # phases of the given rate
+STALLED, BEGUN, KEPT, FAILED, ROSE, RISEN, ANEW = 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0  # causes of moves
 _ENOUGH = 0.5  # of the fall without the given rate: losses always fall more slowly later on
 _SHARE = 0.1  # of a loss in the average
+_SLOWLY = 0.02  # of a distance in the scatter
 _FEW = 20  # losses, of which nobody knows the scatter
+_JUMP = 5.0  # times the scatter, as which a larger distance counts in it: losses that explode are not usual
 _FELL = 0.01  # times the scatter, by which the average is at least below its lowest value, if losses fall
-_FAR = 6.0  # times the scatter, by which the average has risen above its lowest value if the rate is too large
-_FORGOTTEN = 0.001  # of each rise in a step: there is a reason for it other than the rate, if they go on
+_FAR = 7.0  # times the scatter, above its lowest value, from which they have risen: once in 100,000 independent losses
+_FORGOTTEN = 0.001  # of each rise in a step
 _LARGEST = 1e100  # loss, whose sums and products do not overflow
 
 
@@ -47,15 +49,15 @@ class Losses(NamedTuple):
         loss: their average over about ten steps.
         last, earlier: the last two.
         middle: the median of the last three.
-        lowest_loss: the lowest average; the loss of then after a rise, and as a trial begins.
+        lowest_loss: the lowest average; after a rise, that of then.
         scatter: average distance of such medians from the ones before them, which a steady fall hardly changes.
         stalled: how many there were since the average was lowest.
         told: how many there were.
         told_at: the step of the last one.
         rises: how many rises there were in about the last thousand losses, while the rate was above the given one.
-        trial: how many there were since the given rate was set aside, and from `TRIAL` on since its trial began; 0 if
-            it was not, `OVER` after its trial, `REFUSED` if steps with it change too much for one.
-        mark: the average when it was set aside; during the trial, what it must come to until its end.
+        phase: of the given rate: `TRUST` in it, `WAITING` for its trial, on `TRIAL`, which it has `PASSED`, or `OVER`.
+        since: how many losses there were in this phase, if it is one of the two in the middle.
+        mark: while it waits, the average when it was set aside; on trial, what the average must come to until its end.
         cause, caused: why losses moved what is learned, and in which step, at the latest.
     """
 
@@ -69,7 +71,8 @@ class Losses(NamedTuple):
     told: Number
     told_at: Number
     rises: Number
-    trial: Number
+    phase: Number
+    since: Number
     mark: Number
     cause: Number
     caused: Number
@@ -81,15 +84,16 @@ def heard(known: Losses, loss: Number, lifted: Number, step: int) -> tuple[Losse
     `lifted` says whether the rate is above the given one, so that a rise may be its doing, which moves it.
     """
     do, usable = of(loss), abs(loss) < _LARGEST
-    first, early, usual = known.told == 0, known.told < 3, known.told > _FEW
+    first, early, usual = known.told == 0, known.told < 3, (known.told > _FEW) & (known.scatter > 0)
     last, earlier = do.where(first, loss, known.last), do.where(first, loss, known.earlier)
     low, high = do.minimum(last, earlier), do.maximum(last, earlier)
     middle = do.maximum(low, do.minimum(high, loss))
     jump = do.where(early, 0.0, abs(middle - known.middle))
-    jump = do.where(usual, do.minimum(jump, 2.0 * known.scatter), jump)
+    jump = do.where(usual, do.minimum(jump, _JUMP * known.scatter), jump)
     average = do.where(early, middle, known.loss + _SHARE * (middle - known.loss))
     lower = early | (average < known.lowest_loss - _FELL * known.scatter)
-    risen = usable & usual & (average > known.lowest_loss + _FAR * 2.0**known.rises * known.scatter)
+    high = known.lowest_loss + _FAR * 2.0**known.rises * known.scatter
+    risen = usable & usual & (average > high)
     moves = risen & lifted
     after = known._replace(
         loss=do.where(moves, middle, average),
@@ -97,50 +101,50 @@ def heard(known: Losses, loss: Number, lifted: Number, step: int) -> tuple[Losse
         earlier=last,
         middle=middle,
         lowest_loss=do.where(moves, middle, do.where(lower, average, known.lowest_loss)),
-        scatter=known.scatter + _SHARE * (jump - known.scatter),
+        scatter=known.scatter + do.clip(1.0 / (known.told + 1.0), _SLOWLY, 1.0) * (jump - known.scatter),
         stalled=do.where(lower, 0.0, known.stalled + 1.0),
         told=known.told + 1.0,
-        told_at=loss * 0.0 + step,
+        told_at=float(step),
         rises=(1.0 - _FORGOTTEN) * known.rises + do.where(moves, 1.0, 0.0),
-        trial=do.where(known.trial > 0, known.trial + 1.0, known.trial),
+        since=known.since + 1.0,
         mark=do.where(early, average, known.mark),
     )
     after = Losses(*(do.where(usable, new, old) for new, old in zip(after, known, strict=True)))
     return _moved(after, moves, RISEN, step), risen
 
 
-def tried(known: Losses, risen: Number, change: Number, beyond: Number, step: int) -> tuple[Losses, Number, Number]:
+def tried(known: Losses, rose: Number, change: Number, step: int) -> tuple[Losses, Number, Number]:
     """After a look at the given rate; and whether its trial begins now, and whether it has failed now.
 
     Args:
-        known, risen: as `heard` gives them.
-        change: what a step with the given rate changes of weights, relative to their size.
-        beyond: whether that rate is in use, and has changed more than would be trusted without losses.
+        known: as `heard` gives it.
+        rose: whether losses have risen while that rate was in use, and trusted only because they fell.
+        change: what a step with it changes of weights, relative to their size.
         step: number of this step.
     """
     do = of(known.loss)
-    small, last = change <= TRIED, known.trial == TRIAL + WINDOW + 1.0
-    begins, refused = (known.trial > WINDOW) & (known.trial <= TRIAL) & small, (known.trial == TRIAL) & (change > TRIED)
-    rose = risen & (beyond | (known.trial > TRIAL))
-    failed = rose | (last & (known.loss >= known.mark))
-    trial = do.where(begins, TRIAL + 1.0, do.where(failed | last, OVER, do.where(refused, REFUSED, known.trial)))
+    waits, ends = known.phase == WAITING, (known.phase == TRIAL) & (known.since >= WINDOW)
+    begins = waits & (known.since >= WINDOW) & (change <= TRIED)
+    failed = rose | (ends & (known.loss >= known.mark))
+    over = failed | (waits & (known.since >= WAITS) & ~begins)
+    phase = do.where(begins, TRIAL, do.where(ends, PASSED, known.phase))
     known = known._replace(
-        lowest_loss=do.where(begins, known.loss, known.lowest_loss),
-        stalled=do.where(begins, 0.0, known.stalled),
-        trial=trial,
+        phase=do.where(over, OVER, phase),
+        since=do.where(begins, 0.0, known.since),
         mark=do.where(begins, known.loss - _ENOUGH * (known.mark - known.loss), known.mark),
     )
     cause = do.where(begins, BEGUN, do.where(rose, ROSE, do.where(failed, FAILED, KEPT)))
-    return _moved(known, begins | failed | last, cause, step), begins, failed
+    return _moved(known, begins | failed | ends, cause, step), begins, failed
 
 
 def set_aside(known: Losses, now: Number, step: int) -> Losses:
     """After the given rate was set aside, if it is `now`: once losses are told, its trial comes, but only one."""
     do = of(known.loss)
-    first = now & (known.trial == 0)
+    waits = known.phase == TRUST
     known = known._replace(
-        trial=do.where(first, 1.0, known.trial),
-        mark=do.where(first, known.loss, known.mark),
+        phase=do.where(now, do.where(waits, WAITING, OVER), known.phase),
+        since=do.where(now, 0.0, known.since),
+        mark=do.where(now & waits, known.loss, known.mark),
     )
     return _moved(known, now & (known.told > 0) & (known.stalled >= PATIENCE), STALLED, step)
 
@@ -152,9 +156,14 @@ def trusted(known: Losses, step: int) -> tuple[Number, Number]:
     """
     do = of(known.loss)
     falls = (known.told > 0) & (known.stalled < PATIENCE) & (step - known.told_at < PATIENCE)
-    passed = (known.trial > TRIAL) | (known.trial == OVER)
+    passed = (known.phase == TRIAL) | (known.phase == PASSED)
     limit = TRUSTED_AT_FIRST if step < FIRST else TRUSTED
     return falls, do.where(falls, do.where(passed, math.inf, limit), TRUSTED)
+
+
+def anew(known: Losses, step: int) -> Losses:
+    """After everything but losses began anew, with the given rate in use."""
+    return _moved(known._replace(phase=0.0 * known.phase + TRUST), known.told >= 0, ANEW, step)
 
 
 def _moved(known: Losses, now: Number, cause: Number, step: int) -> Losses:
@@ -162,21 +171,4 @@ def _moved(known: Losses, now: Number, cause: Number, step: int) -> Losses:
     return known._replace(cause=do.where(now, cause, known.cause), caused=do.where(now, float(step), known.caused))
 
 
-__all__ = [
-    "BEGUN",
-    "FAILED",
-    "KEPT",
-    "OVER",
-    "PATIENCE",
-    "REFUSED",
-    "RISEN",
-    "ROSE",
-    "STALLED",
-    "TRIAL",
-    "WINDOW",
-    "Losses",
-    "heard",
-    "set_aside",
-    "tried",
-    "trusted",
-]
+__all__ = ["OVER", "PATIENCE", "WINDOW", "Losses", "anew", "heard", "set_aside", "tried", "trusted"]

@@ -71,9 +71,9 @@ def of(x: Number) -> type[Floats] | ModuleType:
 
 def near(x: Tensor, device: torch.device) -> Number:
     """A tensor for computations beside numbers on `device`; an array on a CPU may share its memory."""
-    if device.type != "cpu" or x.device.type != "cpu":
-        return x.to(device)
-    return x.numpy() if x.ndim else x.item()
+    if device.type != "cpu":
+        return x.to(device, non_blocking=True)
+    return x.numpy(force=True) if x.ndim else x.item()
 
 
 def kept(x: Number) -> Tensor:

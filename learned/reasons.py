@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from learned.hypergradient import LearnedOptimizer
-from learned.losses import BEGUN, FAILED, KEPT, PATIENCE, RISEN, ROSE, STALLED, Losses
+from learned.losses import ANEW, BEGUN, FAILED, KEPT, PATIENCE, RISEN, ROSE, STALLED, Losses
 from learned.rules import CAP, MARGIN
 from primitives.kinds import SCALES
 
@@ -14,6 +14,7 @@ LARGE = 0.99 * math.log(2.0)  # a factor of 2, or as much on a hyperparameter's 
 _RAISED = {
     BEGUN: "losses are told, so that the given rate gets a trial",
     KEPT: "losses fell well with it",
+    ANEW: "the first gradients were far larger than the second ones, so that everything begins anew",
 }
 _LOWERED = {
     STALLED: f"losses have not fallen for {PATIENCE} steps with the rate that was given",
@@ -97,7 +98,7 @@ class Moves:
                 return _BACK
             way = "against" if up else "along"
             return f"gradients have pointed {way} what {name} changes in a step, so that the next loss is smaller so"
-        if found := (_RAISED if up else _LOWERED).get(cause):
+        if (found := (_RAISED if up else _LOWERED).get(cause)) and (cause != RISEN or before > group["base_lr"]):
             return found
         if self.optimizer.rule == "two-sided" and (large := float(learning["large"])):
             most = max(CAP / large, float(learning["given"]))

@@ -86,6 +86,24 @@ def test_learned_rates_are_the_same_and_do_not_wait(what: tuple[str, ...], per: 
     torch.testing.assert_close(trained("cuda", make, wait=False), trained("cpu", make), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+def test_losses_are_heard_on_both_alike(on_device: bool) -> None:
+    """A rate that is set aside at first and gets a trial; the loss is a float, or a tensor on the device."""
+    rates = []
+    for device in ("cuda", "cpu"):
+        generator = torch.Generator().manual_seed(0)
+        p = torch.nn.Parameter(torch.ones(64, 64, device=device))
+        optimizer = learn([p], ADAMW, 0.2)
+        for step in range(90):
+            p.grad = torch.randn(64, 64, generator=generator).to(device)
+            loss = 4.0 - 0.02 * step
+            optimizer.step(lambda x=torch.tensor(loss, device=device) if on_device else loss: x)  # noqa: B008
+            p.data.fill_(1.0)
+            rates.append(optimizer.learned_values()["lr"])
+    torch.testing.assert_close(rates[:90], rates[90:], rtol=1e-4, atol=0)
+    assert min(rates) < 0.1 and rates[-1] == pytest.approx(0.2)
+
+
 def both(monkeypatch: pytest.MonkeyPatch, members: list[tuple[Program, float]], **options: object) -> list[Outcome]:
     task = get_task("digits")
     train = functools.partial(train_members, task, members, (0, 1), steps=STEPS, dtype=torch.float64)

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from baselines import BASELINES
 from learned import LearnedOptimizer, learn
+from learned.reasons import Moves
 from learned.rules import Seen, named_rule
 from primitives import ProgramError, ProgramOptimizer
 
@@ -278,6 +279,23 @@ def test_after_a_spike_in_the_first_step_what_losses_told_still_counts(spike):
         p.grad = torch.randn(16, 16, generator=generator) * (spike if step == 0 else 1.0)
         optimizer.step(lambda step=step: 2.0 - 0.01 * step)
     assert optimizer.learned_values()["lr"] == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_after_a_spike_in_the_first_step_nothing_is_on_trial(told):
+    """The given rate, which that step made seem far too large, is in use again, and the reason is true."""
+    rates = []
+    for spike in (-1, 0):
+        task = Classes()
+        optimizer = learn(task.model.parameters(), PROGRAMS["sgd"], 1e-2)
+        moves = Moves(optimizer)
+        task.train(optimizer, 1, spike, told=told)
+        assert len(moves.take()) == (spike == 0)
+        task.train(optimizer, 1, told=told)
+        assert [": the first gradients were" in sentence for sentence in moves.take()] == [True] * (spike == 0)
+        task.train(optimizer, 40, told=told)
+        rates.append(optimizer.learned_values()["lr"])
+    assert rates[1] == pytest.approx(rates[0], rel=0.3) and rates[0] > 0.05
 
 
 @pytest.mark.parametrize("compiled", [False, True])

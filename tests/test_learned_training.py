@@ -21,7 +21,7 @@ from experiments.tasks import TASKS
 from experiments.training import train as training
 from experiments.training.options import RunOptions
 from experiments.training.train import train
-from learned import learn
+from learned import LearnedOptimizer, learn
 from learned.reasons import LARGE, Moves
 from primitives import ProgramError
 
@@ -161,3 +161,19 @@ def test_the_loss_is_told_however_the_step_is_made(options):
         result = train(DIGITS, BASELINES["rmsprop"].program, 0.01, seed=100, learn=("lr",), options=chosen)
         ends.append(result.valid_loss)
     assert ends[1] == pytest.approx(ends[0], rel=0.2) and ends[1] < 0.15
+
+
+def test_steps_of_many_batches_are_told_their_mean_loss():
+    """However they are made: Lightning tells the loss of the last batch, divided by their number."""
+    told = []
+
+    class Heard(LearnedOptimizer):
+        def _told(self, loss):
+            told[-1].append(float(loss))
+            super()._told(loss)
+
+    for options in (RunOptions(accumulate=2), RunOptions(accumulate=2, clip_norm=1e9)):
+        told.append([])
+        result = train(DIGITS, lambda params, lr: Heard(params, ADAMW, lr), 1e-3, steps=20, options=options)
+        assert told[-1] == list(result.curve)
+    assert told[0] == told[1] and len(told[0]) == 20

@@ -144,11 +144,17 @@ class TrainingRun(LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """A step as Lightning makes it, or as the guard does, which may skip it."""
-        if self.guard is None or optimizer_closure is None:
-            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        """A step as Lightning makes it, or as the guard does, which may skip it; both are told the mean loss of it."""
+        assert optimizer_closure is not None
+
+        def closure() -> float:
+            optimizer_closure()
+            return self.curve[-1]
+
+        if self.guard is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, closure)
             return
-        optimizer_closure()
+        closure()
         try:
             self._skipped = not self.guard.step(self.curve[-1])
         except FloatingPointError:
