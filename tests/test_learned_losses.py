@@ -18,7 +18,7 @@ from baselines import BASELINES
 from experiments.tasks import get_task
 from experiments.training.train import train
 from learned import LearnedOptimizer, guarded_optimizer, hypergradient, learn, measured, spikes
-from learned.losses import OVER, PASSED, PATIENCE, TRIAL, WAITING, WINDOW, Losses, heard, set_aside, tried, trusted
+from learned.losses import OVER, PASSED, PATIENCE, WAITING, WINDOW, Losses, heard, set_aside, tried, trusted
 from learned.reasons import Moves
 from learned.rules import CAP, RULES
 from primitives import ProgramOptimizer
