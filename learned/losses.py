@@ -92,8 +92,8 @@ def heard(known: Losses, loss: Number, lifted: Number, step: int) -> tuple[Losse
     jump = do.where(usual, do.minimum(jump, _JUMP * known.scatter), jump)
     average = do.where(early, middle, known.loss + _SHARE * (middle - known.loss))
     lower = early | (average < known.lowest_loss - _FELL * known.scatter)
-    high = known.lowest_loss + _FAR * 2.0**known.rises * known.scatter
-    risen = usable & usual & (average > high)
+    too_high = known.lowest_loss + _FAR * 2.0**known.rises * known.scatter
+    risen = usable & usual & (average > too_high)
     moves = risen & lifted
     after = known._replace(
         loss=do.where(moves, middle, average),

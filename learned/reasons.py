@@ -102,7 +102,7 @@ class Moves:
             return found
         if self.optimizer.rule == "two-sided" and (large := float(learning["large"])):
             most = max(CAP / large, float(learning["given"]))
-            if value > 0.999 * most:
+            if value > 0.999 * most or before > most:
                 share = f"{100 * most * large:.2g} %"
                 return f"this is the cap, at which a step changes weight matrices by up to {share} of their size"
         memory = learning["memory"]

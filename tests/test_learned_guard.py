@@ -157,7 +157,7 @@ def test_a_plain_checkpoint_whose_schedule_was_at_zero_is_gone_on_from():
 @pytest.mark.parametrize("name", ["momentum", "sgd"])
 def test_after_a_rest_a_parameter_that_was_not_measured_does_not_count(name, monkeypatch):
     """Its gradients come every other step, and grow: sums of two different steps would make cosines beyond 1."""
-    monkeypatch.setattr("learned.hypergradient._BEGINNING", 4)
+    monkeypatch.setattr("learned.following._BEGINNING", 4)
     p, q = (nn.Parameter(torch.zeros(3)) for _ in range(2))
     optimizer = learn([p, q], PROGRAMS[name], 1e-3, rule="multiplicative", hyper_lr=1.0, every=10)
     for step in range(40):

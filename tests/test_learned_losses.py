@@ -17,7 +17,7 @@ from torch import nn
 from baselines import BASELINES
 from experiments.tasks import get_task
 from experiments.training.train import train
-from learned import LearnedOptimizer, guarded_optimizer, hypergradient, learn, measured, spikes
+from learned import LearnedOptimizer, following, guarded_optimizer, learn, measured, spikes
 from learned.losses import OVER, PASSED, PATIENCE, WAITING, WINDOW, Losses, heard, set_aside, tried, trusted
 from learned.reasons import Moves
 from learned.rules import CAP, RULES
@@ -209,6 +209,7 @@ def test_other_hyperparameters_go_half_the_way_back_as_losses_rise():
     run = Scripted(1e-3)
     run.optimizer = learn([run.p], ADAMW, 10.0, what=("lr", "beta1", "weight_decay"), hyper_lr=1e-12)
     run.optimizer.param_groups[0] |= {"beta1": 0.99, "weight_decay": 0.04}
+    moves = Moves(run.optimizer)
     start = run.optimizer.param_groups[0]["learning"]["start"]
     assert start == {"beta1": 0.9, "weight_decay": 0.01}
     run.p.grad = torch.ones(64, 64)
@@ -219,6 +220,12 @@ def test_other_hyperparameters_go_half_the_way_back_as_losses_rise():
         "lr": pytest.approx(CAP / run.state("large"), rel=0.1),  # the cap, which is below the given rate, and stays
         "beta1": pytest.approx(1 - math.sqrt(0.1 * 0.01)), "weight_decay": pytest.approx(0.02)
     }  # fmt: skip
+    reasons = dict(zip(run.optimizer.what, moves.take(), strict=True))
+    assert "this is the cap" in reasons["lr"]  # it was not above the given one
+    assert all(
+        reasons[name].endswith(": losses have risen, so that it goes back towards where it began")
+        for name in ("beta1", "weight_decay")
+    )
 
 
 @pytest.mark.parametrize("rule", sorted(set(RULES) - {"two-sided", "polyak"}))
@@ -415,7 +422,7 @@ def test_on_devices_where_nothing_waits_trials_and_rises_are_the_same(per, monke
 
     cases = [("rmsprop", 1e-2), ("momentum", 1e-4), ("sgd", 3.0)]
     floats = [run(*case) for case in cases]
-    for module in (guarded_optimizer, hypergradient, spikes, measured):
+    for module in (guarded_optimizer, following, spikes, measured):
         monkeypatch.setattr(module, "near", lambda x, device: x)
     for case, expected in zip(cases, floats, strict=True):
         assert run(*case) == pytest.approx(expected, rel=1e-4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_learned import PROGRAMS, Problem
 
-from learned import LearnedOptimizer, hypergradient, learn
+from learned import LearnedOptimizer, following, learn
 from learned.watch import watched
 from primitives import ProgramOptimizer
 from primitives.kinds import Kind
@@ -21,7 +21,7 @@ LEARNS = [1, 2, 4, 9, 14, 19]  # the steps that do; the first of all has no step
 @pytest.fixture(autouse=True)
 def beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     """A beginning of 3 steps, in place of 200."""
-    monkeypatch.setattr(hypergradient, "_BEGINNING", 3)
+    monkeypatch.setattr(following, "_BEGINNING", 3)
 
 
 @pytest.fixture(params=sorted(PROGRAMS))
