@@ -121,14 +121,15 @@ def tower(depth: int) -> Rule:
     names = [f"log_rate{i}" for i in range(1, depth)], [f"last{i}" for i in range(1, depth)]
 
     def step(memory: Mapping[str, Number], seen: Seen, k: float) -> tuple[Number, Memory]:
-        h, change, new = seen.cosine, None, {}
-        for rate, last in zip(*names, strict=True):
-            above = h * memory[last]
-            new[last] = h
-            new[rate] = of(h).clip(memory[rate] + k * above, -5.0, 3.0)
-            change = k * of(h).exp(new[rate]) * h if change is None else change
-            h = above
-        return (k * h if change is None else change), new
+        h, new = [seen.cosine], {}
+        for last in names[1]:
+            new[last] = h[-1]
+            h.append(h[-1] * memory[last])
+        change = k * h.pop()
+        for rate in reversed(names[0]):  # from the top, so that each moves by the one above as that is now
+            new[rate] = of(change).clip(memory[rate] + change, -5.0, 3.0)
+            change = k * of(change).exp(new[rate]) * h.pop()
+        return change, new
 
     return Rule(_zeros(*names[0], *names[1]), step, 0.02)
 

@@ -270,6 +270,29 @@ def test_tower_by_hand():
         tower(0)
 
 
+def test_a_tower_of_three_levels_by_hand_and_each_level_counts():
+    """The rate of κ follows products of neighbouring products of neighbouring cosines."""
+    cosines, k = (0.5, -0.2, 0.9, 0.4, -0.7, -0.6), 0.1
+    rule, log1, log2, c_last, h_last = tower(3), 0.0, 0.0, 0.0, 0.0
+    memory = rule.init()
+    for c in cosines:
+        change, memory = rule.step(memory, Seen(c, 1.0, 1.0, 0.01), k)
+        h = c * c_last
+        log2 += k * h * h_last
+        log1 += k * math.exp(log2) * h
+        c_last, h_last = c, h
+        assert change == pytest.approx(k * math.exp(log1) * c)
+    sums = []
+    for depth in (1, 2, 3, 5):
+        rule, total = tower(depth), 0.0
+        memory = rule.init()
+        for c in cosines:
+            change, memory = rule.step(memory, Seen(c, 1.0, 1.0, 0.01), 1.0)
+            total += change
+        sums.append(float(total))
+    assert len(set(sums)) == 4
+
+
 @pytest.mark.parametrize("rule", sorted(set(RULES) - {"additive"}))
 def test_every_rule_lifts_a_small_rate(rule):
     p = nn.Parameter(torch.ones(4, 4, dtype=torch.float64))
