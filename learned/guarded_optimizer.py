@@ -10,6 +10,7 @@ import warnings
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 
@@ -91,12 +92,14 @@ class GuardedOptimizer(WatchedOptimizer):
         self._probed, self._measured = False, None
 
     def _told(self, loss: Any) -> None:
-        """Average the losses that closures return, and count the steps since the average was lowest.
+        """Listen to the loss that a closure returns: one number, or a tensor or an array of one.
 
         Each of several processes has a loss of its own, by which rates would come to differ: these are not listened to.
         """
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             return
+        if isinstance(loss, np.ndarray):
+            loss = torch.from_numpy(loss)
         if not (isinstance(loss, Real) or (isinstance(loss, Tensor) and loss.numel() == 1)):
             return
         self._heard = True

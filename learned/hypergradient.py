@@ -167,7 +167,9 @@ class LearnedOptimizer(FollowingOptimizer):
         for group in self.param_groups:
             group["log_factor"] = group["learning"]["log"]
         if self.rule == "polyak" and self.hyper_lr and not self._heard:
-            raise ProgramError("rule 'polyak' needs the loss: call optimizer.step(closure), in one process")
+            raise ProgramError(
+                "rule 'polyak' needs the loss: call optimizer.step(closure), in one process, and return one number"
+            )
         if self._guarded:
             self._guard(self._moved)
 

@@ -28,7 +28,7 @@ WAITS = 50  # steps without it, at the most, until it changes little enough
 PATIENCE = 50  # steps without a lower average after which losses do not fall
 TRIED = 0.25  # largest step of a weight matrix, relative to its size, with a rate on trial
 TRUSTED_AT_FIRST = 0.15  # the same for the given rate in the first steps, which are the largest ones of some rules
-FIRST = 10  # steps, so many
+FIRST = 10  # how many those are
 TRUST, WAITING, TRIAL, PASSED, OVER = 0.0, 1.0, 2.0, 3.0, 4.0  # phases of the given rate
 STALLED, BEGUN, KEPT, FAILED, ROSE, RISEN, ANEW = 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0  # causes of moves
 _ENOUGH = 0.5  # of the fall without the given rate: losses always fall more slowly later on
@@ -37,7 +37,7 @@ _SLOWLY = 0.02  # of a distance in the scatter
 _FEW = 20  # losses, of which nobody knows the scatter
 _JUMP = 5.0  # times the scatter, as which a larger distance counts in it: losses that explode are not usual
 _FELL = 0.01  # times the scatter, by which the average is at least below its lowest value, if losses fall
-_FAR = 7.0  # times the scatter, above its lowest value, from which they have risen: once in 100,000 independent losses
+_FAR = 7.0  # times the scatter, by which the average is above its lowest value, if they have risen: hardly ever noise
 _FORGOTTEN = 0.001  # of each rise in a step
 _LARGEST = 1e100  # loss, whose sums and products do not overflow
 
@@ -49,7 +49,7 @@ class Losses(NamedTuple):
         loss: their average over about ten steps.
         last, earlier: the last two.
         middle: the median of the last three.
-        lowest_loss: the lowest average; after a rise, that of then.
+        lowest_loss: the lowest average, since losses began anew or a trial began.
         scatter: average distance of such medians from the ones before them, which a steady fall hardly changes.
         stalled: how many there were since the average was lowest.
         told: how many there were.
@@ -79,9 +79,10 @@ class Losses(NamedTuple):
 
 
 def heard(known: Losses, loss: Number, lifted: Number, step: int) -> tuple[Losses, Number]:
-    """After one more loss, and whether they have risen.
+    """After one more loss, and whether they are far above their lowest average.
 
-    `lifted` says whether the rate is above the given one, so that a rise may be its doing, which moves it.
+    `lifted` says whether the rate is above the given one, or other hyperparameters are learned, so that a rise may be
+    their doing, which moves them. Losses begin anew from where they are then, and so while the given rate is set aside.
     """
     do, usable = of(loss), abs(loss) < _LARGEST
     first, early, usual = known.told == 0, known.told < 3, (known.told > _FEW) & (known.scatter > 0)
@@ -94,23 +95,23 @@ def heard(known: Losses, loss: Number, lifted: Number, step: int) -> tuple[Losse
     lower = early | (average < known.lowest_loss - _FELL * known.scatter)
     too_high = known.lowest_loss + _FAR * 2.0**known.rises * known.scatter
     risen = usable & usual & (average > too_high)
-    moves = risen & lifted
+    begins = risen & (lifted | (known.phase == WAITING))
     after = known._replace(
-        loss=do.where(moves, middle, average),
+        loss=do.where(begins, middle, average),
         last=loss,
         earlier=last,
         middle=middle,
-        lowest_loss=do.where(moves, middle, do.where(lower, average, known.lowest_loss)),
+        lowest_loss=do.where(begins, middle, do.where(lower, average, known.lowest_loss)),
         scatter=known.scatter + do.clip(1.0 / (known.told + 1.0), _SLOWLY, 1.0) * (jump - known.scatter),
         stalled=do.where(lower, 0.0, known.stalled + 1.0),
         told=known.told + 1.0,
         told_at=float(step),
-        rises=(1.0 - _FORGOTTEN) * known.rises + do.where(moves, 1.0, 0.0),
+        rises=(1.0 - _FORGOTTEN) * known.rises + do.where(risen & lifted, 1.0, 0.0),
         since=known.since + 1.0,
         mark=do.where(early, average, known.mark),
     )
     after = Losses(*(do.where(usable, new, old) for new, old in zip(after, known, strict=True)))
-    return _moved(after, moves, RISEN, step), risen
+    return _moved(after, risen & lifted, RISEN, step), risen
 
 
 def tried(known: Losses, rose: Number, change: Number, step: int) -> tuple[Losses, Number, Number]:
@@ -129,6 +130,8 @@ def tried(known: Losses, rose: Number, change: Number, step: int) -> tuple[Losse
     over = failed | (waits & (known.since >= WAITS) & ~begins)
     phase = do.where(begins, TRIAL, do.where(ends, PASSED, known.phase))
     known = known._replace(
+        lowest_loss=do.where(begins, known.loss, known.lowest_loss),  # rises before it say nothing about it
+        stalled=do.where(begins, 0.0, known.stalled),
         phase=do.where(over, OVER, phase),
         since=do.where(begins, 0.0, known.since),
         mark=do.where(begins, known.loss - _ENOUGH * (known.mark - known.loss), known.mark),
@@ -171,4 +174,4 @@ def _moved(known: Losses, now: Number, cause: Number, step: int) -> Losses:
     return known._replace(cause=do.where(now, cause, known.cause), caused=do.where(now, float(step), known.caused))
 
 
-__all__ = ["OVER", "PATIENCE", "WINDOW", "Losses", "anew", "heard", "set_aside", "tried", "trusted"]
+__all__ = ["PATIENCE", "WINDOW", "Losses", "anew", "heard", "set_aside", "tried", "trusted"]

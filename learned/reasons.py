@@ -45,7 +45,7 @@ class Moves:
 
     def __init__(self, optimizer: LearnedOptimizer, noted: dict[str, float] | None = None) -> None:
         self.optimizer = optimizer
-        self.noted = noted or optimizer.learned_values()
+        self.noted = optimizer.learned_values() if noted is None else noted
         self.noted.setdefault("caused", self._cause()[1])
 
     def take(self) -> list[str]:
@@ -104,7 +104,7 @@ class Moves:
             most = max(CAP / large, float(learning["given"]))
             if value > 0.999 * most or before > most:
                 share = f"{100 * most * large:.2g} %"
-                return f"this is the cap, at which a step changes weight matrices by up to {share} of their size"
+                return f"this is the cap, at which a step changes weights by up to {share} of their size"
         memory = learning["memory"]
         told = ""
         if "trace" in memory and float(memory["weight"]):

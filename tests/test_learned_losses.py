@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -58,10 +59,11 @@ def falling(count: int, start: float = 4.0, by: float = 0.01) -> list[float]:
     return [start - by * i for i in range(count)]
 
 
-def on_trial(maximize: bool = False, start: float = 4.0) -> Scripted:
+def on_trial(maximize: bool = False, start: float = 4.0, jump: float = 0.0) -> Scripted:
     """A rate that was set aside at first, as a step with it changes more than a quarter of weights; now on trial."""
     run = Scripted(0.2, maximize=maximize, size=0.7)
-    rates = run.steps(falling(WINDOW - 1, start))
+    rates = run.steps([loss + jump * (i > 15) for i, loss in enumerate(falling(WINDOW - 1, start))])
+    start += jump
     assert max(rates) < 0.02 and (run.state("phase"), run.state("since")) == (WAITING, WINDOW - 2)
     run.p.data.fill_(1.0)
     run.size = 1.0  # the weights have grown meanwhile
@@ -93,6 +95,11 @@ def test_a_rate_on_trial_is_kept_if_losses_fall_at_least_half_as_far_as_without_
     average = run.state("loss")
     rates = run.steps([average - by * i + 0.03 * (-1) ** i for i in range(WINDOW)])
     assert rates[:-1] == [pytest.approx(0.2)] * (WINDOW - 1) and (rates[-1] > 0.02) == kept
+
+
+def test_losses_that_rose_before_a_trial_say_nothing_about_it():
+    run = on_trial(jump=20.0)
+    assert run.steps(falling(60, 23.7, 0.02)) == [pytest.approx(0.2)] * 60
 
 
 def test_one_loss_that_is_far_larger_does_not_decide_a_trial():
@@ -426,3 +433,13 @@ def test_on_devices_where_nothing_waits_trials_and_rises_are_the_same(per, monke
         monkeypatch.setattr(module, "near", lambda x, device: x)
     for case, expected in zip(cases, floats, strict=True):
         assert run(*case) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind", [np.array, lambda x: np.array([x]), np.float32, torch.tensor, lambda x: torch.tensor([[x]])]
+)
+def test_one_number_in_any_form_is_heard(kind):
+    run = Scripted(1e-3)
+    run.p.grad = torch.ones(64, 64)
+    run.optimizer.step(lambda: kind(0.5))
+    assert (run.state("told"), run.state("last")) == (1.0, 0.5)

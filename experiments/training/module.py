@@ -183,7 +183,7 @@ class TrainingRun(LightningModule):
         if self._losses:
             return
         step, scalars = len(self.curve), {}
-        if step == 1 or step % self.log_every == 0:
+        if step == 1 or step % self.log_every == 0 or self.device.type == "cpu":  # elsewhere to look is to wait
             self._explain(step)
         if step % self.log_every == 0 or step == 1:
             learned = "".join(f", {name} {value:.2g}" for name, value in learned_values(self.optimizer).items())
