@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from learned.losses import Losses, anew, heard, set_aside, tried, trusted
+from learned.losses import Losses, anew, heard, packed, set_aside, tried, trusted
 from learned.measured import Measured, Moved
 from learned.numeric import Number, kept, median, near, of
 from learned.rules import CAP, TRUSTED, cap, halfway_back
@@ -88,7 +88,7 @@ class GuardedOptimizer(WatchedOptimizer):
                 self.state.pop(p, None)
         for group in self.param_groups:
             self._complete(group)
-        self._keep(losses)
+        self._share(losses=packed(losses))
         self._probed, self._measured = False, None
 
     def _told(self, loss: Any) -> None:
@@ -98,8 +98,8 @@ class GuardedOptimizer(WatchedOptimizer):
         """
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             return
-        if isinstance(loss, np.ndarray):
-            loss = torch.from_numpy(loss)
+        if isinstance(loss, np.ndarray) and loss.size == 1:
+            loss = loss.item()
         if not (isinstance(loss, Real) or (isinstance(loss, Tensor) and loss.numel() == 1)):
             return
         self._heard = True
@@ -113,7 +113,7 @@ class GuardedOptimizer(WatchedOptimizer):
         lifted = ((common > 0) | bool(self._others)) & self._guarded
         losses, risen = heard(self._losses(device), -value if first["maximize"] else value, lifted, step)
         losses, begins, failed = tried(losses, risen & (given * large > TRUSTED), latest * first["base_lr"], step)
-        self._keep(losses)
+        self._share(losses=packed(losses))
         if not isinstance(value, float) or risen or begins or failed:  # on devices nobody knows yet
             self._fall_back(risen & lifted, begins, failed, device)
 
@@ -158,11 +158,6 @@ class GuardedOptimizer(WatchedOptimizer):
         known = near(self.param_groups[0]["learning"]["losses"], device)
         return Losses(*(known.unbind() if isinstance(known, Tensor) else known.tolist()))
 
-    def _keep(self, losses: Losses) -> None:
-        self._share(
-            losses=torch.stack(losses) if isinstance(losses.loss, Tensor) else torch.tensor(losses, dtype=torch.float64)
-        )
-
     def _share(self, **values: Number) -> None:
         state = {name: kept(value) for name, value in values.items()}
         for group in self.param_groups:
@@ -190,8 +185,7 @@ class GuardedOptimizer(WatchedOptimizer):
         falls, most = trusted(losses, first["steps"])
         bound, large, given = cap(large, given, do.where(usual, found, large), most, falls, self._stride())
         losses = set_aside(losses, (before > 0) & (given == 0), first["steps"])
-        self._keep(losses)
-        self._share(large=large, given=given, latest=latest)
+        self._share(large=large, given=given, latest=latest, losses=packed(losses))
         self._lower(bound - math.log(base), device)
 
     def _lower(self, bound: Number, device: torch.device) -> None:

@@ -20,6 +20,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from learned.numeric import Number, of
 from learned.rules import TRUSTED
 
@@ -164,6 +167,11 @@ def trusted(known: Losses, step: int) -> tuple[Number, Number]:
     return falls, do.where(falls, do.where(passed, math.inf, limit), TRUSTED)
 
 
+def packed(losses: Losses) -> Tensor:
+    """All of it in one tensor of float64, as it is kept."""
+    return torch.stack(losses) if isinstance(losses.loss, Tensor) else torch.tensor(losses, dtype=torch.float64)
+
+
 def anew(known: Losses, step: int) -> Losses:
     """After everything but losses began anew, with the given rate in use."""
     return _moved(known._replace(phase=0.0 * known.phase + TRUST), known.told >= 0, ANEW, step)
@@ -174,4 +182,4 @@ def _moved(known: Losses, now: Number, cause: Number, step: int) -> Losses:
     return known._replace(cause=do.where(now, cause, known.cause), caused=do.where(now, float(step), known.caused))
 
 
-__all__ = ["PATIENCE", "WINDOW", "Losses", "anew", "heard", "set_aside", "tried", "trusted"]
+__all__ = ["PATIENCE", "WINDOW", "Losses", "anew", "heard", "packed", "set_aside", "tried", "trusted"]

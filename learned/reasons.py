@@ -45,8 +45,7 @@ class Moves:
 
     def __init__(self, optimizer: LearnedOptimizer, noted: dict[str, float] | None = None) -> None:
         self.optimizer = optimizer
-        self.noted = optimizer.learned_values() if noted is None else noted
-        self.noted.setdefault("caused", self._cause()[1])
+        self.noted = optimizer.learned_values() | {"caused": self._cause()[1]} if noted is None else noted
 
     def take(self) -> list[str]:
         """A sentence for each quantity that has moved by a factor of 2 since it was last mentioned.
@@ -55,7 +54,7 @@ class Moves:
         """
         found = []
         cause, caused = self._cause()
-        cause = cause if caused > self.noted["caused"] else 0.0
+        cause = cause if caused > self.noted.get("caused", 0.0) else 0.0
         self.noted["caused"] = caused
         for name, value in self.optimizer.learned_values().items():
             before = self.noted[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -45,8 +46,9 @@ class Classes:
         spike: int = -1,
         where: int | None = None,
         size: float = 1e4,
-        told: bool = False,
+        told: bool | Callable[[int, float], float | None] = False,
     ) -> list[float]:
+        """Losses of some steps; `told` is whether they are told, or gives what is, or None, for a step and its loss."""
         losses: list[float] = []
 
         def closure() -> torch.Tensor:
@@ -57,10 +59,11 @@ class Classes:
                 p.grad *= size if len(losses) == spike else 1.0
             return loss
 
-        for _ in range(steps):
-            loss = optimizer.step(closure) if told else closure()
-            if not told:
-                optimizer.step()
+        for step in range(steps):
+            loss = optimizer.step(closure) if told is True else closure()
+            if told is not True:
+                other = told(step, loss.item()) if told else None
+                optimizer.step(None if other is None else lambda other=other: other)
             losses.append(loss.item())
         return losses
 

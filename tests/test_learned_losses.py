@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from itertools import pairwise
 
 import numpy as np
@@ -343,12 +343,11 @@ def test_neither_a_single_loss_nor_one_that_is_not_told_decides_anything(spike, 
     for size, silent in ((1.0, ()), (1e4, untold)):
         task = Classes()
         optimizer = learn(task.model.parameters(), BASELINES["rmsprop"].program, 1e-2)
-        for step in range(200):
-            optimizer.zero_grad()
-            loss = task.loss()
-            loss.backward()
-            told = loss.item() * (size if step == spike else 1.0)
-            optimizer.step(None if step in silent else lambda told=told: told)
+
+        def told(step: int, loss: float, size: float = size, silent: Container[int] = silent) -> float | None:
+            return None if step in silent else loss * (size if step == spike else 1.0)
+
+        task.train(optimizer, 200, told=told)
         ends.append(task.end())
     assert ends[1] < most * ends[0] < 0.1
 
@@ -359,12 +358,7 @@ def test_losses_that_rise_for_reasons_of_their_own_cost_little(growing):
     for share in (0.0, 1.0):
         task = Classes()
         optimizer = learn(task.model.parameters(), ADAMW, 1e-5)
-        for step in range(200):
-            optimizer.zero_grad()
-            loss = task.loss()
-            loss.backward()
-            told = loss.item() + share * growing(step)
-            optimizer.step(lambda told=told: told)
+        task.train(optimizer, 200, told=lambda step, loss, share=share: loss + share * growing(step))
         ends.append(task.end())
     assert ends[1] < 1.6 * ends[0]
 
@@ -418,14 +412,13 @@ def test_on_devices_where_nothing_waits_trials_and_rises_are_the_same(per, monke
     def run(name: str, lr: float) -> list[float]:
         task, rates = Classes(), []
         optimizer = learn(task.model.parameters(), BASELINES[name].program, lr, per=per)
-        for step in range(90):
-            optimizer.zero_grad()
-            loss = task.loss()
-            loss.backward()
-            told = loss.item() + (5.0 if step > 60 else 0.0)
-            optimizer.step(lambda told=told: told)
+
+        def told(step: int, loss: float) -> float:
             rates.append(optimizer.learned_values()["lr"])
-        return [*rates, task.end()]
+            return loss + (5.0 if step > 60 else 0.0)
+
+        task.train(optimizer, 90, told=told)
+        return [*rates, optimizer.learned_values()["lr"], task.end()]
 
     cases = [("rmsprop", 1e-2), ("momentum", 1e-4), ("sgd", 3.0)]
     floats = [run(*case) for case in cases]

@@ -154,9 +154,9 @@ class TrainingRun(LightningModule):
         if self.guard is None:
             super().optimizer_step(epoch, batch_idx, optimizer, closure)
             return
-        closure()
+        loss = closure()
         try:
-            self._skipped = not self.guard.step(self.curve[-1])
+            self._skipped = not self.guard.step(loss)
         except FloatingPointError:
             self._end(f"the gradients of many steps up to step {len(self.curve)} of {self.steps} were not finite")
 
