@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 
 # What `make search`, `make compare`, `make bench` and `make test` are run with.
 RUN_DIR      ?= runs/search-$(shell date +%Y%m%d-%H%M%S)
-SEARCH_ARGS  ?= --task digits --preset minutes --seed 0 --run-dir $(RUN_DIR)
+SEARCH_ARGS  ?= --tasks proxies --preset minutes --seed 0 --run-dir $(RUN_DIR)
 COMPARE_ARGS ?= --tasks suite --quick --workers 2
 BENCH_ARGS   ?=
 TEST_ARGS    ?= -n 2 -q

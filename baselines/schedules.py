@@ -47,6 +47,16 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, floor:
     )
 
 
+def linear(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0) -> LRScheduler:
+    """A straight line from 1 to 0, which the end reaches: ``1 - t/T`` after t of T steps.
+
+    Found best of the usual decays by Defazio et al. 2023 (arXiv:2310.07831) and Bergsma et al. 2025 (arXiv:2502.15938).
+    """
+    _check(total_steps, warmup_steps)
+    span = max(1, total_steps - warmup_steps)
+    return _scheduler(optimizer, warmup_steps, lambda done: max(0.0, 1 - done / span))
+
+
 def step(
     optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, step_size: int | None = None, gamma: float = 0.1
 ) -> LRScheduler:
@@ -105,6 +115,7 @@ SCHEDULES: MappingProxyType[str, Callable[..., LRScheduler]] = MappingProxyType(
         "constant": constant,
         "warmup": warmup,
         "cosine": cosine,
+        "linear": linear,
         "step": step,
         "exponential": exponential,
         "inverse-square-root": inverse_square_root,

@@ -32,6 +32,11 @@ def sign(b: Builder, x: Expr) -> Expr:
     return b.sign(x)
 
 
+def orthogonalise(b: Builder, x: Expr) -> Expr:
+    """All singular values set to about 1, where the parameter is a matrix (Jordan et al. 2024, Muon)."""
+    return b.orthogonalise(x)
+
+
 def rms_normalise(b: Builder, x: Expr, second_moment: Expr, eps: Expr | float) -> Expr:
     """``x / (√second_moment + eps)``: epsilon outside the root, as in Kingma & Ba 2015, algorithm 1."""
     return x / (b.sqrt(second_moment) + eps)
@@ -53,7 +58,39 @@ def decoupled_weight_decay(b: Builder, direction: Expr, weight_decay: Expr | flo
     return direction + weight_decay * b.p
 
 
+def look_ahead(b: Builder, x: Expr, decay: Expr | float) -> Expr:
+    """``decay · x + (1 - decay) · g``: Nesterov's step for an average x of gradients, as in Dozat 2016, algorithm 2."""
+    return b.lerp(x, b.g, 1.0 - decay)
+
+
+def slow_average(b: Builder, slot: SlotExpr, x: Expr, decay: Expr | float, weight: Expr | float) -> Expr:
+    """``x + weight · slot`` with an average of gradients of its own decay (Pagliardini et al. 2024, AdEMAMix)."""
+    return x + weight * momentum(b, slot, b.g, decay)
+
+
+def caution(b: Builder, x: Expr) -> Expr:
+    """Without the elements whose sign is not the gradient's, the others enlarged by 1 / their share.
+
+    Liang et al. 2024, Cautious Optimizers, algorithm 1; variant: the share has 1e-3 added.
+    """
+    agrees = b.agree(x, b.g)
+    return x * agrees / (b.mean(agrees) + 1e-3)
+
+
 BLOCKS: dict[str, Callable[..., Expr]] = {
     f.__name__: f
-    for f in (momentum, heavy_ball, nesterov, sign, rms_normalise, debias, trust_ratio, decoupled_weight_decay)
+    for f in (
+        momentum,
+        heavy_ball,
+        nesterov,
+        look_ahead,
+        slow_average,
+        sign,
+        orthogonalise,
+        rms_normalise,
+        debias,
+        trust_ratio,
+        caution,
+        decoupled_weight_decay,
+    )
 }

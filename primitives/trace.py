@@ -19,6 +19,9 @@ from primitives.source import hoist
 
 S, TENSOR = Kind.SCALAR, Kind.TENSOR
 
+COUNTS = {S: "T(1)", Kind.ROW: "T(t.rows)", Kind.COL: "T(t.cols)", TENSOR: "T(t.size)"}
+"""Expressions for the number of elements along the axes of a kind."""
+
 
 class Untraceable(Exception):
     """A template uses something that has no meaning here."""
@@ -38,6 +41,11 @@ class Node(NamedTuple):
     code: str
     args: tuple[int, ...] = ()
     level: int = 0
+
+    @property
+    def is_orthogonalised(self) -> bool:
+        """Whether it is its only argument, a matrix, with all singular values set to about 1."""
+        return self.code == "orthogonalise"
 
     @property
     def is_sum(self) -> bool:
@@ -173,14 +181,37 @@ class _Torch:
         """The axes of `x` that a reduction over `dim` removes."""
         return Kind(sum(self._axes[d] for d in dim) & x.kind)
 
+    def ones_like(self, x: Value) -> Value:
+        return self._trace.node(x.kind, "T(1)")
+
+    def amax(self, x: Value, dim: Sequence[int], keepdim: bool) -> Value:
+        if self._lost(x, dim):
+            raise Untraceable("torch.amax")
+        return x
+
     def sum(self, x: Value, dim: Sequence[int], keepdim: bool) -> Value:
         lost = self._lost(x, dim)
+        if self._trace.nodes[x.index].code == "T(1)":
+            return self._count(lost)
         level = self._trace.nodes[x.index].level + (x.kind is TENSOR)  # rows and columns need no pass of their own
         return self._trace.node(Kind(x.kind & ~lost), "sum", [x], level) if lost else x
 
     def mean(self, x: Value, dim: Sequence[int], keepdim: bool) -> Value:
-        count = {S: "T(1)", Kind.ROW: "T(t.rows)", Kind.COL: "T(t.cols)", TENSOR: "T(t.size)"}[self._lost(x, dim)]
-        return self.sum(x, dim, keepdim) / self._trace.node(S, count)
+        return self.sum(x, dim, keepdim) / self._count(self._lost(x, dim))
+
+    def _count(self, lost: Kind) -> Value:
+        """How many elements there are along these axes."""
+        return self._trace.node(S, COUNTS[lost])
+
+
+class _Linalg:
+    """Stands in for `primitives.linalg`."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    def newton_schulz(self, x: Value, dim: Sequence[int]) -> Value:
+        return self._trace.node(TENSOR, "orthogonalise", [x], self._trace.nodes[x.index].level + 1)
 
 
 def trace_op(op: Op, kinds: Sequence[Kind]) -> tuple[tuple[Node, ...], int]:
@@ -198,8 +229,10 @@ def trace_op(op: Op, kinds: Sequence[Kind]) -> tuple[tuple[Node, ...], int]:
     return tuple(graph.nodes), result.index
 
 
-def trace(program: Program) -> Step:
+def trace(program: Program, *, matrices: bool = False) -> Step:
     """`program` for one parameter, with its live slots and the numbers of `primitives.source.HoistedStep`.
+
+    With `matrices`, an orthogonalised matrix is a node, too (see `Node.is_orthogonalised`).
 
     Raises:
         Untraceable: if it contains an op whose template is more than elementwise functions, sums and means.
@@ -210,15 +243,23 @@ def trace(program: Program) -> Step:
     inputs = {"g": graph.node(TENSOR, "g"), "p": graph.node(TENSOR, "p"), **live}
     numbers = [graph.node(S, f"k{i}") for i in range(hoisted.count)]
     reads = [None if name is None else inputs.get(name) for name in hoisted.reads]
-    update, state = _run(hoisted.function, graph, axes, reads, numbers, tuple(axes))
+    names = {"linalg": _Linalg(graph)} if matrices else {}
+    update, state = _run(hoisted.function, graph, axes, reads, numbers, tuple(axes), names=names)
     after = {slot.name: value for slot, value in zip(program.state, state, strict=True)}
     following = [None if after[name].index == before.index else after[name].index for name, before in live.items()]
     return Step(tuple(graph.nodes), update.index, tuple(following))
 
 
-def _run(function: Callable[..., Any], graph: Trace, axes: dict[int, Kind], *args: Any, **more: Any) -> Any:
-    """What generated code returns if it meets another torch."""
-    names = {"torch": _Torch(graph, axes), "math": math}
+def _run(
+    function: Callable[..., Any],
+    graph: Trace,
+    axes: dict[int, Kind],
+    *args: Any,
+    names: dict[str, Any] | None = None,
+    **more: Any,
+) -> Any:
+    """What generated code returns if it meets another torch, and what else `names` has."""
+    names = {"torch": _Torch(graph, axes), "math": math} | (names or {})
     try:
         return FunctionType(function.__code__, names)(*args, **more)
     except (NameError, TypeError, KeyError, AttributeError) as error:

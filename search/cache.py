@@ -153,8 +153,8 @@ class Cached:
         self.cache = DuplicateCache(by_rate=False)  # its fitness would be right at another learning rate only
         self.known: list[Fitness] = []
 
-    def __call__(self, programs: Sequence[Program]) -> list[Fitness]:
-        """Fitness of each program, in order; equal programs get equal fitness."""
+    def __call__(self, programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
+        """Fitness of each program, in order; equal programs get equal fitness, that of the first time."""
         numbers: list[int] = []
         new: list[Program] = []
         rejected: dict[int, Fitness] = {}
@@ -169,5 +169,5 @@ class Cached:
                 new.append(program)
             else:
                 numbers.append(self.cache.number(identity.key))
-        self.known += self.evaluator(new) if new else []
+        self.known += self.evaluator(new, generation) if new else []
         return [rejected.get(i) or self.known[number] for i, number in enumerate(numbers)]

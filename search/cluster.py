@@ -88,8 +88,8 @@ class _Actor:
         self.handle = handle
         self.pending = handle.evaluate.remote([])  # done once it has started
 
-    def start(self, programs: Sequence[Program]) -> None:
-        self.pending = self.handle.evaluate.remote([print_program(p) for p in programs])
+    def start(self, programs: Sequence[Program], generation: int) -> None:
+        self.pending = self.handle.evaluate.remote([print_program(p) for p in programs], generation)
 
     def answer(self) -> list[Fitness]:
         try:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import random
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from primitives import OPS, Const, Instr, Kind, Program
+from primitives.blocks import BLOCKS
 from primitives.kinds import SIGNALS
 from primitives.program import Arg
 
@@ -26,6 +27,7 @@ MIX: tuple[tuple[str, float], ...] = (
     ("splice", 0.5),
     ("swap_slots", 0.25),
     ("crossover", 0.5),
+    ("transform", 5.0),
 )
 """Relative frequency of each mutation."""
 
@@ -39,26 +41,48 @@ class Space:
         max_statements: largest body; beyond it statements are only removed or changed.
         max_slots: most state slots.
         signals: inputs that mutations may introduce.
+        blocks: names of `primitives.blocks.BLOCKS` that may be spliced in, as far as their ops and signals are allowed.
         weights: relative frequency of each mutation.
+        prior: relative frequency of ops where one is drawn; 1 for those that are not named.
     """
 
     ops: tuple[str, ...]
     max_statements: int = 40
     max_slots: int = 4
     signals: tuple[str, ...] = ("g", "p", "lr", "step")
+    blocks: tuple[str, ...] = tuple(BLOCKS)
     weights: tuple[tuple[str, float], ...] = MIX
+    prior: tuple[tuple[str, float], ...] = ()
     results: dict[Kind, tuple[str, ...]] = field(init=False, repr=False, compare=False)
+    unary: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    _shares: dict[str, float] = field(init=False, repr=False, compare=False)
     mutations: tuple[str, ...] = field(init=False, repr=False, compare=False)
     cumulative: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        unknown = [name for name, _ in self.weights if name not in dict(MIX)]
-        if unknown:
-            raise ValueError(f"unknown mutation {unknown[0]!r}; choose from {', '.join(dict(MIX))}")
+        known: dict[str, Collection[str]] = {"mutation": dict(MIX), "signal": SIGNALS, "block": BLOCKS}
+        chosen = {"mutation": [name for name, _ in self.weights], "signal": self.signals, "block": self.blocks}
+        for what, names in chosen.items():
+            for name in names:
+                if name not in known[what]:
+                    raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(known[what])}")
+        if self.max_statements < 1 or self.max_slots < 0:
+            raise ValueError(
+                "a program needs room for at least 1 statement and 0 slots, got "
+                f"{self.max_statements} and {self.max_slots}"
+            )
         results = {kind: tuple(n for n in self.ops if kind in OPS[n].result.values()) for kind in Kind}
         object.__setattr__(self, "results", results)
+        object.__setattr__(
+            self, "unary", tuple(n for n in self.ops if OPS[n].result.get((Kind.TENSOR,)) is Kind.TENSOR)
+        )
+        object.__setattr__(self, "_shares", dict.fromkeys(self.ops, 1.0) | dict(self.prior))
         object.__setattr__(self, "mutations", tuple(name for name, _ in self.weights))
         object.__setattr__(self, "cumulative", tuple(accumulate(weight for _, weight in self.weights)))
+
+    def pick(self, ops: Sequence[str], rng: random.Random) -> str:
+        """One of `ops`, by their prior."""
+        return rng.choices(ops, [self._shares[name] for name in ops])[0]
 
 
 class Draft:
@@ -136,10 +160,17 @@ class Draft:
         return next(n for n in (f"s{i}" for i in range(len(taken) + 1)) if n not in taken)
 
     def build(self) -> Program:
-        """The edited program, checked again."""
+        """The edited program, checked again.
+
+        Where it has come to work on rows, columns or matrices, parameters that are none get what it was edited from.
+        """
+        before = self.program
         body = tuple([Instr(op, tuple(args)) for op, args in self.body])
         update, *following = self.outputs
-        return Program(tuple(self.state), tuple(self.hypers), body, update, tuple(following), self.program.fallback)
+        made = Program(tuple(self.state), tuple(self.hypers), body, update, tuple(following), before.fallback)
+        if made.fallback is None and made.needs_matrix and not before.needs_matrix:
+            return replace(made, fallback=before.pruned())
+        return made
 
 
 def draw(draft: Draft, before: int, space: Space, rng: random.Random, kind: Kind | None = None) -> Arg | None:

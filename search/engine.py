@@ -78,7 +78,7 @@ class Search:
                 except SpaceExhausted as error:
                     self.exhausted = str(error)
                     break
-                job = self.workers.submit([c.program for c in candidates])
+                job = self.workers.submit([c.program for c in candidates], batch)
                 pending.append(_Pending(batch, candidates, counts, job, time.monotonic()))
                 batch += 1
             if not pending:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+from typing import Protocol as TypingProtocol
 
 import torch
 from torch import Tensor
 
 from primitives import Program, Task
 from search.race import Behind
+from search.schedule import scheduled
 
 
 class Status(enum.StrEnum):
@@ -23,12 +26,34 @@ class Status(enum.StrEnum):
     FAILED = "failed"  # the evaluation itself broke; says nothing about the program
 
 
+class Part(NamedTuple):
+    """What a program is worth on one of several tasks.
+
+    Attributes:
+        task: its name.
+        score: log of the loss over the reference's, see `search.suite`.
+        lr: the best learning rate, or NaN.
+        rungs: validation loss at each rate of the grid, infinite where training diverged.
+    """
+
+    task: str
+    score: float
+    lr: float
+    rungs: tuple[float, ...]
+
+    @property
+    def edge(self) -> bool:
+        """Whether the best rate is the first or last of the grid."""
+        return len(self.rungs) > 1 and min(self.rungs) in (self.rungs[0], self.rungs[-1])
+
+
 @dataclass(frozen=True)
 class Fitness:
     """Outcome of evaluating one program; lower scores are better.
 
     Attributes:
-        score: validation loss of the best learning rate, averaged over seeds; infinite unless `status` is OK.
+        score: validation loss of the best learning rate, averaged over seeds, or, on several tasks, the mean of what
+            `search.suite` says; infinite unless `status` is OK.
         status: how the evaluation ended.
         reason: a sentence on why, for anything but OK.
         lr: the best learning rate, or NaN.
@@ -36,6 +61,7 @@ class Fitness:
             off.
         edge: whether the best rate is the first or last of the ladder, so that a wider one might do better.
         by_seed: validation loss at the best rate for each seed, for paired comparisons; not kept in ledgers.
+        parts: the same on each of several tasks.
     """
 
     score: float
@@ -45,10 +71,15 @@ class Fitness:
     rungs: tuple[float, ...] = ()
     edge: bool = False
     by_seed: tuple[float, ...] = ()
+    parts: tuple[Part, ...] = ()
 
 
-Evaluator = Callable[[Sequence[Program]], list[Fitness]]
-"""Programs to fitnesses: same order, deterministic, never raising because of a candidate."""
+class Evaluator(TypingProtocol):
+    """Programs to fitnesses: same order, deterministic, never raising because of a candidate."""
+
+    def __call__(self, programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
+        """Fitness of each program; `generation` says which seeds are used, where they change during a search."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -60,6 +91,8 @@ class Protocol:
         ladder: learning rates, ascending; each candidate trains once at each.
         seeds: each gives initial weights and the order of the batches, the same for all candidates.
         steps: length of a run, the task's own by default.
+        schedule: of the learning rate, a name in `search.schedule.SCHEDULES`.
+        warmup: steps over which the rate rises before the schedule begins.
         double: compute in float64, for tests.
     """
 
@@ -67,7 +100,8 @@ class Protocol:
     ladder: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
     seeds: tuple[int, ...] = (0, 1)
     steps: int = 0
-
+    schedule: str = "constant"
+    warmup: int = 0
     double: bool = False
 
     def __post_init__(self) -> None:
@@ -78,6 +112,10 @@ class Protocol:
         if not self.seeds or self.steps < 0:
             raise ValueError(f"at least one seed and a positive number of steps are needed; got {self.seeds}")
         object.__setattr__(self, "steps", self.steps or self.task.steps)
+
+    def rule(self, program: Program) -> Program:
+        """`program` with the protocol's schedule in it."""
+        return scheduled(program, self.schedule, self.steps, self.warmup)
 
     @property
     def dtype(self) -> torch.dtype:

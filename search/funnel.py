@@ -63,12 +63,12 @@ class Stage:
             raise ValueError(f"stage {self.name}: the ladder must ascend without repeats, got {self.ladder}")
 
 
-def check_unseen(stages: Sequence[Stage], proxy: str) -> None:
-    """Raise `ValueError` unless the last stage's tasks and seeds are in no stage before it, nor its tasks the proxy."""
+def check_unseen(stages: Sequence[Stage], proxies: Sequence[str]) -> None:
+    """Raise `ValueError` unless the last stage's tasks and seeds are in no stage before it, nor its tasks proxies."""
     if not stages:
         return
     *before, last = stages
-    if seen := set(last.tasks) & {proxy, *(task for stage in before for task in stage.tasks)}:
+    if seen := set(last.tasks) & {*proxies, *(task for stage in before for task in stage.tasks)}:
         raise ValueError(f"{last.name} needs tasks that nothing was selected by; it repeats {', '.join(sorted(seen))}")
     if seeds := set(last.seeds) & {seed for stage in before for seed in stage.seeds}:
         raise ValueError(f"{last.name} needs fresh seeds; it repeats {sorted(seeds)}")

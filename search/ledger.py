@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 from primitives import Program, parse_program, print_program
 from search.cache import Verdict
 from search.evolution import Candidate
-from search.fitness import Fitness, Status
+from search.fitness import Fitness, Part, Status
 from search.ledger_file import BATCH, PROGRAM, LedgerError, attach, checksum, connect, insert, lock_directory, write
 
 
@@ -130,10 +130,10 @@ class Ledger:
     def __iter__(self) -> Iterator[Record]:
         """All evaluated programs in order of their numbers."""
         for row in self._query(f"select {PROGRAM} from programs order by number"):
-            rungs = tuple(math.inf if r is None else r for r in json.loads(row[12]))
             score = math.inf if row[9] is None else row[9]
-            lr = math.nan if row[10] is None else row[10]
-            fitness = Fitness(score, Status(row[7]), row[8], lr, rungs, bool(row[11]))
+            parts = tuple(Part(task, x, _rate(lr), _losses(rungs)) for task, x, lr, rungs in json.loads(row[13]))
+            rungs = _losses(json.loads(row[12]))
+            fitness = Fitness(score, Status(row[7]), row[8], _rate(row[10]), rungs, bool(row[11]), parts=parts)
             mutations = tuple(row[3].split(","))
             yield Record(row[0], row[1], row[2], mutations, parse_program(row[4]), row[5], row[6], fitness)
 
@@ -168,9 +168,18 @@ def _row(batch: int, candidate: Candidate, fitness: Fitness) -> tuple[Any, ...]:
     return (
         number, batch, parent, ",".join(mutations), print_program(program), identity.key, identity.fingerprint,
         fitness.status.value, fitness.reason, _finite(fitness.score), _finite(fitness.lr), int(fitness.edge),
-        json.dumps([_finite(r) for r in fitness.rungs]), len(program.body), len(program.live.instructions),
-        len(program.live_state),
+        json.dumps([_finite(r) for r in fitness.rungs]),
+        json.dumps([(p.task, p.score, _finite(p.lr), [_finite(r) for r in p.rungs]) for p in fitness.parts]),
+        len(program.body), len(program.live.instructions), len(program.live_state),
     )  # fmt: skip
+
+
+def _losses(stored: Sequence[float | None]) -> tuple[float, ...]:
+    return tuple(math.inf if x is None else x for x in stored)
+
+
+def _rate(stored: float | None) -> float:
+    return math.nan if stored is None else stored
 
 
 def _finite(value: float) -> float | None:

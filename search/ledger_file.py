@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from search.cache import Verdict
 
-VERSION = 2
+VERSION = 3
 _SCHEMA = f"""
 create table meta (name text primary key, value text not null) without rowid;
 create table batches (
@@ -24,13 +24,13 @@ create table programs (
     number integer primary key, batch integer not null references batches (number), parent integer not null,
     mutations text not null, program text not null, key text not null, fingerprint text not null,
     status text not null, reason text not null, score real, lr real, edge integer not null, rungs text not null,
-    statements integer not null, live integer not null, slots integer not null);
+    parts text not null, statements integer not null, live integer not null, slots integer not null);
 """
 # what a repeated run reproduces; the other columns are timings
 BATCH = "number, first, size, " + ", ".join(v.value for v in Verdict)
 PROGRAM = (
-    "number, batch, parent, mutations, program, key, fingerprint, status, reason, score, lr, edge, rungs, statements,"
-    " live, slots"
+    "number, batch, parent, mutations, program, key, fingerprint, status, reason, score, lr, edge, rungs, parts, "
+    "statements, live, slots"
 )
 
 

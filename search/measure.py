@@ -61,3 +61,10 @@ def measure(task: Task, arena: Tensor, split: Split) -> tuple[Tensor, Tensor]:
         right += found[1] * len(indices)
     loss, right = ((x / len(split)).view(arena.shape[:2]).T.cpu() for x in (loss, right))
     return loss, right
+
+
+@torch.no_grad()
+def initial_loss(task: Task, seed: int) -> float:
+    """Validation loss of the weights that `seed` gives, before training."""
+    inputs, targets = task.data().valid.batch(torch.arange(len(task.data().valid)))
+    return float(task.loss(initial_model(task, seed)(inputs), targets))

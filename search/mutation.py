@@ -7,8 +7,9 @@ import random
 from collections.abc import Callable
 
 from primitives import OPS, SCALES, Const, Hyper, Kind, Program, Slot
+from primitives.program import Arg
 from search.draft import Draft, Space, arguments, draw, fresh_value, literal, nudged, rounded
-from search.recombination import crossover, splice, swap_slots
+from search.recombination import crossover, put_block, splice, swap_slots
 
 Mutation = Callable[[Program, Space, random.Random], Program | None]
 
@@ -46,7 +47,7 @@ def insert(program: Program, space: Space, rng: random.Random) -> Program | None
     before = place[0] if place[0] >= 0 else len(draft.body)
     value = draft.get(place)
     kind = draft.kind(value)
-    op = rng.choice(space.results[kind] or space.ops)
+    op = space.pick(space.results[kind] or space.ops, rng)
     args = arguments(draft, op, kind, before, space, rng, keep=() if unused else (value,))
     if args is None:
         return None
@@ -106,7 +107,7 @@ def op(program: Program, space: Space, rng: random.Random) -> Program | None:
     choices = space.results[draft.kinds[at]]
     if not choices:
         return None
-    new = rng.choice(choices)
+    new = space.pick(choices, rng)
     if new == old:
         return None
     found = arguments(draft, new, draft.kinds[at], at, space, rng, keep=args)
@@ -147,6 +148,54 @@ def _perturb(hyper: Hyper, redraw: bool, rng: random.Random) -> float:
     return value if SCALES[hyper.scale].contains(value) else hyper.default
 
 
+def transform(program: Program, space: Space, rng: random.Random) -> Program | None:
+    """Put a unary op (1 in 2) or a block behind a value on the way of the gradient to the update, for all who read it.
+
+    There the known rules differ: in what is done to the gradient, to its average, to the direction that is made of it,
+    and to the update. What slots become stays as it was.
+    """
+    way = _way(program, rng)
+    if not way:
+        return None
+    draft, value = Draft(program), rng.choice(way)
+    before = value + 1 if type(value) is int else 0
+    if rng.random() < 0.5 and space.unary:
+        if len(program.body) >= space.max_statements:
+            return None
+        draft.insert(before, space.pick(space.unary, rng), [value], Kind.TENSOR)
+        found: Arg | None = before
+    else:
+        found = put_block(draft, value, before, space, rng)
+    if found is None:
+        return None
+    end = before + len(draft.body) - len(program.body)
+    for i, j in draft.places():
+        if (i >= end or (i, j) == (-1, 0)) and draft.get((i, j)) == value:
+            draft.put((i, j), found)
+    return draft.build()
+
+
+def _way(program: Program, rng: random.Random) -> list[Arg]:
+    """Values from the update back to the gradient or a slot, always through a random argument that the gradient enters.
+
+    Slots are left out.
+    """
+    following = dict(zip((s.name for s in program.state), program.next_state, strict=True))
+    entered: set[Arg] = {"g", *(s.name for s in program.live_state if s.init == "g")}
+    before = -1
+    while len(entered) > before:
+        before = len(entered)
+        entered.update(i for i in program.live.instructions if not entered.isdisjoint(program.body[i].args))
+        entered.update(s.name for s in program.live_state if following[s.name] in entered)
+    way, value = list[Arg](), program.update
+    while value in entered and program.kind_of(value) is Kind.TENSOR:
+        if type(value) is not int:
+            return [*way, value] if value == "g" else way
+        way.append(value)
+        value = rng.choice([a for a in program.body[value].args if a in entered])
+    return way
+
+
 def remember(program: Program, space: Space, rng: random.Random) -> Program | None:
     """Give the program another slot: an average of some value, read in that value's place."""
     if len(program.state) >= space.max_slots or len(program.body) >= space.max_statements:
@@ -166,6 +215,6 @@ def remember(program: Program, space: Space, rng: random.Random) -> Program | No
 
 
 MUTATIONS: dict[str, Mutation] = {
-    f.__name__: f for f in (insert, delete, argument, op, constant, remember, splice, swap_slots)
+    f.__name__: f for f in (insert, delete, argument, op, constant, remember, splice, swap_slots, transform)
 }
 """All that need one parent only."""

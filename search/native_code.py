@@ -23,7 +23,7 @@ from primitives.toolchain import build
 from primitives.trace import Step, Untraceable, trace
 
 MOST_VALUES = 512
-SUM, SPREAD, SIZE = "sum", "spread", "T(t.size)"
+SUM, SPREAD, ORTHOGONALISE, SIZES = "sum", "spread", "orthogonalise", ("T(t.size)", "T(t.rows)", "T(t.cols)")
 COPY, DESCEND = "{0}", "{0} - {1} * {2}"
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 
@@ -36,12 +36,14 @@ class Code(NamedTuple):
         literals: numbers that follow the program's own and precede the learning rate.
         registers: how many values are kept at once.
         whole: whether it needs all elements of a parameter at once.
+        fallback: the same for parameters that are no matrices, if the program works on matrices.
     """
 
     instructions: array[int]
     literals: tuple[float, ...]
     registers: int
     whole: bool
+    fallback: Code | None = None
 
 
 @lru_cache(maxsize=1)
@@ -82,9 +84,13 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 @lru_cache(maxsize=4096)
 def encode(program: Program) -> Code | None:
-    """`program` as instructions; None if it uses what only torch computes."""
+    """`program` as instructions; None if it, or its fallback where it needs one, uses what only torch computes."""
     try:
-        return None if program.needs_matrix else _Encoder(program, trace(program)).code()
+        code = _Encoder(program, trace(program, matrices=True)).code()
+        if not program.needs_matrix:
+            return code
+        fallback = None if program.fallback is None else encode(program.fallback)
+        return None if fallback is None else code._replace(fallback=fallback)
     except Untraceable:
         return None
 
@@ -112,11 +118,13 @@ class _Encoder:
         self.place: dict[int, int] = {}
         self.spread: dict[int, int] = {}
         self.words: list[int] = []
-        self.operations = {code: i for i, code in enumerate((*operations(), SUM, SPREAD, SIZE))}
+        self.operations = {code: i for i, code in enumerate((*operations(), SUM, SPREAD, ORTHOGONALISE, *SIZES))}
 
     def code(self) -> Code:
         for i in sorted(self.needed):
-            if self.nodes[i].args or self.nodes[i].code == SIZE:
+            if self.nodes[i].kind not in (Kind.SCALAR, Kind.TENSOR):
+                raise Untraceable("rows and columns")
+            if self.nodes[i].args or self.nodes[i].code in SIZES:
                 self._emit(i)
             else:
                 self.place[i] = self._input(i)
@@ -135,7 +143,10 @@ class _Encoder:
                 self._write(COPY, 2 + i, [self.spread.get(node, self.place[node])], self.kinds[i])
         if self.first_register + self.registers > MOST_VALUES:
             raise Untraceable("too many values")
-        whole = Kind.SCALAR in self.kinds or any(self.nodes[i].is_sum for i in self.needed)
+        if not set(self.kinds) <= {Kind.SCALAR, Kind.TENSOR}:
+            raise Untraceable("rows and columns")
+        wholes = (ORTHOGONALISE, SUM, *SIZES)
+        whole = Kind.SCALAR in self.kinds or any(self.nodes[i].code in wholes for i in self.needed)
         return Code(array("i", self.words), tuple(self.literals), self.registers, whole)
 
     def _emit(self, i: int) -> None:
@@ -169,7 +180,7 @@ class _Encoder:
     def _write(self, code: str, target: int, args: Sequence[int], kind: Kind) -> None:
         if code not in self.operations:
             raise Untraceable(code)
-        alone = kind is Kind.SCALAR and code not in (SUM, SIZE)
+        alone = kind is Kind.SCALAR and code not in (SUM, *SIZES)
         self.words += [self.operations[code], alone, target, *args, *[0] * (3 - len(args))]
 
     def _register(self) -> int:
@@ -187,7 +198,7 @@ class _Encoder:
 
     def _is_literal(self, i: int) -> bool:
         node = self.nodes[i]
-        return node.code[:2] == "T(" and node.code != SIZE and not node.args
+        return node.code[:2] == "T(" and node.code not in SIZES and not node.args
 
     def _literal(self, i: int) -> float:
         try:

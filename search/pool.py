@@ -34,8 +34,8 @@ class Died(Exception):
 class Executor(Protocol):
     """What a search needs of whatever evaluates its batches: `submit` several, then wait for each with `result`."""
 
-    def submit(self, programs: Sequence[Program]) -> Job:
-        """Begin evaluating a batch."""
+    def submit(self, programs: Sequence[Program], generation: int = 0) -> Job:
+        """Begin evaluating a batch, with the seeds of its generation."""
 
     def result(self, job: Job) -> list[Fitness]:
         """Wait for a batch, and return its fitnesses in order."""
@@ -47,7 +47,7 @@ class Executor(Protocol):
 class Worker(Protocol):
     """A process, or an actor, that evaluates one batch at a time. When new, it answers with an empty list first."""
 
-    def start(self, programs: Sequence[Program]) -> None:
+    def start(self, programs: Sequence[Program], generation: int) -> None:
         """Hand it a batch; returns at once. Raises `Died` if it has."""
 
     def answer(self) -> list[Fitness]:
@@ -65,6 +65,7 @@ class Job:
     """A batch under way."""
 
     programs: tuple[Program, ...]
+    generation: int = 0
     done: dict[int, Fitness] = field(default_factory=dict)  # by position in the batch
     error: BaseException | None = None
 
@@ -117,9 +118,9 @@ class Pool(Generic[W]):
         """Those of `busy` that have an answer or have died, as soon as there is one."""
         raise NotImplementedError
 
-    def submit(self, programs: Sequence[Program]) -> Job:
-        """Begin evaluating a batch."""
-        job = Job(tuple(programs))
+    def submit(self, programs: Sequence[Program], generation: int = 0) -> Job:
+        """Begin evaluating a batch, with the seeds of its generation."""
+        job = Job(tuple(programs), generation)
         if programs:
             self.queue.append(_Part(job, range(len(programs))))
         self._advance(0.0)
@@ -158,7 +159,7 @@ class Pool(Generic[W]):
             self.idle.append(worker)
             return
         try:
-            worker.start([part.job.programs[position] for position in part.positions])
+            worker.start([part.job.programs[position] for position in part.positions], part.job.generation)
         except Died:  # idle, hence not the part's fault
             worker.kill()
             self.queue.appendleft(part)

@@ -75,8 +75,8 @@ class Population:
     precision: str = "float32"
     memory: int | None = None
 
-    def __call__(self, programs: Sequence[Program]) -> list[Fitness]:
-        """Fitness of each program, in order."""
+    def __call__(self, programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
+        """Fitness of each program, in order; the same in every generation."""
         return [fitness for batch in self._batches(programs) for fitness in self._evaluate(batch)]
 
     def _batches(self, programs: Sequence[Program]) -> list[list[Program]]:
@@ -105,7 +105,8 @@ class Population:
         return [summarise(protocol, *of, why) for of, why in zip(each, dropped, strict=True)]
 
     def _train(self, programs: Sequence[Program], race: Race, standards: Sequence[Tensor]) -> Outcome:
-        members = [(program, lr) for program in programs for lr in self.protocol.ladder]
+        rules = [self.protocol.rule(program) for program in programs]
+        members = [(rule, lr) for rule in rules for lr in self.protocol.ladder]
         return train_members(
             self.protocol.task,
             members,

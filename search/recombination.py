@@ -14,7 +14,7 @@ from primitives.program import Arg
 from search.draft import Draft, Space, draw, fresh_value
 
 # On which scale a block's number is drawn.
-_SCALES = {"decay": "unit", "eps": "log", "weight_decay": "log"}
+_SCALES = {"decay": "unit", "eps": "log", "weight_decay": "log", "share": "unit", "weight": "log"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class _Template:
 def _templates(space: Space) -> tuple[_Template, ...]:
     """The blocks that `space` allows."""
     found = []
-    for block in BLOCKS.values():
+    for block in map(BLOCKS.__getitem__, space.blocks):
         b, inputs, memory, given = Builder(), list[str](), list[str](), {}
         for name, parameter in list(inspect.signature(block).parameters.items())[1:]:
             if "float" in parameter.annotation:
@@ -57,6 +57,16 @@ def splice(program: Program, space: Space, rng: random.Random) -> Program | None
     """
     draft = Draft(program)
     place = rng.choice([place for place in draft.places() if draft.kind(draft.get(place)) is Kind.TENSOR])
+    before = place[0] if place[0] >= 0 else len(draft.body)
+    found = put_block(draft, draft.get(place), before, space, rng)
+    if found is None:
+        return None
+    draft.put((place[0] + len(draft.body) - len(program.body), place[1]) if place[0] >= 0 else place, found)
+    return draft.build()
+
+
+def put_block(draft: Draft, value: Arg, before: int, space: Space, rng: random.Random) -> Arg | None:
+    """Insert a random block's statements before position `before`, reading `value`; where its result is, if it fits."""
     templates = _templates(space)
     if not templates:
         return None
@@ -64,11 +74,10 @@ def splice(program: Program, space: Space, rng: random.Random) -> Program | None
     block = template.program
     if len(draft.body) + len(block.body) > space.max_statements:
         return None
-    before = place[0] if place[0] >= 0 else len(draft.body)
     meaning: dict[Arg, Arg] = {}
     for position, name in enumerate(template.inputs):
         other = draw(draft, before, space, rng, Kind.TENSOR)
-        meaning[name] = draft.get(place) if position == 0 or other is None else other
+        meaning[name] = value if position == 0 or other is None else other
     for hyper in block.hypers:
         same = [h.name for h in draft.hypers if h.scale == hyper.scale]
         reads = same and rng.random() < 0.5
@@ -90,8 +99,7 @@ def splice(program: Program, space: Space, rng: random.Random) -> Program | None
     for name in template.memory:
         slots = [s.name for s in draft.state]
         draft.outputs[1 + slots.index(str(meaning[name]))] = meaning[following[name]]
-    draft.put((place[0] + len(block.body), place[1]) if place[0] >= 0 else place, meaning[block.update])
-    return draft.build()
+    return meaning[block.update]
 
 
 def swap_slots(program: Program, space: Space, rng: random.Random) -> Program | None:

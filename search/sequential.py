@@ -18,9 +18,9 @@ class Sequential:
 
     protocol: Protocol
 
-    def __call__(self, programs: Sequence[Program]) -> list[Fitness]:
-        """Fitness of each program, in order."""
-        return [self._fitness(program) for program in programs]
+    def __call__(self, programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
+        """Fitness of each program, in order; the same in every generation."""
+        return [self._fitness(self.protocol.rule(program)) for program in programs]
 
     def _fitness(self, program: Program) -> Fitness:
         protocol = self.protocol

@@ -50,7 +50,7 @@ class Plan:
             places.append(range(first, first + len(rates)))
             first += len(rates)
         encoded = [i for i, (program, _) in enumerate(groups) if native and encode(program) is not None]
-        matrix = [i for i, (program, _) in enumerate(groups) if program.needs_matrix]
+        matrix = [i for i, (program, _) in enumerate(groups) if program.needs_matrix and i not in encoded]
         flat = [i for i in range(len(groups)) if i not in encoded and i not in matrix]
         self.table: Table = {}
         self.listings: list[Listing] = [listing(groups[i][0], steps, self.table) for i in flat]
@@ -100,7 +100,7 @@ class StackedRules:
         split, flat = plan.native, plan.native + plan.merged
         self.native = self.merged = None
         if split:
-            self.native = NativeRules(programs[:split], exact[:split], arena, gradient, sizes, plan.steps)
+            self.native = NativeRules(programs[:split], exact[:split], arena, gradient, shapes, plan.steps)
         if flat > split:
             stretch = arena[:, ends[split] : ends[flat]], gradient[:, ends[split] : ends[flat]]
             counts, lr = [len(r) for r in rates[split:flat]], torch.cat(rates[split:flat])

@@ -66,12 +66,13 @@ class _Here:
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
         self.programs: Sequence[Program] = ()
+        self.generation = 0
 
-    def start(self, programs: Sequence[Program]) -> None:
-        self.programs = programs
+    def start(self, programs: Sequence[Program], generation: int) -> None:
+        self.programs, self.generation = programs, generation
 
     def answer(self) -> list[Fitness]:
-        return self.evaluator(self.programs) if self.programs else []
+        return self.evaluator(self.programs, self.generation) if self.programs else []
 
     def kill(self) -> None:
         pass
@@ -92,9 +93,9 @@ class _Process:
             raise
         theirs.close()  # or its end would not be noticed
 
-    def start(self, programs: Sequence[Program]) -> None:
+    def start(self, programs: Sequence[Program], generation: int) -> None:
         try:
-            self.connection.send([print_program(p) for p in programs])
+            self.connection.send(([print_program(p) for p in programs], generation))
         except OSError:
             raise Died from None
 
@@ -159,15 +160,15 @@ def _serve(connection: Connection, factory: Callable[[], Evaluator], memory: int
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     bound_memory(memory)
     evaluator = TextEvaluator(factory)
-    texts: list[str] = []
+    texts, generation = list[str](), 0
     with contextlib.suppress(EOFError, OSError):  # the driver has hung up
         while True:
             try:
-                answer: list[Fitness] | Exception = evaluator.evaluate(texts)
+                answer: list[Fitness] | Exception = evaluator.evaluate(texts, generation)
             except Exception as error:
                 answer = error
             connection.send(answer)
-            texts = connection.recv()
+            texts, generation = connection.recv()
 
 
 class TextEvaluator:
@@ -177,13 +178,13 @@ class TextEvaluator:
         self.factory = factory
         self.evaluator: Evaluator | None = None
 
-    def evaluate(self, texts: Sequence[str]) -> list[Fitness]:
+    def evaluate(self, texts: Sequence[str], generation: int = 0) -> list[Fitness]:
         """Fitness of each program, in order. The first call makes the evaluator."""
         try:
             if self.evaluator is None:
                 torch.set_num_threads(1)
                 self.evaluator = self.factory()
-            return self.evaluator([parse_program(text) for text in texts]) if texts else []
+            return self.evaluator([parse_program(text) for text in texts], generation) if texts else []
         except Exception as error:
             error.add_note("in a worker:\n" + traceback.format_exc())
             raise

@@ -35,7 +35,7 @@ def test_a_planted_statement_without_effect_goes_and_the_sign_stays() -> None:
 def fixed(losses: dict[int, tuple[float, ...]]) -> Population:
     """An evaluator whose losses depend on the number of statements alone."""
 
-    def evaluate(programs: Sequence[Program]) -> list[Fitness]:
+    def evaluate(programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
         values = [losses.get(len(p.body), (float("inf"),) * 3) for p in programs]
         return [
             Fitness(sum(v) / len(v), Status.OK if v[0] < 1e9 else Status.DIVERGED, "toy", by_seed=v) for v in values

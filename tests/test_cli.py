@@ -331,7 +331,7 @@ def test_search_passes_on_what_was_asked_for(run, tmp_path, searched):
     code, _, _ = run("search", *words.split(), "--run-dir", "new", "--json", "t.json", "--preset", "seconds")
     assert code == 0 and not (tmp_path / "new").exists()
     (options,) = searched
-    assert (options.task, options.programs, options.minutes, options.population) == ("charlm", 9, 0.5, 8)
+    assert (options.tasks, options.programs, options.minutes, options.population) == ("charlm", 9, 0.5, 8)
     assert (options.tournament, options.start, options.seed, options.workers) == (3, "lion", 4, 0)
     assert (options.run_dir, options.json, options.preset) == (Path("new"), Path("t.json"), "seconds")
     assert options.resume is False
@@ -340,8 +340,16 @@ def test_search_passes_on_what_was_asked_for(run, tmp_path, searched):
 def test_search_leaves_defaults_to_the_search(run, searched):
     assert run("search")[0] == 0
     (options,) = searched
-    assert options.run_dir == Path("runs/search-digits-1")
-    assert {options.task, options.start, options.seed, options.programs, options.workers, options.preset} == {None}
+    assert options.run_dir == Path("runs/search-proxies-1")
+    assert {
+        options.tasks,
+        options.ops,
+        options.start,
+        options.seed,
+        options.programs,
+        options.workers,
+        options.preset,
+    } == {None}
 
 
 def test_search_resumes_only_what_exists(run, tmp_path, searched):

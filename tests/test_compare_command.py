@@ -387,7 +387,6 @@ def test_a_comparison_is_resumed_as_it_began_or_not_at_all(line: str, tmp_path: 
     resume = Asked(resume=True, run_dir=tmp_path)
     for programs, asked, words in (
         (["sgd"], resume, "no sgd in it"),
-        ([], replace(resume, tasks=""), f"tasks {line}, not "),
         (["lion"], replace(resume, control=True), "no random control in it"),
         ([], replace(resume, settings={"trials": 99, "clip": 0.5}), f"trials {plan.trials}, not 99, clip 0.0, not 0.5"),
         ([], replace(resume, horizons="0.25,1,4"), "horizons 1.0, not 0.25 1.0 4.0"),
@@ -578,7 +577,7 @@ def test_unsound_plans_are_refused(changes: dict[str, Any], message: str) -> Non
         ({"workers": 0}, "--workers must be at least 1"),
         ({"resume": True}, "--resume needs the --run-dir"),
         ({"settings": {"tune_seeds": 1001}}, "--tune-seeds must be at most 1000"),
-        ({"settings": {"schedule": "linear"}}, "unknown schedule"),
+        ({"settings": {"schedule": "sine"}}, "unknown schedule"),
     ],
 )
 def test_command_refuses_in_one_sentence_and_leaves_nothing(

@@ -114,7 +114,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 def test_finalists_and_references_get_the_same_trials(tmp_path: Path) -> None:
     tiny = {"programs": 16, "batch": 16, "steps": 4, "population": 8, "tournament": 2, "workers": 0}
-    run_search(SearchOptions(run_dir=tmp_path, task="quadratic", tune=3, **tiny))  # type: ignore[arg-type]
+    run_search(SearchOptions(run_dir=tmp_path, tasks="quadratic", tune=3, **tiny))  # type: ignore[arg-type]
     table = json.loads((tmp_path / "search.json").read_text())
     constants = table["search"]["constants"]
     assert {"adamw", "lion"} < set(constants) and {row["trials"] for row in constants.values()} == {3}

@@ -137,13 +137,13 @@ class TestWorkers(EvaluatorContract):
 
     def make(self, protocol: Protocol) -> Evaluator:
         workers = Workers(lambda: Population(protocol), 0)
-        return lambda programs: workers.result(workers.submit(programs))
+        return lambda programs, generation=0: workers.result(workers.submit(programs, generation))
 
 
 def test_cache_trains_each_behaviour_once() -> None:
     seen: list[int] = []
 
-    def counting(programs: Sequence[Program]) -> list[Fitness]:
+    def counting(programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
         seen.append(len(programs))
         return [Fitness(float(len(p.body)), Status.OK) for p in programs]
 
@@ -167,7 +167,7 @@ def test_cache_trains_each_behaviour_once() -> None:
 
 @pytest.mark.parametrize("make", [lambda b: b.p, lambda b: b.log(b.g) + b.g, lambda b: b.g / (b.g - b.g)])
 def test_cache_rejects_what_cannot_work(make: Callable[[Builder], object]) -> None:
-    def never(programs: Sequence[Program]) -> list[Fitness]:
+    def never(programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
         raise AssertionError("trained a program that cannot work")
 
     b = Builder()

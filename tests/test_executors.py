@@ -28,7 +28,7 @@ Make = Callable[..., Executor]
 def troublesome_factory(how: str, log: str = "") -> Evaluator:
     """A toy evaluator that kills its process, hangs or asks for a terabyte whenever Lion is in the batch."""
 
-    def evaluate(programs: Sequence[Program]) -> list[Fitness]:
+    def evaluate(programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
         if log:
             with open(log, "a") as file:
                 file.write(f"{len(programs)} ")
@@ -181,7 +181,7 @@ class Slow:
     def __init__(self, pool: Scripted) -> None:
         self.pool, self.left, self.programs = pool, 0, list[Program]()
 
-    def start(self, programs: Sequence[Program]) -> None:
+    def start(self, programs: Sequence[Program], generation: int) -> None:
         self.programs = list(programs)
         self.left = self.pool.looks.pop(0) if self.pool.looks else 1
         self.pool.started.append(len(programs))
@@ -219,7 +219,7 @@ def test_the_bound_follows_the_time_that_batches_take(monkeypatch: pytest.Monkey
 
 
 def tells_its_gpu() -> Evaluator:
-    def evaluate(programs: Sequence[Program]) -> list[Fitness]:
+    def evaluate(programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
         time.sleep(0.05)  # the others get some, too
         return [Fitness(0.0, Status.OK, os.environ.get("CUDA_VISIBLE_DEVICES", "none"))] * len(programs)
 

@@ -165,7 +165,7 @@ def trouble(program: Program) -> str:
     return {7: "hang", 8: "swell", 9: "die"}.get(int(program.key, 16) % 20, "")
 
 
-def troubled(programs: Sequence[Program]) -> list[Fitness]:
+def troubled(programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
     found = set(map(trouble, programs))
     if "hang" in found:
         time.sleep(1000)

@@ -81,10 +81,10 @@ def test_a_stage_that_makes_no_sense_is_refused(change: dict[str, object]) -> No
 
 def test_meta_validation_sees_nothing_that_selected() -> None:
     small = Stage("small", ("a", "b"), 0, (1, 2), 3)
-    check_unseen([small, Stage("last", ("c",), 0, (3,), 0)], "digits")
+    check_unseen([small, Stage("last", ("c",), 0, (3,), 0)], ["digits"])
     for tasks, seeds in ((("b", "c"), (3,)), (("digits",), (3,)), (("c",), (2, 3))):
         with pytest.raises(ValueError, match="last needs"):
-            check_unseen([small, Stage("last", tasks, 0, seeds, 0)], "digits")
+            check_unseen([small, Stage("last", tasks, 0, seeds, 0)], ["digits"])
 
 
 def test_checkpoints_show_the_best_so_far_and_the_youngest_that_trained() -> None:

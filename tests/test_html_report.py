@@ -47,7 +47,7 @@ pytestmark = pytest.mark.pictures
 CONFIG = {"task": "digits", "ladder": [0.001, 0.01], "seeds": [0, 1], "steps": 50, "start": "adamw", "seed": 0}
 
 
-def made_up(programs: Sequence[Program]) -> list[Fitness]:
+def made_up(programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
     """Scores that hang on nothing but the program; one in seven diverges."""
     found = []
     for program in programs:

@@ -55,6 +55,7 @@ REFERENCES: list[tuple[str, dict[str, Any], Callable[[int], Callable[[Optimizer]
     ("constant", {}, lambda n: lambda o: theirs.ConstantLR(o, 1.0)),
     ("cosine", {}, lambda n: lambda o: theirs.CosineAnnealingLR(o, n)),
     ("cosine", {"floor": 0.1}, lambda n: lambda o: theirs.CosineAnnealingLR(o, n, eta_min=0.03)),
+    ("linear", {}, lambda n: lambda o: theirs.LinearLR(o, 1.0, 0.0, total_iters=n)),
     ("step", {"step_size": 5, "gamma": 0.5}, lambda n: lambda o: theirs.StepLR(o, 5, 0.5)),
     ("step", {}, lambda n: lambda o: theirs.MultiStepLR(o, [-(-n // 3), 2 * -(-n // 3)], 0.1)),
     ("exponential", {"gamma": 0.9}, lambda n: lambda o: theirs.ExponentialLR(o, 0.9)),

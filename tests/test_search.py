@@ -40,14 +40,14 @@ def toy_fitness(program: Program) -> Fitness:
     return Fitness(value, Status.OK, "", 1e-3, (value,), value < 0.5)
 
 
-def toy(programs: Sequence[Program]) -> list[Fitness]:
+def toy(programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
     return [toy_fitness(p) for p in programs]
 
 
 def toy_factory(delay: float = 0.0, die_on: str = "") -> Evaluator:
     """A toy evaluator that may take its time, or kill its process once (the file says whether it already has)."""
 
-    def evaluate(programs: Sequence[Program]) -> list[Fitness]:
+    def evaluate(programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
         time.sleep(delay * random.random())
         if die_on and not Path(die_on).exists():
             Path(die_on).touch()
@@ -357,4 +357,4 @@ def test_workers_give_up_on_a_batch_that_always_kills(tmp_path: Path) -> None:
 
 
 def _always_dies() -> Evaluator:
-    return lambda programs: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[return-value]
+    return lambda programs, generation: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[return-value]

@@ -19,9 +19,9 @@ from search.native_code import encode
 from search.stacked import Plan, StackedRules
 from tests.strategies import ARENA_OPS, programs
 
-SHAPES = [torch.Size((3, 2)), torch.Size((4,)), torch.Size(())]
-ELEMENTS, STEPS, SEEDS = 11, 4, 2
-ADAMW, LION = BASELINES["adamw"].program, BASELINES["lion"].program
+SHAPES = [torch.Size((3, 2)), torch.Size((4,)), torch.Size(()), torch.Size((2, 2, 3))]
+ELEMENTS, STEPS, SEEDS = 23, 4, 2
+ADAMW, LION, MUON = (BASELINES[name].program for name in ("adamw", "lion", "muon"))
 SPACE = Space(subset("lion45", "protected", "statistics", "masks"), signals=("g", "p", "lr", "step", "global_norm"))
 
 
@@ -157,9 +157,26 @@ def test_members_of_programs_over_rows_keep_their_state_when_others_go() -> None
     check([b.build(m.next / (b.sqrt(row.next) + 0.1), fallback=ADAMW), LION, ADAMW], [0.1, 0.2], 0)
 
 
+def test_matrices_orthogonalised_in_cxx_are_those_of_torch() -> None:
+    b = Builder()
+    m = b.slot("m", init="g")
+    m.next = b.lerp(m, b.g, 0.3)
+    scaled = b.sqrt(b.rows(b.g)) * b.orthogonalise(m.next) + b.orthogonalise(b.g) / b.cols(b.g) + b.norm(m) * b.p
+    own = [b.build(scaled, fallback=ADAMW), MUON, b.build(b.orthogonalise(b.g - b.mean(b.g)), fallback=LION)]
+    assert all(encode(program) is not None for program in own)
+    check([*own, ADAMW], [0.02, 0.1], 0)
+
+
+def test_zero_matrix_stays_zero_in_cxx() -> None:
+    plan = Plan([(MUON, [0.1])], STEPS, native=True)
+    arena = torch.zeros(1, 1, ELEMENTS, dtype=torch.float64)
+    StackedRules(plan, SHAPES, arena, torch.zeros_like(arena)).step(0)
+    assert plan.native == 1 and not arena.any()
+
+
 def test_cxx_takes_what_it_can_and_torch_the_rest() -> None:
     b = Builder()
-    rare = b.build(b.orthogonalise(b.g), fallback=LION)
+    rare = b.build(b.centralise(b.g), fallback=LION)
     plan = Plan([(rare, [0.1]), (ADAMW, [0.1, 0.2]), (LION, [0.3])], STEPS, native=True)
     assert (plan.native, plan.merged, plan.order) == (2, 0, [1, 2, 3, 0])
     plan = Plan([(rare, [0.1]), (ADAMW, [0.1, 0.2]), (LION, [0.3])], STEPS)

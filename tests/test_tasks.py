@@ -15,6 +15,7 @@ from experiments.errors import UserError
 from experiments.programs import usual_rate
 from experiments.tasks import TASKS, cross_entropy, get_task, texts
 from experiments.tasks.file_tasks import FILE_TASKS
+from experiments.tasks.proxies import PROXIES
 from experiments.training.results import evaluate
 from experiments.training.train import train
 from primitives.task import TensorSplit, batch_indices, initial_model
@@ -178,7 +179,7 @@ LONG = ("charlm", "copy", "mnist-vit", "shakespeare", "tinystories")  # ten seco
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in (*OFFLINE, *ON_FILES) if name not in LONG])
+@pytest.mark.parametrize("name", [name for name in (*OFFLINE, *ON_FILES) if name not in (*LONG, *PROXIES)])
 def test_adamw_reaches_the_target_from_its_default_settings(name, request):
     """From a seed that the targets were not measured with."""
     if name in ON_FILES:

@@ -16,6 +16,7 @@ from statistics import median
 from typing import NamedTuple
 
 from baselines import BASELINES
+from experiments.tasks import get_task
 from primitives import Program, subset
 from search.cache import DuplicateCache, Identity, Verdict
 from search.draft import Space
@@ -35,7 +36,7 @@ class Instant:
     def __init__(self) -> None:
         self.count = 0
 
-    def start(self, programs: Sequence[Program]) -> None:
+    def start(self, programs: Sequence[Program], generation: int) -> None:
         """Take note of how many fitnesses to make up."""
         self.count = len(programs)
 
@@ -127,7 +128,7 @@ def ledger_costs(evolution: Prepared, results: int) -> Written:
     """Measured by writing so many results, in batches, and opening the ledger again as `--resume` does."""
     asked = [evolution.ask((), DuplicateCache(), batch)[0] for batch in range(results // BATCH)]
     worker = Instant()
-    worker.start(evolution.programs[:BATCH])
+    worker.start(evolution.programs[:BATCH], 0)
     fitnesses = worker.answer()
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger.create(Path(folder), {})
@@ -153,14 +154,17 @@ def resident() -> int:
 
 def no_training() -> Evaluator:
     """An evaluator for real processes that costs nothing but the way there and back."""
-    return lambda programs: [Fitness(1.0, Status.OK, "", 0.01, (1.0, 0.5, 0.3, 0.4, 0.9)) for _ in programs]
+    return lambda programs, generation=0: [
+        Fitness(1.0, Status.OK, "", 0.01, (1.0, 0.5, 0.3, 0.4, 0.9)) for _ in programs
+    ]
 
 
 def digits() -> Evaluator:
-    """The evaluator of a search on digits, at three learning rates."""
-    from experiments.searching.run import evaluator
+    """A population on digits, at three learning rates."""
+    from search.fitness import Protocol
+    from search.population import Population
 
-    return evaluator("digits", (1e-3, 1e-2, 1e-1), (0,))
+    return Population(Protocol(get_task("digits"), (1e-3, 1e-2, 1e-1), (0,)))
 
 
 def training_seconds(workers: int, batches: int, programs: Sequence[Program]) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from experiments.cli.compare import compare
 from experiments.cli.meta import distil, meta_train
 from experiments.cli.programs import ProgramName, certify, equivalent, export, show, simplify, trajectories
 from experiments.cli.report import report
-from experiments.cli.search import search, tune
+from experiments.cli.search import score, search, tune
 from experiments.errors import UserError, disk_error
 from experiments.tasks.places import look_up
 
@@ -135,7 +135,7 @@ def train(
 ) -> None:
     """Train a task's model once, with TensorBoard logs.
 
-    Schedules: constant, warmup, cosine, step, exponential, inverse-square-root, wsd.
+    Schedules: constant, warmup, cosine, linear, step, exponential, inverse-square-root, wsd.
     Meta-trained rules: lstm-classifiers, mlp-classifiers, lstm-quadratics, mlp-quadratics, any .safetensors file.
     Ctrl-C ends a run with checkpoints as a crash does: --resume goes on, to the same result.
 
@@ -171,6 +171,7 @@ def train(
 
 command(search)
 command(tune)
+command(score)
 
 
 command(compare)

@@ -48,7 +48,9 @@ def compare(
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Of the learning rate: cosine, wsd or constant.", show_default="cosine"),
+        typer.Option(
+            metavar="NAME", help="Learning-rate schedule: cosine, linear, wsd or constant.", show_default="cosine"
+        ),
     ] = None,
     warmup: Annotated[
         float | None,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from experiments.errors import UserError
+from experiments.searching.presets import OPS
 
 INTERRUPTED = 130
 MAX_SEED = 2**63 - 1  # what torch's generators take
@@ -16,7 +17,10 @@ Number = int | None
 
 
 def search(
-    task: Annotated[str | None, typer.Option(metavar="NAME", help="What to search on.", show_default="digits")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", "--task", metavar="NAME,…", help="Tasks to score on.", show_default="proxies"),
+    ] = None,
     programs: Annotated[Number, typer.Option(min=1, metavar="N", help="Stop after so many evaluated programs.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0, metavar="M", help="Stop after so much time.")] = None,
     preset: Annotated[
@@ -25,6 +29,27 @@ def search(
     start: Annotated[
         str | None,
         typer.Option(metavar="PROGRAM,…", help="What evolution starts from, one or several.", show_default="adamw"),
+    ] = None,
+    ops: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…",
+            help="Ops that mutations draw from: subsets (docs/language.md has them) or single ones.",
+            show_default=",".join(OPS),
+        ),
+    ] = None,
+    signals: Annotated[
+        str | None, typer.Option(metavar="NAME,…", help="Inputs that mutations draw from.", show_default="g,p,lr,step")
+    ] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,…", help="Blocks that mutations splice in: names, all or none.", show_default="all"),
+    ] = None,
+    max_statements: Annotated[
+        Number, typer.Option(min=1, metavar="N", help="Most statements of a program.", show_default="40")
+    ] = None,
+    max_slots: Annotated[
+        Number, typer.Option(min=0, metavar="N", help="Most state slots of a program.", show_default="4")
     ] = None,
     strategy: Annotated[
         str | None,
@@ -50,7 +75,7 @@ def search(
         bool, typer.Option("--descent", help="Train only what goes downhill on simulated quadratics.")
     ] = False,
     race: Annotated[
-        bool, typer.Option("--race", help="Break off training that is hopelessly behind AdamW's, or another rate's.")
+        bool, typer.Option("--race", help="Stop training at rates that are hopelessly behind another rate.")
     ] = False,
     precision: Annotated[
         str | None,
@@ -69,7 +94,7 @@ def search(
         typer.Option(metavar="ADDRESS", help="Evaluate on this Ray cluster, as in: head:6379, auto, local."),
     ] = None,
     steps: Annotated[
-        Number, typer.Option(min=1, metavar="N", help="Length of a run.", show_default="the task's own")
+        Number, typer.Option(min=1, metavar="N", help="Length of a run.", show_default="each task's own")
     ] = None,
     run_dir: Annotated[
         Path | None,
@@ -96,7 +121,7 @@ def search(
         Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there as JSON.")
     ] = None,
 ) -> None:
-    """Evolve update rules on a task; ends with the best beside tuned AdamW and Lion.
+    """Evolve update rules on several tasks at once; ends with the best beside tuned AdamW and Lion.
 
     Whichever of --programs and --minutes is reached first ends the search. Ctrl-C does too; --resume goes on.
 
@@ -113,18 +138,25 @@ def search(
     from experiments.searching.options import SearchOptions
     from experiments.searching.presets import DEFAULTS
     from experiments.searching.run import run_search
-    from experiments.tasks import get_task
+    from experiments.tasks import get_task, task_names
 
     if resume and run_dir is None:
         raise UserError("--resume needs the --run-dir of the search to go on with")
     if resume and run_dir is not None:
         folder = existing_run_dir(run_dir)
     else:
-        folder = new_run_dir(run_dir, "search", get_task(task or DEFAULTS["task"]).name)
+        asked = tasks or DEFAULTS["tasks"]
+        names = task_names(asked)  # refuses unknown ones before anything is written
+        folder = new_run_dir(run_dir, "search", get_task(names[0]).name if len(names) == 1 else asked.split(",")[0])
     options = SearchOptions(
         run_dir=folder,
-        task=task,
+        tasks=tasks,
         start=start,
+        ops=ops,
+        signals=signals,
+        blocks=blocks,
+        max_statements=max_statements,
+        max_slots=max_slots,
         strategy=strategy,
         seed=seed,
         programs=programs,
@@ -156,6 +188,31 @@ def search(
     if not finished:
         typer.echo(f"interrupted; go on with: optforge search --resume --run-dir {folder}", err=True)
         raise typer.Exit(INTERRUPTED)
+
+
+def score(
+    programs: Annotated[list[str], typer.Argument(metavar="PROGRAM…")],
+    tasks: Annotated[str, typer.Option("--tasks", "--task", metavar="NAME,…", help="Tasks to score on.")] = "proxies",
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Number of seeds; no search uses them.")] = 3,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Length of a run.", show_default="each task's own")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that train; 0 for none but this.")] = 1,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the scores there as JSON.")
+    ] = None,
+) -> None:
+    """Score programs as a search does: the log of their loss over AdamW's, each at its own best rate.
+
+    \b
+    Examples:
+      optforge score lion muon nadam
+      optforge score runs/first#1 adamw --seeds 6 --workers 2 --json scores.json
+      optforge score mine.txt --tasks proxy-text,charlm
+    """
+    from experiments.searching.score_command import score_command
+
+    score_command(programs, tasks, seeds=seeds, steps=steps, workers=workers, json_file=json_file)
 
 
 def tune(

@@ -23,7 +23,7 @@ from experiments.errors import UserError
 from experiments.files import check_can_write, write_atomic
 from experiments.programs import HALL_OF_FAME, baseline_name, resolve_program, unique_names, usual_rate
 from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
-from experiments.tasks import TASKS, get_task
+from experiments.tasks import TASKS, get_task, task_names
 from experiments.training.options import device_type
 from primitives import print_program
 from primitives.task import initial_model
@@ -144,13 +144,7 @@ def _tasks(asked: Asked, unfair: set[str]) -> tuple[str, ...]:
         if not left:
             raise UserError("programs to be compared were chosen by all tasks of the suite; name one with --tasks")
         return left
-    given = ("digits" if asked.tasks is None else asked.tasks).split(",")
-    called: dict[str, str] = {}
-    for name in dict.fromkeys(name.strip() for name in given if name.strip()):
-        other = called.setdefault(get_task(name).name, name)
-        if other != name:
-            raise UserError(f"{other} and {name} are both called {get_task(name).name!r}; give each its own name")
-    return tuple(called.values())
+    return task_names("digits" if asked.tasks is None else asked.tasks)
 
 
 def _horizons(text: str) -> tuple[float, ...]:

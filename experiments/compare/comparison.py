@@ -9,6 +9,7 @@ from typing import Any
 from experiments.compare.statistics import Interval, Pair
 from primitives import Program, Task
 from primitives.text import print_program
+from search.schedule import scheduled
 
 LADDER = tuple(round(10 ** (k / 4), 10) for k in range(-20, 1))
 """Learning rates in quarter-decades from 1e-5 to 1."""
@@ -34,7 +35,7 @@ class Protocol:
         trials: configurations tried for each optimizer before any widening; 0 if the ladder is all that is tuned.
         dimensions: tuned quantities of each optimizer, the learning rate included.
         sampler: ``"qmc"`` or ``"tpe"``: how configurations are chosen.
-        schedule: of the learning rate, a name in `experiments.compare.schedule.SCHEDULES`.
+        schedule: of the learning rate, a name in `search.schedule.SCHEDULES`.
         warmup: steps in which the rate rises.
         clip: largest norm of all gradients together; 0 for no limit.
         horizon: length of the run as a multiple of the task's own.
@@ -60,6 +61,10 @@ class Protocol:
     warmup: int = 0
     clip: float = 0.0
     horizon: float = 1.0
+
+    def rule(self, program: Program) -> Program:
+        """`program` with the protocol's schedule and clipping in it."""
+        return scheduled(program, self.schedule, self.steps, self.warmup, self.clip)
 
     def __post_init__(self) -> None:
         if any(not (math.isfinite(lr) and lr > 0) for lr in self.ladder) or list(self.ladder) != sorted(

@@ -28,7 +28,7 @@ def tune(
     fresh: tuple[float, ...] = protocol.ladder
     for widened in range(protocol.widenings + 1):
         what = "learning rates" if not widened else f"learning rates, ladder widened ({widened})"
-        members = [(program, lr) for program in programs for lr in fresh]
+        members = [(protocol.rule(program), lr) for program in programs for lr in fresh]
         results = train_all(protocol, members, protocol.tune_seeds, ("valid",), elements, what, report)
         start = results.start
         shape = (len(programs), len(fresh), -1)

@@ -12,7 +12,7 @@ import contextlib
 import json
 import random
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,31 +49,40 @@ def origin(text: str, name: str) -> dict[str, Any] | None:
         seen(Path(folder))  # which is needed when all is trained; damage is told of now
         fame = json.loads((Path(folder) / HALL_OF_FAME).read_text())
         rate = next((float(row["lr"]) for row in fame if int(row["rank"]) == int(rank)), 0.0)
-        task, runs = str(config["task"]), programs * len(config["ladder"]) * len(config["seeds"])
-        steps = _steps(config)
+        tasks, steps = search_tasks(config), steps_each(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, sqlite3.Error) as error:
         raise UserError(f"{folder} is not a search that can be read: {error}") from None
     return {
         "name": name,
         "run_dir": folder,
-        "task": task,
-        "chosen_by": [name for name in chosen_by if task_key(name) != task_key(task)],
+        "task": str(config["task"]),
+        "chosen_by": [n for n in dict.fromkeys([*tasks, *chosen_by]) if task_key(n) != task_key(str(config["task"]))],
         "strategy": str(config.get("strategy", "evolution")),
         "programs": programs,
         "seconds": round(seconds, 1),
-        "steps": None if steps is None else runs * steps,
+        "steps": None if steps is None else programs * steps,
         "lr": rate,
     }
 
 
-def _steps(config: dict[str, Any]) -> int | None:
-    """Length of a search's runs; None where it was the task's own, and the task is not known here."""
+def search_tasks(config: Mapping[str, Any]) -> list[str]:
+    """Names of the tasks that a search scores on, from its configuration."""
+    return list(config.get("tasks") or [str(config["task"])])
+
+
+def steps_each(config: Mapping[str, Any]) -> int | None:
+    """Training steps of each program of a search, over all its tasks, rates and seeds.
+
+    None where they are a task's own and the task is not known here.
+    """
     from experiments.tasks import get_task
 
     try:
-        return int(config.get("steps") or get_task(str(config["task"]), ready=False).steps)
-    except UserError:
+        tasks = search_tasks(config)
+        steps = sum(int(config.get("steps") or get_task(name, ready=False).steps) for name in tasks)
+    except (UserError, KeyError):
         return None
+    return steps * len(config.get("ladder", ())) * len(config.get("seeds", (0,)))
 
 
 def _search(run_dir: Path) -> tuple[dict[str, Any], int, float]:

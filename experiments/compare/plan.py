@@ -18,10 +18,10 @@ from typing import Any
 
 from experiments.compare.batches import ROOM
 from experiments.compare.comparison import SEEDS, TUNE_SEEDS, Protocol, Trial
-from experiments.compare.schedule import SCHEDULES
 from experiments.compare.spaces import RATE, Space, configured, spaces
 from experiments.compare.tuning import Point, proposals
 from primitives import Program, Task, parse_program
+from search.schedule import SCHEDULES
 
 FACTORS = tuple(float(f"{10 ** (k / 4):.4g}") for k in range(-4, 5))
 """Of the tuned learning rate, at which sensitivity is measured: quarter-decades up to one decade away."""

@@ -30,6 +30,8 @@ def compare(
     seeds: Sequence[int] = SEEDS,
     steps: int | None = None,
     smallest_effect: float = 0.01,
+    schedule: str = "constant",
+    warmup: int = 0,
     against: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Comparison:
@@ -47,6 +49,8 @@ def compare(
         seeds: seeds of the reported runs, disjoint from `tune_seeds`.
         steps: length of every run; the task's own by default.
         smallest_effect: share of the loss below which a difference does not matter.
+        schedule: of the learning rate, a name in `search.schedule.SCHEDULES`.
+        warmup: steps in which the rate rises.
         against: names of the references that all others are tested against; if there are none, every pair is tested,
             and references are the baselines.
         progress: called after each batch of runs.
@@ -64,6 +68,8 @@ def compare(
         tuple(seeds),
         task.steps if steps is None else steps,
         smallest_effect,
+        schedule=schedule,
+        warmup=warmup,
     )
     names = unique_names([name for name, _ in programs])
     rules = [program for _, program in programs]
@@ -76,7 +82,7 @@ def compare(
     begin = time.perf_counter()
     tunings = tune(rules, protocol, elements, report)
     tuned = time.perf_counter()
-    members = [(program, tuning.lr) for program, tuning in zip(rules, tunings, strict=True)]
+    members = [(protocol.rule(program), tuning.lr) for program, tuning in zip(rules, tunings, strict=True)]
     results = train_all(protocol, members, protocol.seeds, ("valid", "test"), elements, "reported runs", report)
     measured = time.perf_counter()
     entries = []

@@ -17,7 +17,6 @@ from experiments.compare.batches import Results, train_all
 from experiments.compare.comparison import Protocol, finite_or_null
 from experiments.compare.costs import measure_costs
 from experiments.compare.plan import Job, Plan, block_size, pending, rule
-from experiments.compare.schedule import scheduled
 from experiments.compare.spaces import RATE
 from experiments.compare.statistics import censor
 from experiments.compare.tuning import Jobs
@@ -108,10 +107,7 @@ def run_job(plan: Plan, job: Job) -> dict[str, Any]:
         costs = measure_costs(task, program, job.configurations[0][RATE], job.task == plan.tasks[0])
         return {name: getattr(costs, name) for name in costs.__dataclass_fields__}
     protocol = plan.protocol(task, job.horizon)
-    members = [
-        (scheduled(rule(plan, job, c), protocol.schedule, protocol.steps, protocol.warmup, protocol.clip), c[RATE])
-        for c in job.configurations
-    ]
+    members = [(protocol.rule(rule(plan, job, c)), c[RATE]) for c in job.configurations]
     final = job.kind == "final"
     seeds, splits = (protocol.seeds, ("valid", "test")) if final else (protocol.tune_seeds, ("valid",))
     size = parameter_count(task)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -23,6 +24,12 @@ from primitives.text import MAX_CHARACTERS
 HALL_OF_FAME = "hall_of_fame.json"
 """In a search's run directory: a list of objects with `rank` (from 1) and `program` (its text), in rank
 order."""
+
+
+def known_ops() -> dict[str, int]:
+    """How often each op occurs in the live statements of all baselines' programs."""
+    programs = [p for row in BASELINES.values() for p in (row.program, row.program.fallback) if p is not None]
+    return dict(Counter(program.body[i].op for program in programs for i in program.live.instructions))
 
 
 def resolve_program(text: str) -> tuple[str, Program]:

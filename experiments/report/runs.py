@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.compare.origin import steps_each
 from experiments.errors import UserError
 from primitives import Program, ProgramError, parse_program
 from primitives.cost import cost
@@ -106,18 +107,12 @@ class SearchRun:
     @property
     def protocol(self) -> tuple[Any, ...]:
         """What scores have to have in common to be compared: task, learning rates, seeds and steps."""
-        return tuple(json.dumps(self.config.get(name)) for name in ("task", "ladder", "seeds", "steps"))
+        return tuple(json.dumps(self.config.get(name)) for name in ("task", "tasks", "ladder", "seeds", "steps"))
 
     @cached_property
     def steps_each(self) -> int | None:
-        """Candidate-steps allotted to each program: steps × learning rates × seeds; None if the task is not known."""
-        from experiments.tasks import get_task
-
-        try:
-            steps = self.config.get("steps") or get_task(str(self.config.get("task")), ready=False).steps
-        except UserError:
-            return None
-        return int(steps) * len(self.config.get("ladder", ())) * len(self.config.get("seeds", ()))
+        """Candidate-steps allotted to each program; None if a task is not known."""
+        return steps_each(self.config)
 
     def best_so_far(self, programs: int | None = None) -> list[tuple[int, float]]:
         """Each program that was better than all before it, as how many were trained then, and its score."""

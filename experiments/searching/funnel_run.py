@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from baselines import BASELINES
 from experiments.compare.comparison import finite_or_null
 from experiments.compare.statistics import mean_interval
@@ -18,32 +16,24 @@ from experiments.files import write_atomic
 from experiments.rundirs import FUNNEL_RESULT
 from experiments.searching.funnel_store import Report, Store, train
 from experiments.tasks import TASKS, get_task
-from primitives import Program, Task
-from primitives.task import initial_model
+from primitives import Program
 from search.fitness import Status
 from search.funnel import Checkpoint, Stage, by_seed, check_unseen, checkpoints, overfitting_point, relative, select
+from search.measure import initial_loss
 
 if TYPE_CHECKING:
     from search.evolution import Individual
 
-ENTRANTS = 128
-"""Best programs of a search that the funnel begins with."""
-
-FEW_ENTRANTS = 24
-"""The same where the search's own task is too large to train them on it again."""
+ENTRANTS = 24
+"""Best programs of a search, on fresh seeds of its own tasks, that the funnel begins with."""
 
 LARGE_MODEL = 20_000
 """Parameters from which on a task counts as large."""
-
-PROXY = "proxy"
-"""Stands among a stage's tasks for the search's own."""
 
 LOOKS = 16
 """Checkpoints of a search that meta-validation looks at, about."""
 
 STAGES = (
-    # the best of thousands on two seeds are the lucky ones (the winner's curse)
-    Stage("fresh seeds", (PROXY,), 0, (5, 6, 7, 8), keep=FEW_ENTRANTS),
     Stage("small tasks", ("digits-conv", "digits-autoencoder", "noisy-quadratic"), 0, (10, 11, 12), keep=8),
     Stage("text", ("charlm",), 60, (20,), keep=5),
     Stage("meta-validation", ("mnist1d", "breast-cancer", "rosenbrock"), 0, (30, 31, 32), keep=0),
@@ -120,18 +110,12 @@ class Funnel:
         })  # fmt: skip
 
 
-def stages_for(proxy: str) -> tuple[Stage, ...]:
-    """`STAGES` for a search on the task `proxy`, which is trained in the first of them only, if it is not large.
-
-    None at all if meta-validation has no other task.
-    """
-    others = set(TASKS) - {proxy}
+def stages_for(proxies: Sequence[str]) -> tuple[Stage, ...]:
+    """`STAGES` without the tasks that the search itself scores on; none at all if meta-validation has no other task."""
+    others = set(TASKS) - set(proxies)
     if not others & set(STAGES[-1].tasks):
         return ()
-    found = []
-    for stage in STAGES:
-        again = (proxy,) if PROXY in stage.tasks and not is_large(proxy) else ()
-        found.append(replace(stage, tasks=(*again, *(task for task in stage.tasks if task in others))))
+    found = [replace(stage, tasks=tuple(task for task in stage.tasks if task in others)) for stage in STAGES]
     return tuple(stage for stage in found if stage.tasks)
 
 
@@ -142,7 +126,7 @@ def is_large(task: str) -> bool:
 
 def run_funnel(
     run_dir: Path,
-    proxy: str,
+    proxies: Sequence[str],
     entrants: Mapping[int, Program],
     history: Sequence[Individual],
     *,
@@ -158,7 +142,7 @@ def run_funnel(
 
     Args:
         run_dir: of the search.
-        proxy: task of the search.
+        proxies: tasks of the search.
         entrants: by number, the programs that enter the first stage.
         history: all individuals of the search, for the checkpoints.
         stages: those after the search, `stages_for` by default; the last is meta-validation, which selects nothing.
@@ -169,9 +153,9 @@ def run_funnel(
     Raises:
         ValueError: if meta-validation is not unseen (`check_unseen`), or AdamW cannot be trained on a task.
     """
-    stages = stages_for(proxy) if stages is None else tuple(stages)
+    stages = stages_for(proxies) if stages is None else tuple(stages)
     *selecting, last = stages or (None,)
-    check_unseen(stages, proxy)
+    check_unseen(stages, proxies)
     scores = {individual.number: individual.score for individual in history}
     passages: list[Passage] = []
     correlations: dict[str, Correlation] = {}
@@ -214,21 +198,13 @@ def enter(
         reference = outcomes.pop(-1)
         if reference.status is not Status.OK:
             raise ValueError(f"AdamW cannot be trained on {task}, so nothing can be set beside it: {reference.reason}")
-        start = loss_before_training(get_task(task), stage.seeds)
+        start = math.fsum(initial_loss(get_task(task), seed) for seed in stage.seeds) / len(stage.seeds)
         for number, outcome in outcomes.items():
             values[number][task] = relative(outcome.by_seed, reference.by_seed, start)
     found = {number: by_seed(list(tasks.values())) for number, tasks in values.items()}
     means = {number: math.fsum(score) / len(score) for number, score in found.items()}
     by_task = {n: {t: math.fsum(v) / len(v) for t, v in tasks.items()} for n, tasks in values.items()}
     return Passage(stage, found, by_task, tuple(select(means, stage.keep)))
-
-
-def loss_before_training(task: Task, seeds: Sequence[int]) -> float:
-    """Validation loss of the initial weights, mean over seeds."""
-    valid = task.data().valid
-    inputs, targets = valid.batch(torch.arange(len(valid)))
-    with torch.no_grad():
-        return math.fsum(float(task.loss(initial_model(task, seed)(inputs), targets)) for seed in seeds) / len(seeds)
 
 
 def curve(looks: Sequence[Checkpoint], meta: Passage) -> list[tuple[int, float, float]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.errors import UserError
 from experiments.rundirs import FUNNEL
+from experiments.searching.presets import SCHEDULE, WARMUP
 from experiments.tasks import get_task
 from primitives import Program
 from search.fitness import Evaluator, Fitness, Protocol, Status
@@ -89,13 +90,14 @@ def train(
     """
     from search.workers import Workers
 
-    protocol = json.dumps([task, stage.steps or get_task(task).steps, stage.ladder, stage.seeds])
+    steps = stage.steps or get_task(task).steps
+    protocol = json.dumps([task, steps, stage.ladder, stage.seeds, SCHEDULE, WARMUP])
     distinct = {program.key: program for program in programs.values()}
     found = {key: store.get(protocol, program) for key, program in distinct.items()}
     missing = [key for key, outcome in found.items() if outcome is None]
     if missing:
         what = f"{stage.name}: {task}"
-        factory = functools.partial(_evaluator, task, stage.ladder, stage.seeds, stage.steps)
+        factory = functools.partial(_evaluator, task, stage.ladder, stage.seeds, steps)
         pool = Workers(factory, min(workers, len(missing)))
         try:
             jobs = {key: pool.submit([distinct[key].pruned()]) for key in missing}
@@ -115,4 +117,4 @@ def _evaluator(task: str, ladder: tuple[float, ...], seeds: tuple[int, ...], ste
     """Made inside each worker; without a race, as what is measured here is reported."""
     from search.population import Population
 
-    return Population(Protocol(get_task(task), ladder, seeds, steps))
+    return Population(Protocol(get_task(task), ladder, seeds, steps, SCHEDULE, round(WARMUP * steps)))

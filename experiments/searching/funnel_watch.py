@@ -26,7 +26,7 @@ class Watch:
 
     Args:
         run_dir: of the search.
-        proxy: task of the search.
+        proxies: tasks of the search.
         programs: that the search is to train, for the distance of checkpoints; None if that is not known.
         stage: meta-validation, that of `stages_for` by default.
 
@@ -34,10 +34,11 @@ class Watch:
         UserError: if there are no tasks for meta-validation.
     """
 
-    def __init__(self, run_dir: Path, proxy: str, programs: int | None, stage: Stage | None = None) -> None:
-        if stage is None and not stages_for(proxy):
-            raise UserError(f"there are no tasks to validate a search on {proxy} with; leave --stop-overfitting out")
-        self.run_dir, self.stage = run_dir, stage or stages_for(proxy)[-1]
+    def __init__(self, run_dir: Path, proxies: Sequence[str], programs: int | None, stage: Stage | None = None) -> None:
+        if stage is None and not stages_for(proxies):
+            names = ", ".join(proxies)
+            raise UserError(f"there are no tasks to validate a search on {names} with; leave --stop-overfitting out")
+        self.run_dir, self.stage = run_dir, stage or stages_for(proxies)[-1]
         self.every = max(1, (programs or UNKNOWN_LENGTH) // LOOKS)
         self.looked = 0
         self.curve: list[tuple[int, float, float]] = []

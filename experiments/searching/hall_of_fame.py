@@ -1,10 +1,10 @@
-"""The end of a search: its best programs beside tuned AdamW and Lion, the hall of fame, and the report."""
+"""The end of a search: its best programs on fresh seeds and unseen tasks beside tuned references, and the report."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from baselines import BASELINES
 from experiments.compare.comparison import finite_or_null
 from experiments.compare.statistics import Interval, mean_interval
-from experiments.compare.tables import Table, interval_text, number
 from experiments.files import write_atomic
 from experiments.programs import HALL_OF_FAME, usual_rate
 from experiments.searching import funnel_report
-from experiments.searching.funnel_run import ENTRANTS, FEW_ENTRANTS, Funnel, is_large, run_funnel
+from experiments.searching.fresh_seeds import UNSEEN, FreshScore, fresh_scores, fresh_table
+from experiments.searching.funnel_run import ENTRANTS, Funnel, is_large, run_funnel
+from experiments.searching.presets import SCHEDULE, WARMUP
 from experiments.tasks import get_task
 from primitives import Program, print_program
 
@@ -25,9 +26,13 @@ if TYPE_CHECKING:
     from experiments.searching.constants import TunedConstants
     from search.engine import Search
     from search.ledger import Record
+    from search.pool import Executor
 
-FINALISTS = 5
-REFERENCES = ("adamw", "lion")
+RESCORED = 16
+"""Best programs of a search that are scored again on fresh seeds."""
+
+FINALISTS = 3
+REFERENCES = ("adamw", "lion", "muon")
 CONSTANTS = "constants.sqlite"
 # How the finalists are compared where a run takes seconds; elsewhere `compare`'s own protocol serves.
 LARGE_PROTOCOL = {
@@ -35,7 +40,6 @@ LARGE_PROTOCOL = {
     "tune_seeds": (1000,),
     "seeds": tuple(range(2000, 2005)),
 }
-LARGE_FINALISTS = 3
 
 
 class FunnelSettings(NamedTuple):
@@ -64,7 +68,7 @@ class Ending(NamedTuple):
     """How a search ends.
 
     Attributes:
-        fast: in a hurry there is no funnel, and the hall of fame is by search score alone, without intervals.
+        fast: the hall of fame is by search score alone: no fresh seeds, no funnel, no comparison.
         funnel: how the funnel is run, if it is.
         trials: for the numbers in each finalist and reference, before they are compared.
     """
@@ -74,29 +78,50 @@ class Ending(NamedTuple):
     trials: int = 0
 
 
-def conclude(run_dir: Path, json_file: Path | None, config: dict[str, Any], search: Search, ending: Ending) -> None:
-    """Archive, funnel if asked for, and hall of fame: re-evaluated on fresh seeds beside AdamW and Lion."""
+class Standings(NamedTuple):
+    """Scores on fresh seeds by `Finalist.label`: on the search's own tasks, and on tasks that it has not seen."""
+
+    own: dict[str, FreshScore]
+    unseen: dict[str, FreshScore]
+
+
+def conclude(
+    run_dir: Path,
+    json_file: Path | None,
+    config: dict[str, Any],
+    search: Search,
+    ending: Ending,
+    executor_for: Callable[[Sequence[str]], Executor],
+) -> None:
+    """Archive, fresh seeds, funnel if asked for, and the hall of fame beside tuned references.
+
+    `executor_for` makes what scores programs on some tasks, as in the search.
+    """
     from experiments.compare.console import print_comparison, print_table
     from experiments.report.comparison_report import write_report
 
-    candidates = _distinct(search.best)
+    candidates = [_finalist(r) for r in _distinct(search.best)]
     print_table(funnel_report.write_archive(run_dir, search.history))
-    wanted = None if ending.fast else ending.funnel
-    passed = None if wanted is None else _funnel(run_dir, config, search, candidates, wanted)
-    if passed is not None and passed.survivors:  # otherwise there was no stage for this task
-        records = {record.number: record for record in candidates}
-        candidates = [records[number] for number in passed.survivors]
-    finalists = candidates[: LARGE_FINALISTS if is_large(config["task"]) else FINALISTS]
     if ending.fast:
-        _write_hall_of_fame(run_dir, [Finalist(r, r.program.pruned(), r.fitness.lr) for r in finalists], None)
+        _write_hall_of_fame(run_dir, candidates[:FINALISTS], None, Standings({}, {}))
         print(f"hall of fame, by search score: {run_dir / HALL_OF_FAME}")
         return
-    entrants = [Finalist(r, r.program.pruned(), r.fitness.lr) for r in finalists]
-    entrants += [Finalist(None, BASELINES[name].program, usual_rate(name), name) for name in REFERENCES]
+    references = [Finalist(None, BASELINES[name].program, usual_rate(name), name) for name in REFERENCES]
+    best = candidates[: ENTRANTS if ending.funnel else RESCORED]
+    own = _scores(executor_for(config["tasks"]), [*best, *references], config["batch"])
+    best.sort(key=lambda e: own[e.label].mean)
+    passed = None if ending.funnel is None else _funnel(run_dir, config, search, best, ending.funnel)
+    if passed is not None and passed.survivors:  # otherwise there was no stage for these tasks
+        by_number = {e.record.number: e for e in best if e.record is not None}
+        best = [by_number[number] for number in passed.survivors]
+    entrants = [*best[:FINALISTS], *references]
+    unseen_tasks = [name for name in UNSEEN if name not in config["tasks"]]
+    unseen = _scores(executor_for(unseen_tasks), entrants, config["batch"]) if unseen_tasks else {}
+    standings = Standings(own, unseen)
     if ending.trials:
         entrants = _tuned(run_dir, config, entrants, ending.trials)
     comparison, ranked = _final_comparison(config, entrants)
-    _write_hall_of_fame(run_dir, ranked, comparison)
+    _write_hall_of_fame(run_dir, ranked, comparison, standings)
     summary = _summary(config, search, comparison)
     if ending.trials:
         summary["constants"] = {e.label: e.constants.as_json() for e in entrants if e.constants is not None}
@@ -109,26 +134,45 @@ def conclude(run_dir: Path, json_file: Path | None, config: dict[str, Any], sear
             write_atomic(path, content)
     report = write_report(comparison, run_dir, summary)
     print_comparison(comparison)
-    print_table(_fame_table(ranked, comparison))
+    rows = [*ranked, *(e for e in entrants if e.record is None)]
+    print_table(fresh_table([(e.label, _score(e), own[e.label], unseen.get(e.label)) for e in rows]))
     ranks = ", ".join(f"#{rank} {entrant.label}" for rank, entrant in enumerate(ranked, 1))
-    print(f"programs:    {run_dir / HALL_OF_FAME}, by tuning loss: {ranks}")
+    print(f"programs:    {run_dir / HALL_OF_FAME}, by score on fresh seeds: {ranks}")
     print(f"             each is a PROGRAM, as in: optforge show {run_dir}#1")
     print(f"report:      {report.html}")
     print(f"TensorBoard: tensorboard --logdir {run_dir / 'tensorboard'}")
+
+
+def _finalist(record: Record) -> Finalist:
+    return Finalist(record, record.program.pruned(), record.fitness.lr)
+
+
+def _score(entrant: Finalist) -> float | None:
+    return None if entrant.record is None else entrant.record.fitness.score
+
+
+def _scores(executor: Executor, entrants: Sequence[Finalist], batch: int) -> dict[str, FreshScore]:
+    """Scores of all on fresh seeds; closes the executor."""
+    try:
+        found = fresh_scores(executor, [e.program for e in entrants], batch)
+    finally:
+        executor.close()
+    return {e.label: score for e, score in zip(entrants, found, strict=True)}
 
 
 def _distinct(best: list[Record]) -> list[Record]:
     """Without programs that trained like a better one: a change in the ninth digit is no second find."""
     kept: list[Record] = []
     for record in best:
-        twins = (k for k in kept if all(math.isclose(a, b, rel_tol=1e-4) for a, b in _rungs(k, record)))
-        if next(twins, None) is None:
+        if not any(_alike(k, record) for k in kept):
             kept.append(record)
     return kept
 
 
-def _rungs(a: Record, b: Record) -> Iterator[tuple[float, float]]:
-    return zip(a.fitness.rungs, b.fitness.rungs, strict=True)
+def _alike(a: Record, b: Record) -> bool:
+    """Whether both had the same losses at every rate on every task."""
+    x, y = ([loss for part in record.fitness.parts for loss in part.rungs] for record in (a, b))
+    return len(x) == len(y) and all(math.isclose(*both, rel_tol=1e-4) for both in zip(x, y, strict=True))
 
 
 def _tuned(run_dir: Path, config: dict[str, Any], entrants: list[Finalist], trials: int) -> list[Finalist]:
@@ -137,7 +181,7 @@ def _tuned(run_dir: Path, config: dict[str, Any], entrants: list[Finalist], tria
     from experiments.searching.constants import tune_constants
     from experiments.searching.tune_command import sentence
 
-    task, found = get_task(config["task"]), []
+    task, found = get_task(config["tasks"][0]), []
     steps, storage = config["steps"] or None, run_dir / CONSTANTS
     with comparison_progress() as progress:
         for e in entrants:
@@ -151,22 +195,33 @@ def _tuned(run_dir: Path, config: dict[str, Any], entrants: list[Finalist], tria
 
 
 def _final_comparison(config: dict[str, Any], entrants: list[Finalist]) -> tuple[Comparison, list[Finalist]]:
-    """All tuned on one ladder of learning rates; and the finalists by tuning loss."""
+    """All tuned on one ladder of learning rates, on a task that the search has not seen if it saw several.
+
+    Also the finalists, in the order that they had.
+    """
     from experiments.compare import compare
     from experiments.compare.console import comparison_progress
 
-    task = get_task(config["task"])
+    name = compared_on(config["tasks"])
+    task = get_task(name)
     programs = [(e.label, e.program) for e in entrants]
+    length = config["steps"] or task.steps
     with comparison_progress() as progress:
-        protocol: dict[str, Any] = LARGE_PROTOCOL if is_large(config["task"]) else {}
-        steps = config["steps"] or None
-        comparison = compare(programs, task, against=REFERENCES, progress=progress, steps=steps, **protocol)
-    # by tuning loss, so that the reported runs stay an unselected estimate
-    finalists = [e for e in entrants if e.record is not None]
-    return comparison, sorted(finalists, key=lambda e: comparison.entry(e.label).tuning.loss)
+        protocol: dict[str, Any] = {"schedule": SCHEDULE, "warmup": round(WARMUP * length), "steps": length}
+        if len(config["tasks"]) > 1 or is_large(name):
+            protocol |= LARGE_PROTOCOL
+        comparison = compare(programs, task, against=REFERENCES, progress=progress, **protocol)
+    return comparison, [e for e in entrants if e.record is not None]
 
 
-def _write_hall_of_fame(run_dir: Path, ranked: list[Finalist], comparison: Comparison | None) -> None:
+def compared_on(tasks: Sequence[str]) -> str:
+    """Which task ends a search: the only one, or the first unseen one."""
+    return tasks[0] if len(tasks) == 1 else next((name for name in UNSEEN if name not in tasks), tasks[0])
+
+
+def _write_hall_of_fame(
+    run_dir: Path, ranked: list[Finalist], comparison: Comparison | None, standings: Standings
+) -> None:
     rows = []
     for rank, e in enumerate(ranked, 1):
         assert e.record is not None
@@ -178,6 +233,9 @@ def _write_hall_of_fame(run_dir: Path, ranked: list[Finalist], comparison: Compa
             "key": e.program.key,
             "program": print_program(e.program),
         }
+        for what, scores in standings._asdict().items():
+            if (found := scores.get(e.label)) is not None:
+                row[f"{what} tasks"] = {"mean": found.mean, "error": found.error, "by_task": found.by_task}
         if comparison is not None:
             entry = comparison.entry(e.label)
             row |= {"lr": entry.lr, "valid": entry.valid_mean, "valid_interval": asdict(_valid_interval(entry))}
@@ -191,29 +249,16 @@ def _valid_interval(entry: Entry) -> Interval:
     return mean_interval([run.start if run.failed else run.valid for run in entry.runs])
 
 
-def _fame_table(ranked: list[Finalist], comparison: Comparison) -> Table:
-    """Scores of the search beside those on fresh seeds: being the best of thousands flatters (the winner's curse)."""
-    rows = []
-    for rank, e in enumerate(ranked, 1):
-        assert e.record is not None
-        entry = comparison.entry(e.label)
-        fresh = (number(entry.valid_mean), interval_text(_valid_interval(entry)))
-        rows.append((f"#{rank} {e.label}", number(e.record.fitness.score), *fresh))
-    header = ("hall of fame", "search score", "fresh seeds", "95% interval")
-    return Table("Validation loss in the search, and on seeds it has not seen", header, tuple(rows))
-
-
 def _funnel(
-    run_dir: Path, config: dict[str, Any], search: Search, candidates: list[Record], settings: FunnelSettings
+    run_dir: Path, config: dict[str, Any], search: Search, best: list[Finalist], settings: FunnelSettings
 ) -> Funnel:
     """The best programs of the search on other tasks; prints who is left."""
     from experiments.compare.console import comparison_progress, print_notes, print_table
 
-    count = FEW_ENTRANTS if is_large(config["task"]) else ENTRANTS
-    entrants = {record.number: record.program for record in candidates[:count]}
+    entrants = {e.record.number: e.record.program for e in best if e.record is not None}
     with comparison_progress() as progress:
         found = run_funnel(
-            run_dir, config["task"], entrants, search.history,
+            run_dir, config["tasks"], entrants, search.history,
             every=settings.every, workers=settings.workers, report=progress,
         )  # fmt: skip
     statistics = search.statistics

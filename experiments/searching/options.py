@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from experiments.errors import UserError, unknown
 from experiments.files import write_atomic
 from experiments.programs import resolve_program
-from experiments.searching.presets import DEFAULTS, OPS, PRESETS
-from experiments.tasks import get_task
+from experiments.searching.presets import DEFAULTS, PRESETS
+from experiments.tasks import task_names
 from primitives import print_program, subset
 from primitives.text import parse_program
 
@@ -26,8 +26,13 @@ class SearchOptions:
     """What the command line asks for; None means the preset's, the resumed run's or the default value.
 
     Attributes:
-        task: name of the task.
+        tasks: names of the tasks that programs are scored on, with commas; ``proxies`` stands for eight.
         start: PROGRAMs that evolution starts from, separated by commas.
+        ops: subsets of ops, or single ones, that mutations draw from, with commas.
+        signals: inputs that mutations may introduce, with commas.
+        blocks: names in `primitives.blocks.BLOCKS` that mutations may splice in, with commas, or ``all`` or ``none``.
+        max_statements: most statements of a program.
+        max_slots: most state slots of a program.
         strategy: a row of `search.strategies.STRATEGIES`.
         seed: of all randomness.
         programs: stop after so many trained programs in all.
@@ -38,13 +43,11 @@ class SearchOptions:
         migrate_every: candidates of an island between two that descend from its neighbour; 0 for never.
         restart_every: candidates between restarts; 0 for never.
         descent: whether programs that do not go downhill on simulated quadratics are left untrained.
-        race: whether members that are hopelessly behind are not trained to the end, see `search.race`.
+        race: whether a rate that is hopelessly behind another one of its program is not trained to the end.
         precision: of forward and backward passes, one of `search.gradients.PRECISIONS`.
         batch: programs trained together.
         lag: batches in flight at once.
-        steps: length of each training run; the task's own by default.
-        ladder: learning rates that each program is trained at.
-        seeds: of initial weights and batches of the training runs.
+        steps: length of each training run; each task's own by default.
         workers: processes; 0 trains in this one. By default one for each core.
         ray: address of a Ray cluster to evaluate on; `workers` is then the number of its actors.
         run_dir: an existing, empty directory, or with `resume` that of a run.
@@ -57,8 +60,13 @@ class SearchOptions:
     """
 
     run_dir: Path
-    task: str | None = None
+    tasks: str | None = None
     start: str | None = None
+    ops: str | None = None
+    signals: str | None = None
+    blocks: str | None = None
+    max_statements: int | None = None
+    max_slots: int | None = None
     strategy: str | None = None
     seed: int | None = None
     programs: int | None = None
@@ -74,8 +82,6 @@ class SearchOptions:
     batch: int | None = None
     lag: int | None = None
     steps: int | None = None
-    ladder: tuple[float, ...] | None = None
-    seeds: tuple[int, ...] | None = None
     workers: int | None = None
     ray: str | None = None
     resume: bool = False
@@ -116,36 +122,52 @@ def keep_budget(options: SearchOptions) -> None:
 
 def configuration(options: SearchOptions) -> dict[str, Any]:
     """What determines a search; kept in its ledger."""
+    from primitives.blocks import BLOCKS
     from search.gradients import PRECISIONS
+    from search.suite import CUTS, RELATIVE_RATES
 
     chosen = {name: getattr(options, name) for name in DEFAULTS}
     config = {name: DEFAULTS[name] if value is None else value for name, value in chosen.items()}
-    get_task(config["task"])
+    config |= {"task": config["tasks"], "tasks": task_names(config["tasks"]), "ladder": RELATIVE_RATES, "cuts": CUTS}
+    config |= {name: _names(config[name]) for name in ("ops", "signals", "blocks")}
+    if config["blocks"] == ["all"]:
+        config["blocks"] = list(BLOCKS)
     if config["precision"] not in PRECISIONS:
         raise unknown("precision", config["precision"], PRECISIONS)
     programs = [resolve_program(name.strip())[1] for name in config["start"].split(",")]
     texts = {program.key: print_program(program) for program in programs}
     if len(programs) > config["batch"]:
         raise UserError(f"{len(programs)} programs to start from do not fit into one batch of {config['batch']}")
-    config |= {"programs": list(texts.values()), "ops": OPS}
+    config |= {"programs": list(texts.values())}
     try:
-        evolution(config)
+        space = evolution(config).space
     except ValueError as error:
         raise UserError(str(error)) from None
+    for name, program in zip(config["start"].split(","), programs, strict=True):
+        used = {program.body[i].op for i in program.live.instructions}
+        if missing := sorted(used - set(space.ops)):
+            raise UserError(
+                f"the start program {name.strip()} uses {', '.join(missing)}, which --ops leaves out; add "
+                f"{'them' if len(missing) > 1 else 'it'}, or start from another program"
+            )
     return dict(json.loads(json.dumps(config)))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip() not in ("", "none")]
 
 
 def agreed(options: SearchOptions, stored: dict[str, Any]) -> dict[str, Any]:
     """The resumed run's own configuration, if what was asked for agrees with it."""
-    stored = {"race": False, "precision": "float32"} | stored  # searches of older versions do not say
-    if options.task is None and str(stored["task"]).endswith(".py"):
-        raise UserError(f"{options.run_dir} trains what the Python file {stored['task']} says; name it: --task FILE")
+    if options.tasks is None and any(name.endswith(".py") for name in stored["tasks"]):
+        raise UserError(f"{options.run_dir} trains what the Python file {stored['task']} says; name it: --tasks FILE")
     for name in DEFAULTS:
         asked = getattr(options, name)
-        asked = list(asked) if isinstance(asked, tuple) else asked
-        if asked is not None and asked != stored[name]:
+        was = stored["task"] if name == "tasks" else stored[name]
+        was = ",".join(was) if isinstance(was, list) else was
+        if asked is not None and asked != was and not (name == "blocks" and asked == "all"):
             raise UserError(
-                f"{options.run_dir} was begun with {name} {stored[name]} and cannot go on with {asked}; "
+                f"{options.run_dir} was begun with {name} {was} and cannot go on with {asked}; "
                 f"leave --{name.replace('_', '-')} out, or begin a new run"
             )
     return stored
@@ -153,13 +175,21 @@ def agreed(options: SearchOptions, stored: dict[str, Any]) -> dict[str, Any]:
 
 def evolution(config: dict[str, Any]) -> Evolution:
     """The search that a configuration means; raises `ValueError` for settings that make no sense together."""
+    from experiments.programs import known_ops
     from search.draft import Space
     from search.evolution import Evolution
 
     names = ("seed", "population", "tournament", "batch", "lag", "islands", "migrate_every", "restart_every")
     return Evolution(
         start=tuple(map(parse_program, config["programs"])),
-        space=Space(subset(*config["ops"])),
+        space=Space(
+            ops := subset(*config["ops"]),
+            config["max_statements"],
+            config["max_slots"],
+            tuple(config["signals"]),
+            tuple(config["blocks"]),
+            prior=tuple((name, 1 + count) for name, count in known_ops().items() if name in ops),
+        ),
         strategy=config["strategy"],
         **{name: config[name] for name in names},
     )

@@ -6,27 +6,34 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-OPS = ("lion45", "protected", "statistics", "masks", "smooth")
+OPS = ("lion45", "protected", "statistics", "masks", "smooth", "matrix")
+"""Op subsets that mutations draw from by default."""
+
+SCHEDULE, WARMUP = "cosine", 0.05
+"""How every run of a search is trained: the rate rises over a twentieth of it, and ends at zero."""
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
-        "task": "digits",
+        "tasks": "proxies",
         "start": "adamw",
+        "ops": ",".join(OPS),
+        "signals": "g,p,lr,step",
+        "blocks": "all",
+        "max_statements": 40,
+        "max_slots": 4,
         "strategy": "evolution",
         "seed": 0,
-        "population": 100,
-        "tournament": 10,
+        "population": 80,
+        "tournament": 5,
         "islands": 1,
         "migrate_every": 0,
         "restart_every": 0,
         "descent": False,
         "race": False,
         "precision": "float32",
-        "batch": 32,
+        "batch": 16,
         "lag": 2,
-        "steps": 0,  # the task's own
-        "ladder": (3.16e-4, 1.78e-3, 1e-2, 5.62e-2, 3.16e-1),
-        "seeds": (0, 1),
+        "steps": 0,  # each task's own
     }
 )
 """What determines a search; kept in its ledger, so that `--resume` goes on with the same."""
@@ -35,17 +42,16 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "seconds": {"programs": 96, "minutes": 1.0},
         # time bounds a slow machine; elsewhere the number of programs ends it, which makes it reproducible
-        "minutes": {"programs": 1280, "minutes": 4.0},
-        # population and tournament of Lion's search (Chen et al. 2023, arXiv:2302.06675, §2.2)
+        "minutes": {"programs": 640, "minutes": 3.5},
         "hour": {
-            "programs": 25_600,
-            "minutes": 58.0,
-            "population": 1000,
-            "tournament": 2,
-            "batch": 128,
+            "programs": 9_600,
+            "minutes": 55.0,
+            "population": 300,
+            "batch": 32,
             "funnel": True,
             "tune": 64,
         },
+        # population and tournament of Lion's search (Chen et al. 2023, arXiv:2302.06675, §2.2)
         "gpu": {
             "programs": 262_144,
             "minutes": 60.0,

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.errors import UserError
 from experiments.files import check_can_write
 from experiments.searching.options import SearchOptions, agreed, configuration, evolution, keep_budget, with_preset
+from experiments.searching.presets import SCHEDULE, WARMUP
 from experiments.tasks import get_task
 
 if TYPE_CHECKING:
     from search.fitness import Evaluator
     from search.ledger import Ledger
     from search.pool import Executor
+    from search.suite import Suite
 
 MAX_WORKERS = 4  # for each core
 
@@ -44,12 +46,17 @@ def run_search(options: SearchOptions) -> bool:
     ledger, config = _open(options)
     if ledger.notice:
         print(ledger.notice)
-    protocol = (config["task"], tuple(config["ladder"]), tuple(config["seeds"]), config["steps"])
-    factory = functools.partial(evaluator, *protocol, race=config["race"], precision=config["precision"])
-    workers = _executor(factory, options, config["lag"])
+    settings = {name: config[name] for name in ("seed", "steps", "race", "precision")}
+
+    def executor_for(tasks: Sequence[str], cuts: tuple[tuple[int, float], ...] = ()) -> Executor:
+        return _executor(functools.partial(evaluator, tuple(tasks), cuts=cuts, **settings), options, config["lag"])
+
+    workers = executor_for(config["tasks"], tuple(map(tuple, config["cuts"])))
     finished = True
+    for sentence in cautions(config["tasks"], config["steps"]):
+        print(sentence)
     try:
-        watch = Watch(options.run_dir, config["task"], options.programs) if options.stop_overfitting else None
+        watch = Watch(options.run_dir, config["tasks"], options.programs) if options.stop_overfitting else None
         keep_budget(options)
         search = Search(evolution(config), ledger, workers, DuplicateCache(check_descent=config["descent"]))
         budget = Budget(options.programs, None if options.minutes is None else 60 * options.minutes)
@@ -68,9 +75,9 @@ def run_search(options: SearchOptions) -> bool:
         view.summary(search, interrupted=not finished)
         if search.best:
             every = 0 if watch is None else watch.every
-            settings = FunnelSettings(_workers(options, config["lag"]), every) if options.funnel else None
-            ending = Ending(fast=not finished, funnel=settings, trials=options.tune or 0)
-            conclude(options.run_dir, options.json, config, search, ending)
+            funnel = FunnelSettings(_workers(options, config["lag"]), every) if options.funnel else None
+            ending = Ending(fast=not finished, funnel=funnel, trials=options.tune or 0)
+            conclude(options.run_dir, options.json, config, search, ending, executor_for)
         elif finished and not search.statistics.trained:
             raise UserError("the time was over before the first batch; go on with --resume and more --minutes")
         elif finished:
@@ -123,22 +130,45 @@ def digest(run_dir: Path) -> str:
 
 
 def evaluator(
-    task: str,
-    ladder: tuple[float, ...],
-    seeds: tuple[int, ...],
+    tasks: tuple[str, ...],
+    seed: int = 0,
     steps: int = 0,
     race: bool = False,
     precision: str = "float32",
-) -> Evaluator:
-    """The evaluator of a search, made inside each worker. In a race the reference is AdamW."""
+    cuts: tuple[tuple[int, float], ...] = (),
+) -> Suite:
+    """The evaluator of a search, made inside each worker: scores are relative to AdamW's, and rates decay to zero."""
     from baselines import BASELINES
     from search.fitness import Protocol
     from search.population import Population
     from search.race import NO_RACE, Race
+    from search.suite import RELATIVE_RATES, Suite
 
-    protocol = Protocol(get_task(task), ladder, seeds, steps)
-    reference = BASELINES["adamw"].program if race else None
-    return Population(protocol, Race() if race else NO_RACE, reference, precision)
+    protocols = []
+    for task in map(get_task, tasks):
+        length = steps or task.steps
+        protocols.append(Protocol(task, RELATIVE_RATES, (0,), length, SCHEDULE, round(WARMUP * length)))
+    make = functools.partial(Population, race=Race() if race else NO_RACE, precision=precision)
+    return Suite(tuple(protocols), BASELINES["adamw"].program, seed, cuts, make)
+
+
+def cautions(tasks: Sequence[str], steps: int = 0) -> list[str]:
+    """What speaks against believing a score on these tasks, one sentence each."""
+    found = []
+    if len(tasks) == 1:
+        found.append(
+            f"{tasks[0]} is the only task: scores on one task alone have ranked optimizers in the opposite order of "
+            "other tasks (docs/search.md); --tasks proxies scores on eight"
+        )
+    for name in tasks:
+        task = get_task(name)
+        passes = (steps or task.steps) * task.batch_size / len(task.data().train)
+        if passes > 1:
+            found.append(
+                f"{name} repeats its data: a run makes {passes:.1f} passes, so that a score also measures who "
+                "memorises least; shorter runs (--steps) or more data measure optimisation alone"
+            )
+    return found
 
 
 def _connect(address: str) -> None:

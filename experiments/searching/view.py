@@ -116,6 +116,7 @@ class SearchView:
         elif time.monotonic() - self.last_line > LINE_EVERY:
             self.last_line = time.monotonic()
             self.console.print(self._line())
+            self.console.file.flush()  # a log file shows it now, not when a buffer is full
 
     def summary(self, search: Search, interrupted: bool) -> None:
         """One closing line."""

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from experiments.tasks.table import TASKS, cross_entropy, get_task, with_data
+    from experiments.tasks.table import TASKS, cross_entropy, get_task, task_names, with_data
 
-__all__ = ["TASKS", "cross_entropy", "get_task", "with_data"]
+__all__ = ["TASKS", "cross_entropy", "get_task", "task_names", "with_data"]
 
 
 def __getattr__(name: str) -> Any:

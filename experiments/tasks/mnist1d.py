@@ -17,7 +17,7 @@ from primitives.task import Splits, TensorSplit
 POINTS = 40
 """Length of an example."""
 
-_TEMPLATES = (
+TEMPLATES = (
     (5, 6, 6.5, 6.75, 7, 7, 7, 7, 6.75, 6.5, 6, 5),
     (5, 3, 3, 3.4, 3.8, 4.2, 4.6, 5, 5.4, 5.8, 5, 5),
     (5, 6, 6.5, 6.5, 6, 5.25, 4.75, 4, 3.5, 3.5, 4, 5),
@@ -51,7 +51,7 @@ def mnist1d() -> Splits:
 def generate(seed: int = 42) -> tuple[np.ndarray, np.ndarray]:
     """All examples, float64 ``[5000, 40]``, and their classes, int64 ``[5000]``; the published set for seed 42."""
     random = np.random.RandomState(seed)  # the old generator, whose numbers the published set is made of
-    curves = np.array(_TEMPLATES)
+    curves = np.array(TEMPLATES)
     curves = (curves - curves.mean(axis=1, keepdims=True)) / curves.std(axis=1, keepdims=True)
     curves = (curves - curves[:, :1]) / 6  # begin at 0, as the padding
     classes = np.repeat(np.arange(len(curves)), _EXAMPLES // len(curves))

@@ -24,8 +24,7 @@ class MLP(nn.Module):
         """Logits of each example."""
         x = inputs.mT
         for number, layer in enumerate(self.layers):
-            assert isinstance(layer, nn.Linear)
-            x = layer.weight @ (x.relu() if number else x) + layer.bias[:, None]
+            x = _layer(layer, x.relu() if number else x)
         return x.mT
 
 
@@ -95,3 +94,74 @@ class GRU(nn.Module):
             h = new + keep * (h - new)
             states.append(h)
         return self.head(torch.stack(states[-self.answers :], -2))
+
+
+class ResidualMLP(nn.Module):
+    """Narrow residual layers ``x + relu(W x + b) / √depth`` between two linear ones; features first, as `MLP`.
+
+    Maps ``[batch, inputs]`` to ``[batch, outputs]``; initialised as `torch.nn.Linear` does.
+    """
+
+    def __init__(self, inputs: int, width: int, depth: int, outputs: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(inputs, width), nn.Linear(width, outputs)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits of each example."""
+        x = _layer(self.first, inputs.mT)
+        for layer in self.layers:
+            x = x + _layer(layer, x).relu() / math.sqrt(len(self.layers))
+        return _layer(self.last, x).mT
+
+
+class CurveNet(nn.Module):
+    """Convolutions of width 5 along a curve, each followed by ReLU and each halving its length, and a linear layer.
+
+    Maps ``[batch, points]`` to ``[batch, classes]``; initialised as torch's layers are. A convolution is one matrix
+    product with all windows side by side, which can be stacked where torch's own kernel cannot.
+    """
+
+    WINDOW = 5
+
+    def __init__(self, points: int, widths: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv1d(i, o, self.WINDOW) for i, o in itertools.pairwise((1, *widths)))
+        for _ in widths:
+            points = (points - self.WINDOW) // 2 + 1
+        self.head = nn.Linear(widths[-1] * points, classes)
+
+    def forward(self, curves: Tensor) -> Tensor:
+        """Logits of each example."""
+        x = curves.mT[None]  # [channels, points, batch]
+        for layer in self.layers:
+            assert isinstance(layer, nn.Conv1d)
+            length = (x.shape[-2] - self.WINDOW) // 2 + 1
+            windows = [x[..., k : k + 2 * length - 1 : 2, :] for k in range(self.WINDOW)]
+            columns = torch.stack(windows, -3).flatten(-4, -3).flatten(-2)  # [channels · window, length · batch]
+            x = layer.weight.flatten(1) @ columns + layer.bias[:, None]  # type: ignore[index]
+            x = x.relu().unflatten(-1, (length, -1))
+        return _layer(self.head, x.flatten(-3, -2)).mT
+
+
+class WordBag(nn.Module):
+    """The summed embeddings of a bag of words, a ReLU layer and a linear one.
+
+    Maps ``[batch, words]`` to ``[batch, classes]``. Embeddings are normal with standard deviation 0.1.
+    """
+
+    def __init__(self, vocabulary: int, width: int, hidden: int, classes: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        nn.init.normal_(self.embed.weight, std=0.1)
+        self.hidden, self.head = nn.Linear(width, hidden), nn.Linear(hidden, classes)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Logits of each bag."""
+        return self.head(self.hidden(self.embed(words.long()).sum(-2)).relu())
+
+
+def _layer(layer: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer on features first, ``[features, batch]``."""
+    assert isinstance(layer, nn.Linear)
+    return layer.weight @ x + layer.bias[:, None]

@@ -11,11 +11,12 @@ from experiments.tasks import data, models, objectives, texts
 from experiments.tasks.file_tasks import FILE_TASKS, file_task
 from experiments.tasks.losses import cross_entropy, mean_value, squared_error
 from experiments.tasks.mnist1d import POINTS, mnist1d
+from experiments.tasks.proxies import PROXIES
 from experiments.tasks.transformers import GPT
 from experiments.tasks.user_tasks import from_entry_point, from_file, installed
 from primitives.task import Task
 
-__all__ = ["TASKS", "cross_entropy", "get_task", "with_data"]
+__all__ = ["TASKS", "cross_entropy", "get_task", "task_names", "with_data"]
 
 SCIKIT_DIGITS = "CC BY 4.0 (UCI Optical Recognition of Handwritten Digits, in scikit-learn)"
 
@@ -150,7 +151,28 @@ TASKS: dict[str, Task] = {
         ),
     )
 }
+TASKS |= PROXIES
 TASKS |= {name: row.task() for name, row in FILE_TASKS.items()}
+
+SUITES: dict[str, tuple[str, ...]] = {"proxies": tuple(PROXIES)}
+"""Names that stand for several tasks."""
+
+
+def task_names(text: str) -> tuple[str, ...]:
+    """The tasks that a list with commas names, suites replaced by what they stand for.
+
+    Raises:
+        UserError: if none is named, or two that are called alike.
+    """
+    given = [name.strip() for name in text.split(",") if name.strip()]
+    if not given:
+        raise UserError("no task is named; name one or several with commas, as in: digits,mnist1d")
+    called: dict[str, str] = {}
+    for name in dict.fromkeys(part for text in given for part in SUITES.get(text, (text,))):
+        other = called.setdefault(get_task(name).name, name)
+        if other != name:
+            raise UserError(f"{other} and {name} are both called {get_task(name).name!r}; give each its own name")
+    return tuple(called.values())
 
 
 def get_task(text: str, *, ready: bool = True) -> Task:

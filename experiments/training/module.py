@@ -23,7 +23,7 @@ from experiments.progress import Report
 from experiments.tasks.transformers import Block
 from experiments.training.batches import RunBatches
 from experiments.training.options import PLAIN, RunOptions, device_type
-from experiments.training.results import evaluate
+from experiments.training.results import TRAINED, evaluate
 from learned import LearnedOptimizer
 from learned.reasons import Moves
 from primitives import Split, Task
@@ -169,14 +169,14 @@ class TrainingRun(LightningModule):
         self.diverged = f"{reason}; try a smaller lr"
         self.trainer.should_stop = True
 
-    def evaluate(self, split: Split) -> tuple[float, float | None]:
+    def evaluate(self, split: Split, limit: int | None = None) -> tuple[float, float | None]:
         """Loss and accuracy on `split`, of the averaged weights where it is them that the optimizer trains."""
         with averaged(self.optimizer) if is_schedule_free(self.optimizer) else nullcontext():
-            return evaluate(self.model, self.task, split)
+            return evaluate(self.model, self.task, split, limit)
 
     def measure(self) -> list[tuple[float, float | None]]:
         """Loss and accuracy on each split."""
-        return [self.evaluate(split) for split in self.splits]
+        return [self.evaluate(self.splits.train, TRAINED), *map(self.evaluate, self.splits[1:])]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write the curves, look at the validation data and keep a checkpoint when it is time."""

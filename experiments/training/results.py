@@ -12,8 +12,8 @@ from torch import nn
 
 from primitives.task import Split, Task
 
-EVALUATED = 1280
-"""At most so many examples of a split, evenly spaced, are looked at when its loss is reported."""
+TRAINED = 1280
+"""So many examples of the training split, evenly spaced, stand for all of them when its loss is reported."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ def _finite(value: Any) -> Any:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: Task, split: Split, limit: int = EVALUATED) -> tuple[float, float | None]:
+def evaluate(model: nn.Module, task: Task, split: Split, limit: int | None = None) -> tuple[float, float | None]:
     """Mean loss of a model over a split, and the share of right classes, or None where there are no classes.
 
-    Splits of more than `limit` examples are represented by as many evenly spaced ones.
+    With a `limit`, splits of more examples are represented by as many evenly spaced ones.
     """
     device = next(model.parameters()).device
-    count = min(len(split), limit)
+    count = len(split) if limit is None else min(len(split), limit)
     at = torch.linspace(0, len(split) - 1, count, dtype=torch.float64).round().long()
     loss, right, classes = 0.0, 0, 0
     for part in at.split(256):

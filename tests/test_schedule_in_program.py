@@ -8,9 +8,9 @@ from torch import nn
 
 from baselines import BASELINES
 from baselines import schedules as torch_schedules
-from experiments.compare.schedule import SCHEDULES, scheduled
 from primitives import Program, ProgramOptimizer, parse_program
 from search.native_code import encode
+from search.schedule import SCHEDULES, scheduled
 
 STEPS = 30
 READS_LR = parse_program("optforge 1\nx0 = mul(p, lr)\nx1 = add(g, x0)\nupdate x1\n")
@@ -59,15 +59,29 @@ def test_the_schedule_matters_and_what_changes_nothing_is_the_program_itself() -
     assert not torch.equal(train(adamw, "cosine", 0, 0.0, True)[0], train(adamw, "constant", 0, 0.0, True)[0])
 
 
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+@pytest.mark.parametrize("program", [BASELINES["muon"].program, READS_LR])
+def test_scale_is_a_factor_of_the_rate(schedule: str, program: Program) -> None:
+    rules = scheduled(program, schedule, STEPS, 3, scale=4.0), scheduled(program, schedule, STEPS, 3)
+    finals = []
+    for rule, lr in zip(rules, (0.01, 0.04), strict=True):
+        p = nn.Parameter(torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4))
+        optimizer = ProgramOptimizer([p], rule, lr, total_steps=STEPS)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            (p.square() * torch.arange(1, 5)).sum().backward()
+            optimizer.step()
+        finals.append(p.detach())
+    torch.testing.assert_close(*finals, rtol=1e-10, atol=1e-14)
+
+
 def test_hyperparameters_and_native_steps_survive() -> None:
     rule = scheduled(BASELINES["lion"].program, "cosine", STEPS, 3, 1.0)
     assert {h.name for h in rule.hypers} == {h.name for h in BASELINES["lion"].program.hypers}
     assert rule.live_state == BASELINES["lion"].program.live_state and encode(rule) is not None
 
 
-@pytest.mark.parametrize(
-    ("options", "message"), [(("linear", 10), "unknown schedule"), (("cosine", 10, 10), "warm-up")]
-)
+@pytest.mark.parametrize(("options", "message"), [(("sine", 10), "unknown schedule"), (("cosine", 10, 10), "warm-up")])
 def test_impossible_schedules_are_refused(options: tuple[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         scheduled(READS_LR, *options)

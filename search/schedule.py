@@ -27,13 +27,17 @@ def _cosine(b: Builder, after: Expr, steps: int) -> Expr | None:
     return 0.5 * (1 + b.cos(math.pi / steps * after))
 
 
+def _linear(b: Builder, after: Expr, steps: int) -> Expr | None:
+    return (steps - after) / steps
+
+
 def _wsd(b: Builder, after: Expr, steps: int) -> Expr | None:
     decay = min(steps, max(1, steps // 10))
     return b.min(1.0, (steps - after) / decay)
 
 
 SCHEDULES: MappingProxyType[str, Callable[[Builder, Expr, int], Expr | None]] = MappingProxyType(
-    {"cosine": _cosine, "wsd": _wsd, "constant": _constant}
+    {"cosine": _cosine, "linear": _linear, "wsd": _wsd, "constant": _constant}
 )
 """Factors by name, from the steps made since the warm-up and their number; `baselines.schedules` says what they are.
 
@@ -41,7 +45,9 @@ The decay of ``wsd`` takes a tenth of what follows the warm-up.
 """
 
 
-def scheduled(program: Program, schedule: str, steps: int, warmup: int = 0, clip: float = 0.0) -> Program:
+def scheduled(
+    program: Program, schedule: str, steps: int, warmup: int = 0, clip: float = 0.0, scale: float = 1.0
+) -> Program:
     """`program` with a schedule of its learning rate over a run of `steps`, and with clipped gradients.
 
     Args:
@@ -51,6 +57,7 @@ def scheduled(program: Program, schedule: str, steps: int, warmup: int = 0, clip
         warmup: steps over which the factor rises from 1/warmup to 1, before the schedule begins.
         clip: largest Euclidean norm of the gradients of all parameters together; 0 for no limit. A slot that begins
             as a copy of the first gradient begins as it is, not clipped.
+        scale: what multiplies the learning rate in every step.
 
     Raises:
         ValueError: for an unknown schedule or a warm-up that leaves no step.
@@ -64,6 +71,8 @@ def scheduled(program: Program, schedule: str, steps: int, warmup: int = 0, clip
     if warmup:
         rise = b.min(b.step / warmup, 1.0)
         factor = rise if factor is None else rise * factor
+    if scale != 1:
+        factor = b.mul(1.0 if factor is None else factor, scale)
     instead: dict[str, Expr] = {}
     if factor is not None:
         instead["lr"] = b.lr * factor
@@ -71,7 +80,7 @@ def scheduled(program: Program, schedule: str, steps: int, warmup: int = 0, clip
         instead |= {"g": b.clip_norm(b.g, b.global_norm, clip), "global_norm": b.min(b.global_norm, clip)}
     if not instead:
         return program
-    fallback = program.fallback and scheduled(program.fallback, schedule, steps, warmup, clip)
+    fallback = program.fallback and scheduled(program.fallback, schedule, steps, warmup, clip, scale)
     return _rewritten(program, b, instead, factor, fallback).pruned()
 
 
