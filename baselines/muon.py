@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 from baselines import adamw
 from baselines.base import HandWritten, Lists
 from baselines.checks import check_beta, check_bool, check_not_negative, check_unit
+from baselines.row import Baseline, Oracle
 from primitives import Builder, Program
 from primitives.blocks import decoupled_weight_decay, nesterov
 from primitives.linalg import newton_schulz
@@ -86,3 +87,24 @@ def program() -> Program:
     size = 0.2 * b.sqrt(b.max(b.rows(b.g), b.cols(b.g)))
     rest = adamw.program().with_defaults(beta2=0.95, weight_decay=0.1)
     return b.build(decoupled_weight_decay(b, size * direction, weight_decay), rest)
+
+
+ROWS = (
+    Baseline(
+        name="muon",
+        optimizer=Muon,
+        build=program,
+        paper="Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982",
+        lr_range=(3e-3, 3e-2),
+        when="The hidden matrices of transformers and other networks, in large batches: its authors report "
+        "fewer steps than `adamw` to the same loss, for some matrix products in each. Vectors go to AdamW"
+        " by themselves; embeddings and the last layer should be sent there.",
+        oracles=(Oracle("torch.optim.Muon", note="orthogonalises in bfloat16; has no part for vectors", dims=()),),
+        cases=(
+            {},
+            {"momentum": 0.0},
+            {"momentum": 0.5, "weight_decay": 0.3, "beta1": 0.5, "beta2": 0.9, "eps": 1e-3},
+        ),
+        visible={"lr": 0.2},
+    ),
+)

@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from baselines.base import HandWritten, Lists, with_l2
 from baselines.checks import check_beta, check_not_negative
+from baselines.row import Baseline, Oracle
 from primitives import Builder, Kind, Program
 from primitives.blocks import debias, momentum, rms_normalise
 from primitives.builder import Expr
@@ -81,3 +82,21 @@ def program() -> Program:
     product.next = product * now
     direction = (1.0 - now) / (1.0 - product.next) * g + following / (1.0 - product.next * following) * m
     return b.build(rms_normalise(b, direction, debias(b, v, beta2), eps))
+
+
+ROWS = (
+    Baseline(
+        name="nadam",
+        optimizer=NAdam,
+        build=program,
+        paper="Dozat 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ",
+        lr_range=(3e-4, 1e-2),
+        when="In place of `adam` where the first steps matter. Gains over a tuned Adam are usually small.",
+        oracles=(Oracle("torch.optim.NAdam"),),
+        cases=(
+            {},
+            {"beta1": 0.0},
+            {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3, "momentum_decay": 0.2},
+        ),
+    ),
+)

@@ -48,7 +48,7 @@ RULES = {
     "timed": rule(lambda b: b.sign(b.g) * (1 - b.progress)),
 }  # fmt: skip
 LINEAR = {"gradient-descent", "sgd", "momentum", "nesterov"}
-ALL = RULES | {name: row.program for name, row in BASELINES.items()} | {name: build() for name, build in NAMED.items()}
+ALL = RULES | {name: row.program for name, row in (BASELINES | NAMED).items()}
 
 
 @pytest.fixture(scope="module")

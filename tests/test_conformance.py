@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from forms import FORMS, SHAPES, draw, every_form, every_row, make, one, play, through_a_file, twin
+from forms import FORMS, SHAPES, draw, every_form, every_row, make, one, play, through_a_file
 from strategies import assert_same
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
@@ -183,7 +183,7 @@ def test_schedulers_drive_every_row(kind: str) -> None:
         rates, ends = [], []
         for form in ("torch", "hand", "eager"):
             params, gradients = draw(SHAPES["mixed"], STEPS)
-            optimizer = torch.optim.SGD(params, 0.1) if form == "torch" else twin(name, form, params, lr=0.1)
+            optimizer = torch.optim.SGD(params, 0.1) if form == "torch" else make(name, form, params, lr=0.1)
             schedule, seen = SCHEDULES[kind](optimizer), []
             for step in gradients:
                 seen.append(optimizer.param_groups[0]["lr"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from forms import SHAPES, draw, every_form, every_row, make, one, play, twin
+from forms import SHAPES, draw, every_form, every_row, make, one, play
 from strategies import assert_same
 from torch.optim import lr_scheduler
 
@@ -80,10 +80,10 @@ def test_groups_are_trained_apart(name: str, form: str) -> None:
     params, gradients = draw(SHAPES["mixed"], STEPS)
     parts, lrs = (slice(0, 2), slice(2, 4)), (0.2, 0.1)
     groups = [{"params": params[part], "lr": lr} for part, lr in zip(parts, lrs, strict=True)]
-    play(twin(name, form, groups), params, gradients)
+    play(make(name, form, groups), params, gradients)
     for part, lr in zip(parts, lrs, strict=True):
         alone = draw(SHAPES["mixed"], STEPS)[0][part]
-        play(twin(name, form, alone, lr=lr), alone, [step[part] for step in gradients])
+        play(make(name, form, alone, lr=lr), alone, [step[part] for step in gradients])
         assert_same([p.detach() for p in alone], [p.detach() for p in params[part]])
 
 

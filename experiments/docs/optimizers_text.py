@@ -3,7 +3,8 @@
 INTRODUCTION = """
 # Optimizers
 
-This page is written by `make docs` from the rows of `baselines/table.py`; the test suite checks that it is current.
+This page is written by `make docs` from the `ROWS` of the modules in `baselines`, in the order of publication; the test
+suite checks that it is current.
 
 Every optimizer here is written twice: by hand as a plain `torch.optim.Optimizer`, and as a program in the
 [language of update rules](language.md). The test suite holds each to the other, and to somebody else's implementation
@@ -65,69 +66,3 @@ pseudo-code are made from the programs; both say what a step does in order.
 PROGRAMS_ONLY = """
 ## As programs only
 """
-
-WHEN = {
-    "gradient-descent": "The whole training set is one batch: small and convex problems, and as the rule that theory "
-    "speaks of. `optforge train` gives it such batches.",
-    "sgd": "There is no memory to spare for state, or a plain reference is needed. With momentum it usually gets "
-    "further in as many steps.",
-    "momentum": "Convolutional networks for images, with a schedule that lowers the learning rate: tuned well, it is "
-    "hard to beat there. Seldom for transformers, whose gradients differ too much in size between layers.",
-    "nesterov": "Wherever momentum is used: at the same cost it damps oscillations somewhat better.",
-    "adagrad": "Sparse features, as in embeddings and linear models where rare coordinates matter, and online convex "
-    "problems. In long training of deep networks its rate falls too early, as the sum of squares never forgets.",
-    "rmsprop": "Gradients whose size drifts, as in recurrent networks and reinforcement learning, with half of Adam's "
-    "state. Warm up: its first steps are ten times too long, see the variant.",
-    "adam": "A first choice without weight decay: gradients of very different sizes, little time for tuning. With "
-    "weight decay, take `adamw`.",
-    "adam-l2": "Only to see how it differs from `adamw`: the penalty is divided by the size of the gradients, so that "
-    "weights with large gradients decay least.",
-    "adamw": "The usual choice for transformers, and for whatever has not been tried yet. Warm up, and keep biases and "
-    "norms out of the decay (`baselines.groups`).",
-    "nadam": "In place of `adam` where the first steps matter. Gains over a tuned Adam are usually small.",
-    "adafactor": "Large models with little memory: the second moment of an n × m matrix takes n + m numbers. The "
-    "relative step suits models whose layers differ in size; keep the clipping of updates.",
-    "adan": "Large batches, where twice the state of `adamw` can be afforded; its authors report fewer steps on vision "
-    "and language models, and tolerance of large learning rates.",
-    "lion": "Large batches, with half of the state of `adamw`. Every element moves by the same length, so take a "
-    "learning rate 3 to 10 times smaller than that of `adamw`, and a weight decay larger by the same factor.",
-    "lars": "Convolutional networks with batches of many thousand images, with warm-up. The learning rate multiplies "
-    "`trust_coefficient`, hence its unusual size.",
-    "lamb": "Transformers with batches of many thousand sequences, with warm-up. At usual batch sizes `adamw` is as "
-    "good and simpler.",
-    "muon": "The hidden matrices of transformers and other networks, in large batches: its authors report fewer steps "
-    "than `adamw` to the same loss, for some matrix products in each. Vectors go to AdamW by themselves; embeddings "
-    "and the last layer should be sent there.",
-    "schedule-free-adamw": "The length of training is not known beforehand, or no schedule is wanted (warm-up still "
-    "is). Evaluate and save the averages: `optimizer.eval()`, or `with averaged(optimizer):`. Batch norm needs its "
-    "statistics taken anew with them.",
-    "prodigy": "There is no time to tune the learning rate: leave `lr` at 1 and let a cosine schedule lower it. It "
-    "costs twice the state of Adam.",
-    "lion-raw": "Not for training: to see what evolution's find looked like before anyone simplified it.",
-    "lion-raw-ablated": "Not for training: to see `optforge simplify` turn it into Lion.",
-    "cautious-adamw": "Wherever `adamw` is used, with the same hyperparameters and memory; how much it helps depends "
-    "on the model.",
-    "cautious-lion": "Wherever `lion` is used, with the same hyperparameters and memory; how much it helps depends on "
-    "the model.",
-}
-"""When to use each optimizer."""
-
-_CAUTIOUS = (
-    "{} without the elements of its update that point against the present gradient; what remains is divided by its "
-    "share. `baselines.cautious.cautious` makes the same of any program; decoupled weight decay is left "
-    "alone, decay inside a rule (Adan, LAMB) is not.",
-    "Liang et al. 2024, arXiv:2411.16085",
-)
-ABOUT = {
-    "lion-raw": (
-        "Lion as evolution found it, with statements that have no effect and constants in place of hyperparameters.",
-        "Chen et al. 2023, arXiv:2302.06675, program 4",
-    ),
-    "lion-raw-ablated": (
-        "The raw find without the two statements whose removal does not change how it trains: clip and arcsin.",
-        "Chen et al. 2023, arXiv:2302.06675, section 2.4",
-    ),
-    "cautious-adamw": (_CAUTIOUS[0].format("AdamW"), _CAUTIOUS[1]),
-    "cautious-lion": (_CAUTIOUS[0].format("Lion"), _CAUTIOUS[1]),
-}
-"""Idea and source of the programs that have no hand-written form, and hence no docstring and no row."""
