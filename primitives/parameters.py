@@ -22,11 +22,12 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if hasattr(x, "to_local") else x
 
 
-def begin(slot: Slot, p: Tensor) -> Tensor:
-    """First value of `slot`; what has the parameter's shape is distributed like the parameter."""
+def begin(slot: Slot, p: Tensor, dtype: torch.dtype) -> Tensor:
+    """First value of `slot` in `dtype`; what has the parameter's shape is distributed like the parameter."""
     if hasattr(p, "placements") and slot.kind is Kind.TENSOR and not isinstance(slot.init, str):
-        return torch.full_like(p, slot.init)
-    return initial_slot(slot, p, p.grad)  # type: ignore[arg-type]
+        return torch.full_like(p, slot.init, dtype=dtype)
+    gradient = p.grad if p.grad is None else p.grad.to(dtype)
+    return initial_slot(slot, p.to(dtype), gradient)  # type: ignore[arg-type]
 
 
 def placed_like(old: Tensor, value: Tensor) -> Tensor:

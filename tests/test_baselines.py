@@ -201,6 +201,15 @@ def test_first_steps_by_hand() -> None:
         ("schedule-free-adamw", {"eps": 1e-30}),
         ("prodigy", {"eps": 1e-30, "d0": 1.0}),
         ("lion", {}),
+        ("signum", {}),
+        ("laprop", {"eps": 1e-30}),
+        ("adabelief", {"eps": 1e-60}),
+        ("adopt", {"eps": 1e-30}),
+        ("ademamix", {"eps": 1e-30}),
+        ("nadamw", {"eps": 1e-30}),
+        ("adam-mini", {"eps": 1e-30}),
+        ("cautious-adamw", {"eps": 1e-30}),
+        ("cautious-lion", {}),
     ],
 )
 def test_rules_that_normalise_are_invariant_to_the_scale_of_gradients(name: str, options: dict[str, Any]) -> None:

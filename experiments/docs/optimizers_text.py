@@ -60,6 +60,28 @@ at once; gradient descent and momentum follow it until the tiny slope to the sid
 the weight decay, ε `eps`, μ the momentum. `=` names a value, `←` overwrites state or the parameter. Formulas and
 pseudo-code are made from the programs; both say what a step does in order.
 
+## What is not here, and why
+
+A program sees one parameter, its gradient, and state of its shape, once a step. Some rules need more than that:
+
+- **Sophia** (Liu et al. 2023, arXiv:2305.14342) estimates the diagonal of the Hessian from a second gradient, of labels
+  that the model draws or along a random vector. Only the training loop can compute it.
+- **SAM** (Foret et al. 2020, arXiv:2010.01412) takes the gradient at a second point, and **L-BFGS** searches along a
+  line. Both evaluate the loss more than once a step.
+- **K-FAC** (Martens & Grosse 2015, arXiv:1503.05671) reads the inputs of layers and the gradients of their outputs.
+- **Adam-mini** has one second moment for each head of queries and keys. The shape of a tensor does not show its heads,
+  so that [adam-mini](#adam-mini) has one for each row.
+- **Prodigy** estimates one distance for all parameters. What programs share is the norm of all gradients
+  (`global_norm`), so that the program of [prodigy](#prodigy) has one distance for each tensor.
+
+Muon and its relatives are for hidden layers. Embeddings and heads have the same shapes, so the row, not the program,
+tells them apart by their names. The commands of `optforge` go by shape alone.
+
+```python
+hidden_only = ProgramOptimizer(model.named_parameters(), BASELINES["muon"].program, where=BASELINES["muon"].where)
+hidden_only.routes  # which parameter goes where
+```
+
 ## By hand and as programs
 """
 
