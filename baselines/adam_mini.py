@@ -24,7 +24,12 @@ class AdamMini(AdamW):
     """
 
     def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"m": torch.zeros_like(p), "v": p.new_zeros((len(p), *[1] * (p.ndim - 1)) if p.ndim >= 2 else ())}
+        blocks = (len(p), *[1] * (p.ndim - 1)) if self._mixes(p, group) else ()
+        return {"m": torch.zeros_like(p), "v": p.new_zeros(blocks)}
+
+    def _mixes(self, p: Tensor, group: dict[str, Any]) -> bool:
+        """Whether there is a moment for each row of `p`, for which all of its elements must be in one place."""
+        return p.ndim >= 2
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         lr, (beta1, beta2), m = group["lr"], group["betas"], state["m"]

@@ -59,8 +59,12 @@ class AdamH(adamw.AdamW):
         check_bool(group, "use_hyperball")
 
     def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        radius = {"radius": p.norm()} if group["use_hyperball"] and p.ndim >= 2 else {}
+        radius = {"radius": p.norm()} if self._mixes(p, group) else {}
         return super()._start(p, group) | radius
+
+    def _mixes(self, p: Tensor, group: dict[str, Any]) -> bool:
+        """Whether `p` is kept on its sphere, for which all of its elements must be in one place."""
+        return bool(group["use_hyperball"]) and p.ndim >= 2
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         if "radius" not in state:

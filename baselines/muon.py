@@ -69,7 +69,7 @@ class Muon(adamw.AdamW):
         check_bool(group, "use_muon")
 
     def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return self._matrix(p) if group["use_muon"] and p.ndim >= 2 else super()._start(p, group)
+        return self._matrix(p) if self._mixes(p, group) else super()._start(p, group)
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         if "v" in state:
@@ -80,6 +80,10 @@ class Muon(adamw.AdamW):
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for i, (p, g) in enumerate(zip(params, grads, strict=True)):
             p.sub_(self._direction(group, g, {name: values[i] for name, values in state.items()}), alpha=group["lr"])
+
+    def _mixes(self, p: Tensor, group: dict[str, Any]) -> bool:
+        """Whether `p` is orthogonalised, for which all of its elements must be in one place."""
+        return bool(group["use_muon"]) and p.ndim >= 2
 
     def _matrix(self, p: Tensor) -> dict[str, Tensor]:
         """State of an orthogonalised parameter; it has no key ``v``, by which AdamW's state is known."""

@@ -103,7 +103,8 @@ def load_unrounded(
 ) -> None:
     """Call torch's `load`, then undo that it rounds state to the dtype of its parameter; `dtype` says what it shall be.
 
-    `check` sees what is loaded, after the user's hooks, before anything changes.
+    `check` sees what is loaded, after the user's hooks, before anything changes. Options of groups that are not in it
+    stay as they are.
     What rounding takes from a parameter is kept in ``state[REST]`` if, and only if, the two dtypes differ.
     """
     seen = [state_dict]
@@ -112,12 +113,16 @@ def load_unrounded(
         check(final)
         seen.append(final)
 
+    present = [{**group} for group in optimizer.param_groups]
     hook = optimizer.register_load_state_dict_pre_hook(look)
     try:
         load(state_dict)
     finally:
         hook.remove()
     saved = seen[-1]
+    for group, before in zip(optimizer.param_groups, present, strict=True):
+        for option, value in before.items():  # an older checkpoint may lack some
+            group.setdefault(option, value)
     names = chain.from_iterable(g["params"] for g in saved["param_groups"])
     own = chain.from_iterable(g["params"] for g in optimizer.param_groups)
     for name, p in zip(names, own, strict=True):
@@ -125,8 +130,8 @@ def load_unrounded(
         if state is None:
             continue
         for key, value in saved["state"].get(name, {}).items():
-            if key == "step":
-                state[key] = value.detach().clone()
+            if key == "step":  # a number in old checkpoints, or a tensor too narrow to count in
+                state[key] = torch.as_tensor(value, dtype=torch.float32).detach().clone()
             elif isinstance(value, Tensor):
                 state[key] = value.detach().to(p.device, dtype(p), copy=True)
         if dtype(p) != p.dtype:

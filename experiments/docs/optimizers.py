@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from baselines import BASELINES, NAMED, Baseline, NamedProgram
 from experiments.docs.optimizers_text import INTRODUCTION, PROGRAMS_ONLY
-from experiments.report.listings import state_words
-from primitives import Program
+from experiments.report.listings import measure, state_words
+from primitives import Program, ProgramOptimizer
 from primitives.cost import cost
 from primitives.formula import latex
 from primitives.pseudocode import number, pseudo_code
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "optimizers.md"
+MEASURED = (256, 256)
+"""Shape of the parameter on which the page's state is measured."""
+
 _COMMON = ("params", "maximize", "state_dtype")  # parameters of every constructor
 
 
@@ -32,8 +37,14 @@ def optimizers_page() -> str:
 
 
 def _overview(rows: Iterable[NamedProgram]) -> Iterator[str]:
-    cells = ((f"[{r.name}](#{r.name})", state_words(r.program), _rates(r), linked(r.paper)) for r in rows)
-    yield from table("optimizer", "state", "usual learning rate", "source", rows=cells)
+    cells = ((f"[{r.name}](#{r.name})", state_words(r.program), _measured(r), _rates(r), linked(r.paper)) for r in rows)
+    yield from table("optimizer", "state", "bytes", "usual learning rate", "source", rows=cells)
+
+
+def _measured(row: NamedProgram) -> str:
+    """Bytes that the hand-written form, or else the program, keeps for each element of `MEASURED` in float32."""
+    make = row.optimizer if isinstance(row, Baseline) else partial(ProgramOptimizer, program=row.program)
+    return f"{measure(make, MEASURED) / math.prod(MEASURED):.4g}"
 
 
 def _section(row: NamedProgram) -> Iterator[str]:

@@ -23,9 +23,9 @@ program = BASELINES["adamw"].program
 optimizer = ProgramOptimizer(model.parameters(), program, lr=1e-3, weight_decay=0.1)
 ```
 
-*State* is counted in numbers for each parameter: `2×` is twice the model's size. `optforge optimizers --memory`
-measures it. Learning rates are where the best one usually lies for networks trained from scratch; let a schedule lower
-them.
+*State* is counted in numbers for each parameter: `2×` is twice the model's size. *Bytes* are measured after a step,
+for each element of a 256 × 256 matrix in float32; `optforge optimizers --memory` measures convolutions and vectors,
+too. Learning rates are where the best one usually lies for networks trained from scratch; let a schedule lower them.
 
 <table>
 
