@@ -115,7 +115,7 @@ _NOT_HIDDEN = re.compile(
 
 
 def hidden(name: str, p: Tensor) -> bool:
-    """Whether a parameter belongs to a hidden layer, by its name: embeddings, tables of positions, and heads do not.
+    """Whether a parameter belongs to a hidden layer by its name, and not to an embedding, table of positions, or head.
 
     It knows the names that are in use (``embed``, ``wte``, ``lm_head``, ``classifier``, …); look at the optimizer's
     `routes` for a model of yours.

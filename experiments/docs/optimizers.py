@@ -65,7 +65,8 @@ def _section(row: NamedProgram) -> Iterator[str]:
             others = "; ".join(f"`{o.path}`" + (f" ({o.note})" if o.note else "") for o in row.oracles)
             yield f"- Compared with: {others}."
         if row.where is not None:
-            yield f"- For the fallback: {(inspect.getdoc(row.where) or '').split(': ', 1)[-1]}"
+            says = (inspect.getdoc(row.where) or "").split("\n")[0]
+            yield f'- What `where=BASELINES["{row.name}"].where` tells: {says[0].lower()}{says[1:]}'
     yield f"- Source: {linked(row.paper)}."
 
 
