@@ -1,48 +1,37 @@
-"""Hand-written optimizers from the papers, each paired with its program."""
+"""Hand-written optimizers from the papers, each paired with its program.
 
-from baselines.adafactor import AdaFactor
-from baselines.adagrad import AdaGrad
-from baselines.adam import Adam, AdamL2
-from baselines.adamw import AdamW
-from baselines.adan import Adan
+Every class of `BASELINES` can be imported from here: ``from baselines import AdamW``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
 from baselines.base import HandWritten
 from baselines.cautious import cautious
-from baselines.lamb import LAMB
-from baselines.lars import LARS
-from baselines.lion import Lion
-from baselines.muon import Muon
-from baselines.nadam import NAdam
-from baselines.prodigy import Prodigy
-from baselines.rmsprop import RMSProp
-from baselines.schedule_free import ScheduleFreeAdamW, averaged, is_schedule_free
-from baselines.sgd import SGD, GradientDescent, Momentum, Nesterov
-from baselines.table import BASELINES, NAMED, Baseline, Oracle
+from baselines.row import Baseline, NamedProgram, Oracle
+from baselines.schedule_free import averaged, is_schedule_free
+from baselines.table import BASELINES, NAMED
+
+_CLASSES: dict[str, Any] = {row.about.__name__: row.about for row in BASELINES.values()}
 
 __all__ = [
     "BASELINES",
-    "LAMB",
-    "LARS",
     "NAMED",
-    "SGD",
-    "AdaFactor",
-    "AdaGrad",
-    "Adam",
-    "AdamL2",
-    "AdamW",
-    "Adan",
     "Baseline",
-    "GradientDescent",
     "HandWritten",
-    "Lion",
-    "Momentum",
-    "Muon",
-    "NAdam",
-    "Nesterov",
+    "NamedProgram",
     "Oracle",
-    "Prodigy",
-    "RMSProp",
-    "ScheduleFreeAdamW",
     "averaged",
     "cautious",
     "is_schedule_free",
 ]
+__all__ += sorted(_CLASSES)
+
+
+def __getattr__(name: str) -> Any:
+    """The hand-written optimizers, by the names of their classes."""
+    try:
+        return _CLASSES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None

@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from baselines.base import HandWritten, Lists
 from baselines.checks import check_bool, check_not_negative, check_positive, check_unit
+from baselines.row import Baseline, Oracle
 from primitives import Builder, Kind, Program
 from primitives.blocks import decoupled_weight_decay, momentum
 from primitives.builder import Expr
@@ -142,3 +143,25 @@ def _program(factored: bool, options: tuple[bool, bool, bool], fallback: Program
     if first_moment:
         update = momentum(b, b.slot("m"), update, b.hyper("beta1", 0.9, "unit"))
     return b.build(decoupled_weight_decay(b, update, weight_decay), fallback)
+
+
+ROWS = (
+    Baseline(
+        name="adafactor",
+        optimizer=AdaFactor,
+        build=program,
+        paper="Shazeer & Stern 2018, arXiv:1804.04235",
+        lr_range=(1e-2, 1e-1),
+        when="Large models with little memory: the second moment of an n × m matrix takes n + m numbers. The "
+        "relative step suits models whose layers differ in size; keep the clipping of updates.",
+        oracles=(
+            Oracle("torch.optim.Adafactor", note="has relative_step always, and adds epsilon elsewhere", dims=()),
+            Oracle("pytorch_optimizer.AdaFactor", note="ignores lr unless told relative_step=False", dims=()),
+        ),
+        cases=(
+            {},
+            {"weight_decay": 0.3, "clip_threshold": 0.5},
+            {"decay": 0.5, "eps1": 1e-3, "eps2": 0.1},
+        ),
+    ),
+)

@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from baselines.base import HandWritten, Lists, with_l2
 from baselines.checks import check_not_negative
+from baselines.row import Baseline, Oracle
 from primitives import Builder, Program
 from primitives.blocks import rms_normalise
 
@@ -70,3 +71,23 @@ def program() -> Program:
     total.next = total + b.square(g)
     direction = rms_normalise(b, g, total.next + initial, eps)
     return b.build(direction / (1.0 + lr_decay * (b.step - 1.0)))
+
+
+ROWS = (
+    Baseline(
+        name="adagrad",
+        optimizer=AdaGrad,
+        build=program,
+        paper="Duchi, Hazan & Singer 2011, https://jmlr.org/papers/v12/duchi11a.html",
+        lr_range=(1e-2, 1e-1),
+        when="Sparse features, as in embeddings and linear models where rare coordinates matter, and online "
+        "convex problems. In long training of deep networks its rate falls too early, as the sum of "
+        "squares never forgets.",
+        oracles=(Oracle("torch.optim.Adagrad"),),
+        cases=(
+            {},
+            {"lr_decay": 0.3, "weight_decay": 0.3},
+            {"initial_accumulator_value": 0.5, "eps": 1e-2},
+        ),
+    ),
+)

@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from baselines.base import HandWritten, Lists, with_l2
 from baselines.checks import check_beta, check_not_negative
+from baselines.row import Baseline, Oracle
 from primitives import Builder, Program
 from primitives.blocks import debias, momentum, rms_normalise
 from primitives.builder import Expr
@@ -95,3 +96,37 @@ def l2_program() -> Program:
     """Adam with an L2 penalty in the primitive language: weight decay enters the gradient."""
     b = Builder()
     return b.build(direction(b, b.g + b.hyper("weight_decay", 0.01, "log") * b.p))
+
+
+ROWS = (
+    Baseline(
+        name="adam",
+        optimizer=Adam,
+        build=program,
+        paper="Kingma & Ba 2015, arXiv:1412.6980",
+        lr_range=(3e-4, 1e-2),
+        when="A first choice without weight decay: gradients of very different sizes, little time for tuning. "
+        "With weight decay, take `adamw`.",
+        oracles=(Oracle("torch.optim.Adam"),),
+        cases=(
+            {},
+            {"beta1": 0.0},
+            {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3},
+        ),
+    ),
+    Baseline(
+        name="adam-l2",
+        optimizer=AdamL2,
+        build=l2_program,
+        paper="Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2 with L2 regularisation",
+        lr_range=(3e-4, 1e-2),
+        when="Only to see how it differs from `adamw`: the penalty is divided by the size of the gradients, so"
+        " that weights with large gradients decay least.",
+        oracles=(Oracle("torch.optim.Adam"),),
+        cases=(
+            {},
+            {"weight_decay": 0.0},
+            {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3},
+        ),
+    ),
+)

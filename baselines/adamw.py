@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from baselines.adam import Adam, direction
 from baselines.base import Lists
+from baselines.row import Baseline, Oracle
 from primitives import Builder, Program
 from primitives.blocks import decoupled_weight_decay
 
@@ -43,3 +44,23 @@ def program() -> Program:
     b = Builder()
     step = direction(b, b.g)
     return b.build(decoupled_weight_decay(b, step, b.hyper("weight_decay", 0.01, "log")))
+
+
+ROWS = (
+    Baseline(
+        name="adamw",
+        optimizer=AdamW,
+        build=program,
+        paper="Loshchilov & Hutter 2019, arXiv:1711.05101",
+        lr_range=(3e-4, 1e-2),
+        when="The usual choice for transformers, and for whatever has not been tried yet. Warm up, and keep "
+        "biases and norms out of the decay (`baselines.groups`).",
+        oracles=(Oracle("torch.optim.AdamW"),),
+        cases=(
+            {},
+            {"weight_decay": 0.0},
+            {"beta1": 0.0},
+            {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3},
+        ),
+    ),
+)

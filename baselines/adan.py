@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from baselines.base import HandWritten, Lists
 from baselines.checks import check_beta, check_not_negative
+from baselines.row import Baseline, Oracle
 from primitives import Builder, Program
 from primitives.blocks import debias, momentum, rms_normalise
 
@@ -78,3 +79,23 @@ def program() -> Program:
     n = debias(b, momentum(b, b.slot("n"), b.square(b.g + beta2 * change), beta3), beta3)
     direction = rms_normalise(b, m + beta2 * v, n, eps)
     return b.build((direction + weight_decay * b.p) / (1.0 + b.lr * weight_decay))
+
+
+ROWS = (
+    Baseline(
+        name="adan",
+        optimizer=Adan,
+        build=program,
+        paper="Xie et al. 2022, arXiv:2208.06677",
+        lr_range=(3e-3, 3e-2),
+        when="Large batches, where twice the state of `adamw` can be afforded; its authors report fewer steps "
+        "on vision and language models, and tolerance of large learning rates.",
+        oracles=(Oracle("pytorch_optimizer.Adan"),),
+        cases=(
+            {},
+            {"weight_decay": 0.3},
+            {"beta1": 0.0, "beta2": 0.0, "beta3": 0.0},
+            {"beta1": 0.5, "beta2": 0.7, "beta3": 0.9, "eps": 1e-3},
+        ),
+    ),
+)

@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from baselines.adam import Adam, direction
 from baselines.base import Lists
+from baselines.row import Baseline, Oracle
 from primitives import Builder, Program
 from primitives.blocks import decoupled_weight_decay, trust_ratio
 
@@ -61,3 +62,22 @@ def program() -> Program:
     b = Builder()
     step = decoupled_weight_decay(b, direction(b, b.g), b.hyper("weight_decay", 0.01, "log"))
     return b.build(trust_ratio(b, step) * step).with_defaults(eps=1e-6)
+
+
+ROWS = (
+    Baseline(
+        name="lamb",
+        optimizer=LAMB,
+        build=program,
+        paper="You et al. 2020, arXiv:1904.00962",
+        lr_range=(3e-3, 3e-2),
+        when="Transformers with batches of many thousand sequences, with warm-up. At usual batch sizes `adamw`"
+        " is as good and simpler.",
+        oracles=(Oracle("pytorch_optimizer.Lamb", note="corrects one bias of two: its first step is 10 lr", dims=()),),
+        cases=(
+            {},
+            {"weight_decay": 0.0},
+            {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3},
+        ),
+    ),
+)

@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from baselines.base import HandWritten, Lists
 from baselines.checks import check_not_negative, check_positive, check_unit
+from baselines.row import Baseline, Oracle
 from primitives import Builder, Program
 from primitives.blocks import heavy_ball
 
@@ -76,3 +77,23 @@ def program() -> Program:
     rate = b.safe_div(trust_coefficient * size, b.norm(b.g) + weight_decay * size)
     rate = rate + b.invert(b.sign(size))  # 1 where the parameter is zero
     return b.build(heavy_ball(b, b.slot("m"), rate * (b.g + weight_decay * b.p), momentum))
+
+
+ROWS = (
+    Baseline(
+        name="lars",
+        optimizer=LARS,
+        build=program,
+        paper="You, Gitman & Ginsburg 2017, arXiv:1708.03888",
+        lr_range=(1.0, 1e1),
+        when="Convolutional networks with batches of many thousand images, with warm-up. The learning rate "
+        "multiplies `trust_coefficient`, hence its unusual size.",
+        oracles=(Oracle("pytorch_optimizer.LARS", note="vectors are exempt there", dims=(2, 3)),),
+        cases=(
+            {"trust_coefficient": 0.1},
+            {"trust_coefficient": 1.0, "momentum": 0.0},
+            {"trust_coefficient": 1.0, "weight_decay": 0.3},
+        ),
+        visible={"lr": 30.0},
+    ),
+)

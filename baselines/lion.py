@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from baselines.base import HandWritten, Lists
 from baselines.checks import check_beta, check_not_negative
+from baselines.row import Baseline, Oracle
 from primitives import Builder, Program
 from primitives.blocks import decoupled_weight_decay, momentum
 
@@ -59,3 +60,24 @@ def program() -> Program:
     direction = b.sign(b.lerp(m, b.g, 1.0 - beta1))
     momentum(b, m, b.g, beta2)
     return b.build(decoupled_weight_decay(b, direction, weight_decay))
+
+
+ROWS = (
+    Baseline(
+        name="lion",
+        optimizer=Lion,
+        build=program,
+        paper="Chen et al. 2023, arXiv:2302.06675",
+        lr_range=(3e-5, 1e-3),
+        when="Large batches, with half of the state of `adamw`. Every element moves by the same length, so "
+        "take a learning rate 3 to 10 times smaller than that of `adamw`, and a weight decay larger by "
+        "the same factor.",
+        oracles=(Oracle("lion_pytorch.Lion"),),
+        cases=(
+            {},
+            {"weight_decay": 0.1},
+            {"beta1": 0.0, "beta2": 0.0},
+            {"beta1": 0.95, "beta2": 0.98, "weight_decay": 1.0},
+        ),
+    ),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch.optim.optimizer import ParamsT
 
 from baselines.base import HandWritten, Lists, with_l2
 from baselines.checks import check_beta, check_not_negative
+from baselines.row import Baseline, Oracle
 from primitives import Builder, Kind, Program
-from primitives.blocks import debias, momentum, rms_normalise
+from primitives.blocks import debias, decoupled_weight_decay, momentum, rms_normalise
 from primitives.builder import Expr
 
 
@@ -63,21 +65,84 @@ class NAdam(HandWritten):
         torch._foreach_addcdiv_(params, direction, denominator, -group["lr"])
 
 
-def program() -> Program:
-    """NAdam in the primitive language; one number for each parameter holds the product of momenta so far."""
+class NAdamW(NAdam):
+    """NAdam with decoupled weight decay.
+
+    Variant: that of `torch.optim.NAdam` with ``decoupled_weight_decay=True``; the rest is as in `NAdam`.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        momentum_decay: float = 4e-3,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            params, lr, betas, eps, weight_decay, momentum_decay, maximize=maximize, state_dtype=state_dtype
+        )
+
+    def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        super()._apply({**group, "weight_decay": 0.0}, params, grads, state, step)
+
+
+def program(*, decoupled: bool = False) -> Program:
+    """NAdam in the primitive language; one number for each parameter holds the product of momenta so far.
+
+    With `decoupled`, weight decay enters the update and not the gradient.
+    """
     b = Builder()
     beta1, beta2 = b.hyper("beta1", 0.9, "unit"), b.hyper("beta2", 0.999, "unit")
-    eps, weight_decay = b.hyper("eps", 1e-8, "log"), b.hyper("weight_decay", 0.0, "log")
+    eps, weight_decay = b.hyper("eps", 1e-8, "log"), b.hyper("weight_decay", 0.01 if decoupled else 0.0, "log")
     momentum_decay = b.hyper("momentum_decay", 4e-3, "log")
 
     def mu(t: Expr) -> Expr:
         return beta1 * (1.0 - 0.5 * b.pow(0.96, t * momentum_decay))
 
     now, following = mu(b.step), mu(b.step + 1.0)
-    g = b.g + weight_decay * b.p
+    g = b.g if decoupled else b.g + weight_decay * b.p
     m = momentum(b, b.slot("m"), g, beta1)
     v = momentum(b, b.slot("v"), b.square(g), beta2)
     product = b.slot("mu_product", Kind.SCALAR, 1.0)
     product.next = product * now
     direction = (1.0 - now) / (1.0 - product.next) * g + following / (1.0 - product.next * following) * m
-    return b.build(rms_normalise(b, direction, debias(b, v, beta2), eps))
+    update = rms_normalise(b, direction, debias(b, v, beta2), eps)
+    return b.build(decoupled_weight_decay(b, update, weight_decay) if decoupled else update)
+
+
+ROWS = (
+    Baseline(
+        name="nadam",
+        optimizer=NAdam,
+        build=program,
+        paper="Dozat 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ",
+        lr_range=(3e-4, 1e-2),
+        when="In place of `adam` where the first steps matter. Gains over a tuned Adam are usually small.",
+        oracles=(Oracle("torch.optim.NAdam"),),
+        cases=(
+            {},
+            {"beta1": 0.0},
+            {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3, "momentum_decay": 0.2},
+        ),
+    ),
+    Baseline(
+        name="nadamw",
+        optimizer=NAdamW,
+        build=partial(program, decoupled=True),
+        paper="Dozat 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ; Dahl et al. 2023, arXiv:2306.07179",
+        lr_range=(3e-4, 1e-2),
+        when="In place of `adamw`: a tuned baseline of the AlgoPerf benchmark (Dahl et al. 2023).",
+        oracles=(Oracle("torch.optim.NAdam", {"decoupled_weight_decay": True}),),
+        cases=(
+            {},
+            {"beta1": 0.0},
+            {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3, "momentum_decay": 0.2},
+        ),
+    ),
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 from baselines.base import HandWritten, Lists
 from baselines.checks import check_beta, check_bool, check_not_negative, check_positive
+from baselines.row import Baseline, Oracle
 from primitives import Builder, Kind, Program
 from primitives.blocks import decoupled_weight_decay, heavy_ball, momentum, rms_normalise
 
@@ -139,3 +141,23 @@ def program() -> Program:
     growth.next = b.max(growth, b.safe_div(d_coef * r, d0 * b.mean(b.abs(s))))
     direction = rms_normalise(b, m, v, d * eps)
     return b.build(d * decoupled_weight_decay(b, direction, weight_decay))
+
+
+ROWS = (
+    Baseline(
+        name="prodigy",
+        optimizer=partial(Prodigy, per_tensor=True),  # a program sees one parameter
+        build=program,
+        paper="Mishchenko & Defazio 2023, arXiv:2306.06101",
+        lr_range=(3e-2, 1.0),
+        when="There is no time to tune the learning rate: leave `lr` at 1 and let a cosine schedule lower it. "
+        "It costs twice the state of Adam.",
+        oracles=(Oracle("prodigyopt.Prodigy", note="one d for all parameters; scales epsilon by the next d", dims=()),),
+        cases=(
+            {"d0": 1.0},
+            {"d0": 1e-2, "d_coef": 500.0},
+            {"d0": 1.0, "beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3},
+        ),
+        visible={"lr": 1.0, "d0": 0.1},
+    ),
+)

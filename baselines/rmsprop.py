@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from baselines.base import HandWritten, Lists, with_l2
 from baselines.checks import check_bool, check_not_negative, check_unit
+from baselines.row import Baseline, Oracle
 from primitives import Builder, Program
 from primitives.blocks import heavy_ball, rms_normalise
 from primitives.blocks import momentum as average
@@ -95,3 +96,22 @@ def program(*, momentum: bool = False, centered: bool = False) -> Program:
     if momentum:
         direction = heavy_ball(b, b.slot("ball"), direction, b.hyper("momentum", 0.9, "unit"))
     return b.build(direction)
+
+
+ROWS = (
+    Baseline(
+        name="rmsprop",
+        optimizer=RMSProp,
+        build=program,
+        paper="Tieleman & Hinton 2012, https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf",
+        lr_range=(3e-4, 1e-2),
+        when="Gradients whose size drifts, as in recurrent networks and reinforcement learning, with half of "
+        "Adam's state. Warm up: its first steps are ten times too long, see the variant.",
+        oracles=(Oracle("torch.optim.RMSprop", note="its centered variance may round to below 0, and becomes NaN"),),
+        cases=(
+            {},
+            {"alpha": 0.0},
+            {"alpha": 0.9, "eps": 1e-2, "weight_decay": 0.3},
+        ),
+    ),
+)

@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from baselines.base import HandWritten, Lists
 from baselines.checks import check_beta, check_not_negative, check_positive
+from baselines.row import Baseline, Oracle
 from primitives import Builder, Kind, Program
 from primitives.blocks import debias, decoupled_weight_decay, momentum, rms_normalise
 from primitives.parameters import REST
@@ -165,3 +166,23 @@ def program() -> Program:
     share = b.safe_div(b.square(b.lr), total.next)
     z.next = z - b.lr * direction
     return b.build(b.safe_div(share * (b.p - z), b.lr) + (1.0 - beta1 * (1.0 - share)) * direction)
+
+
+ROWS = (
+    Baseline(
+        name="schedule-free-adamw",
+        optimizer=ScheduleFreeAdamW,
+        build=program,
+        paper="Defazio et al. 2024, arXiv:2405.15682",
+        lr_range=(1e-2, 1e-1),
+        when="The length of training is not known beforehand, or no schedule is wanted (warm-up still is). "
+        "Evaluate and save the averages: `optimizer.eval()`, or `with averaged(optimizer):`. Batch norm "
+        "needs its statistics taken anew with them.",
+        oracles=(Oracle("schedulefree.AdamWScheduleFree"),),
+        cases=(
+            {},
+            {"weight_decay": 0.3},
+            {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3},
+        ),
+    ),
+)

@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 from baselines.base import HandWritten, Lists, with_l2
 from baselines.checks import check_not_negative, check_unit
+from baselines.row import Baseline, Oracle
 from primitives import Builder, Program
 from primitives.blocks import heavy_ball, nesterov
 
@@ -164,3 +165,64 @@ def nesterov_program() -> Program:
     b = Builder()
     momentum, weight_decay = b.hyper("momentum", 0.9, "unit"), b.hyper("weight_decay", 0.0, "log")
     return b.build(nesterov(b, b.slot("m"), b.g + weight_decay * b.p, momentum))
+
+
+ROWS = (
+    Baseline(
+        name="gradient-descent",
+        optimizer=GradientDescent,
+        build=gradient_descent_program,
+        paper="Cauchy 1847; Curry 1944, doi:10.1090/qam/10667",
+        lr_range=(3e-1, 3.0),
+        when="The whole training set is one batch: small and convex problems, and as the rule that theory "
+        "speaks of. `optforge train` gives it such batches.",
+        oracles=(Oracle("torch.optim.SGD"),),
+        cases=({},),
+        visible={"lr": 0.5},
+        full_batch=True,
+    ),
+    Baseline(
+        name="sgd",
+        optimizer=SGD,
+        build=sgd_program,
+        paper="Robbins & Monro 1951, doi:10.1214/aoms/1177729586",
+        lr_range=(1e-1, 1.0),
+        when="There is no memory to spare for state, or a plain reference is needed. With momentum it usually "
+        "gets further in as many steps.",
+        oracles=(Oracle("torch.optim.SGD"),),
+        cases=(
+            {},
+            {"weight_decay": 0.3},
+        ),
+        visible={"lr": 0.5},
+    ),
+    Baseline(
+        name="momentum",
+        optimizer=Momentum,
+        build=momentum_program,
+        paper="Polyak 1964, doi:10.1016/0041-5553(64)90137-5",
+        lr_range=(1e-2, 1e-1),
+        when="Convolutional networks for images, with a schedule that lowers the learning rate: tuned well, it"
+        " is hard to beat there. Seldom for transformers, whose gradients differ too much in size between"
+        " layers.",
+        oracles=(Oracle("torch.optim.SGD"),),
+        cases=(
+            {},
+            {"momentum": 0.0},
+            {"momentum": 0.5, "weight_decay": 0.3},
+        ),
+    ),
+    Baseline(
+        name="nesterov",
+        optimizer=Nesterov,
+        build=nesterov_program,
+        paper="Nesterov 1983; Sutskever et al. 2013, https://proceedings.mlr.press/v28/sutskever13.html",
+        lr_range=(1e-2, 1e-1),
+        when="Wherever momentum is used: at the same cost it damps oscillations somewhat better.",
+        oracles=(Oracle("torch.optim.SGD", {"nesterov": True}),),
+        cases=(
+            {},
+            {"momentum": 0.5, "weight_decay": 0.3},
+        ),
+    ),
+)

@@ -129,7 +129,7 @@ class WatchedOptimizer(ProgramOptimizer):
             watch = self._watch(p)
             for slot in watch.program.state:
                 if state and slot.name in watch.extra and slot.name not in state:
-                    state[slot.name] = begin(slot, p).to(self._dtype(p))
+                    state[slot.name] = begin(slot, p, self._dtype(p))
 
     def _probe(self, group: dict[str, Any], p: Tensor, norm: Tensor) -> Tensor:
         """Squares of the norms of the next update, of `p` and of its gradient, without a step.

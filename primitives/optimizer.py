@@ -165,7 +165,7 @@ class ProgramOptimizer(Optimizer):
         state["step"] = torch.zeros((), dtype=torch.float32)
         with torch.no_grad():
             for slot in self.route(p).state:
-                value = begin(slot, p).to(dtype)
+                value = begin(slot, p, dtype)
                 state[slot.name] = -value if slot.init == "g" and sign == -1 else value
             if dtype != p.dtype:
                 state[REST] = torch.zeros_like(p, dtype=dtype, requires_grad=False)

@@ -22,11 +22,12 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if hasattr(x, "to_local") else x
 
 
-def begin(slot: Slot, p: Tensor) -> Tensor:
-    """First value of `slot`; what has the parameter's shape is distributed like the parameter."""
+def begin(slot: Slot, p: Tensor, dtype: torch.dtype) -> Tensor:
+    """First value of `slot` in `dtype`; what has the parameter's shape is distributed like the parameter."""
     if hasattr(p, "placements") and slot.kind is Kind.TENSOR and not isinstance(slot.init, str):
-        return torch.full_like(p, slot.init)
-    return initial_slot(slot, p, p.grad)  # type: ignore[arg-type]
+        return torch.full_like(p, slot.init, dtype=dtype)
+    gradient = p.grad if p.grad is None else p.grad.to(dtype)
+    return initial_slot(slot, p.to(dtype), gradient)  # type: ignore[arg-type]
 
 
 def placed_like(old: Tensor, value: Tensor) -> Tensor:
@@ -102,7 +103,8 @@ def load_unrounded(
 ) -> None:
     """Call torch's `load`, then undo that it rounds state to the dtype of its parameter; `dtype` says what it shall be.
 
-    `check` sees what is loaded, after the user's hooks, before anything changes.
+    `check` sees what is loaded, after the user's hooks, before anything changes. Options of groups that are not in it
+    stay as they are.
     What rounding takes from a parameter is kept in ``state[REST]`` if, and only if, the two dtypes differ.
     """
     seen = [state_dict]
@@ -111,12 +113,16 @@ def load_unrounded(
         check(final)
         seen.append(final)
 
+    present = [{**group} for group in optimizer.param_groups]
     hook = optimizer.register_load_state_dict_pre_hook(look)
     try:
         load(state_dict)
     finally:
         hook.remove()
     saved = seen[-1]
+    for group, before in zip(optimizer.param_groups, present, strict=True):
+        for option, value in before.items():  # an older checkpoint may lack some
+            group.setdefault(option, value)
     names = chain.from_iterable(g["params"] for g in saved["param_groups"])
     own = chain.from_iterable(g["params"] for g in optimizer.param_groups)
     for name, p in zip(names, own, strict=True):
@@ -124,8 +130,8 @@ def load_unrounded(
         if state is None:
             continue
         for key, value in saved["state"].get(name, {}).items():
-            if key == "step":
-                state[key] = value.detach().clone()
+            if key == "step":  # a number in old checkpoints, or a tensor too narrow to count in
+                state[key] = torch.as_tensor(value, dtype=torch.float32).detach().clone()
             elif isinstance(value, Tensor):
                 state[key] = value.detach().to(p.device, dtype(p), copy=True)
         if dtype(p) != p.dtype:

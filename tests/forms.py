@@ -1,6 +1,6 @@
 """Every baseline in each of its forms, and the runs by which tests compare them.
 
-A row of `BASELINES` is covered by these tests as soon as it exists; what one needs to be told stands in `SETTINGS`.
+A row of `BASELINES` is covered by these tests as soon as it exists; what one needs to be told is in it (`visible`).
 """
 
 from __future__ import annotations
@@ -29,17 +29,6 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "scalar": ((),),
     "mixed": ((4, 3), (5,), (2, 3, 2, 2), ()),
 }
-
-# At which a few steps move weights of size 1 visibly, even in bfloat16; for all others a rate of 0.1 does.
-SETTINGS: dict[str, dict[str, float]] = {
-    "gradient-descent": {"lr": 0.5},
-    "sgd": {"lr": 0.5},
-    "lars": {"lr": 30.0},
-    "muon": {"lr": 0.2},
-    "prodigy": {"lr": 1.0, "d0": 0.1},
-}
-# What the hand-written form must be told to do what the program does.
-TWIN: dict[tuple[str, str], dict[str, Any]] = {("prodigy", "hand"): {"per_tensor": True}}
 
 Make = Callable[..., Optimizer]
 
@@ -91,13 +80,8 @@ FORMS: dict[str, Callable[[str], Make]] = {
 
 
 def make(name: str, form: str, params: Any, **options: Any) -> Optimizer:
-    """An optimizer with the row's settings, as far as `options` do not say otherwise."""
-    return FORMS[form](name)(params, **{"lr": 0.1} | SETTINGS.get(name, {}) | options)
-
-
-def twin(name: str, form: str, params: Any, **options: Any) -> Optimizer:
-    """The same where all forms shall do the same."""
-    return make(name, form, params, **TWIN.get((name, form), {}) | options)
+    """An optimizer with what makes the row's steps visible, as far as `options` do not say otherwise."""
+    return FORMS[form](name)(params, **{"lr": 0.1, **BASELINES[name].visible, **options})
 
 
 def _in(*forms: str) -> pytest.MarkDecorator:

@@ -43,7 +43,7 @@ HOSTILE_NAMES = (
 def corpus(count: int, seed: int) -> list[str]:
     """Valid texts: named programs, mutations of them, and random ones."""
     rng = random.Random(seed)
-    named = [b.program for b in BASELINES.values()] + [make() for make in NAMED.values()]
+    named = [row.program for row in (BASELINES | NAMED).values()]
     space = Space(subset("all"))
     programs = list(named)
     while len(programs) < count:

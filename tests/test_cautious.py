@@ -8,7 +8,7 @@ from strategies import random_gradients
 from test_baselines import assert_equal, train
 from torch import Tensor, nn
 
-from baselines import BASELINES, LAMB, NAMED, cautious
+from baselines import BASELINES, LAMB, cautious
 from primitives import Builder, ProgramOptimizer
 
 
@@ -22,7 +22,7 @@ def test_cautious_adamw_is_adams_direction_masked_with_whole_decay(decay: float)
     start, *gradients = random_gradients((4, 3), 30, seed=9)
     p, probe, expected = nn.Parameter(start.clone()), nn.Parameter(torch.zeros_like(start)), start
     adam = torch.optim.Adam([probe], lr=1.0)
-    optimizer = ProgramOptimizer([p], NAMED["cautious-adamw"](), lr=0.01, weight_decay=decay)
+    optimizer = ProgramOptimizer([p], BASELINES["cautious-adamw"].program, lr=0.01, weight_decay=decay)
     stood = 0
     for g in gradients:
         probe.grad, p.grad, before = g, g.clone(), probe.detach().clone()
@@ -40,7 +40,7 @@ def test_cautious_adamw_is_adams_direction_masked_with_whole_decay(decay: float)
 
 def test_cautious_lion_is_that_of_lion_pytorch() -> None:
     peer = pytest.importorskip("lion_pytorch.cautious_lion", reason="lion-pytorch is not installed (extra: peers)")
-    program = NAMED["cautious-lion"]()
+    program = BASELINES["cautious-lion"].program
     assert_equal(
         train(lambda ps: ProgramOptimizer(ps, program, lr=0.01, weight_decay=0.3)),
         train(lambda ps: peer.Lion(ps, lr=0.01, weight_decay=0.3, cautious_factor=0.0)),

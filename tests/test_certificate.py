@@ -48,7 +48,7 @@ RULES = {
     "timed": rule(lambda b: b.sign(b.g) * (1 - b.progress)),
 }  # fmt: skip
 LINEAR = {"gradient-descent", "sgd", "momentum", "nesterov"}
-ALL = RULES | {name: row.program for name, row in BASELINES.items()} | {name: build() for name, build in NAMED.items()}
+ALL = RULES | {name: row.program for name, row in (BASELINES | NAMED).items()}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_dependence_on_the_gradient(found):
 
 def test_scaling(found):
     assert those(found, lambda c: c.scaling == "linear") == LINEAR | {"walk", "ascent", "explosion", "small"}
-    others = {"square", "root", "inverse", "logarithm", "not a number", "lion-raw"}
+    others = {"square", "root", "inverse", "logarithm", "not a number", "lion-raw", "mars", "yogi"}
     assert those(found, lambda c: c.scaling == "other") == others
     assert those(found, lambda c: c.scaling == "invariant") >= {
         "adamw",
@@ -95,6 +95,7 @@ def test_bounded_state(found):
         "small",
         "explosion",
         "schedule-free-adamw",
+        "ademamix",  # whose slow average still grows when the look ends
     }
     assert found["adagrad"].state_growth == pytest.approx(2, abs=0.05) and found["explosion"].state_growth == math.inf
     assert found["sgd"].state_growth == 1

@@ -16,7 +16,7 @@ from primitives.formula import latex, unicode_text
 from primitives.pseudocode import pseudo_code
 from primitives.simplify import simplify
 
-PROGRAMS = {name: row.program for name, row in BASELINES.items()} | {name: build() for name, build in NAMED.items()}
+PROGRAMS = {name: row.program for name, row in (BASELINES | NAMED).items()}
 
 
 @pytest.fixture

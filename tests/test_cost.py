@@ -41,7 +41,7 @@ def test_state_is_counted_by_the_slot(count):
 
 @pytest.mark.parametrize(("name", "bytes_"), [("adamw", 8), ("lion", 4), ("lion-raw", 4), ("lion-raw-ablated", 4)])
 def test_state_of_named_programs(name, bytes_):
-    program = BASELINES[name].program if name in BASELINES else NAMED[name]()
+    program = (BASELINES | NAMED)[name].program
     assert cost(program).state_bytes == cost(program, (7,)).state_bytes == bytes_
 
 

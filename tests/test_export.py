@@ -23,7 +23,7 @@ from primitives.to_jax import expression
 from tests import strategies as S
 
 SHAPE, VECTOR, STEPS = (4, 3), (5,), 20
-NAMES = {name: row.program for name, row in BASELINES.items()} | {name: build() for name, build in NAMED.items()}
+NAMES = {name: row.program for name, row in (BASELINES | NAMED).items()}
 
 # Runs in a process of its own: no module of optforge can be imported there.
 _BEGIN = """

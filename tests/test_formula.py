@@ -18,9 +18,7 @@ from primitives import OPS, Builder, Const, Instr, Kind, Program, ProgramError, 
 from primitives.formula import formula, latex, unicode_text
 from tests import strategies as S
 
-PROGRAMS = {name: replace(row.program, fallback=None) for name, row in BASELINES.items()} | {
-    name: build() for name, build in NAMED.items()
-}
+PROGRAMS = {name: replace(row.program, fallback=None) for name, row in (BASELINES | NAMED).items()}
 SMOOTH = tuple(
     name for name in S.TOTAL_OPS
     if not OPS[name].reduces and name not in ("sign", "less", "agree", "safe_div", "reciprocal")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from forms import SETTINGS, SHAPES, draw, every_form, play, through_a_file, twin
+from forms import SHAPES, draw, every_form, make, play, through_a_file
 from strategies import assert_same
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -49,8 +49,8 @@ def test_parameters_may_be_strided_views(name: str, form: str) -> None:
     for view, p in zip(views, plain, strict=True):
         view.copy_(p.detach())
     params = [nn.Parameter(view) for view in views]
-    expected = play(twin(name, form, plain), plain, gradients)[-1]
-    play(twin(name, form, params), params, gradients)
+    expected = play(make(name, form, plain), plain, gradients)[-1]
+    play(make(name, form, params), params, gradients)
     close(views, expected)
     for store, view in zip(stores, views, strict=True):
         assert int((store == marked).sum()) == store.numel() - view.numel()
@@ -62,7 +62,7 @@ def test_parameters_may_be_turned_where_they_are(name: str, form: str) -> None:
     ends = []
     for turn in (lambda x: x.mT, lambda x: x.mT.clone()):
         params, gradients = draw(((3, 3),), STEPS)
-        optimizer = twin(name, form, params)
+        optimizer = make(name, form, params)
         play(optimizer, params, gradients[:2])
         params[0].grad = None
         params[0].data = turn(params[0].data)
@@ -88,7 +88,7 @@ def test_gradients_may_have_strides_of_their_own(name: str, form: str, layout: C
     ends = []
     for keep in (False, True):
         params, gradients = draw(SHAPES["mixed"], STEPS)
-        optimizer = twin(name, form, params)
+        optimizer = make(name, form, params)
         for t, step in enumerate(gradients):
             for p, g in zip(params, step, strict=True):
                 odd = layout(g)
@@ -106,13 +106,13 @@ def test_parameter_that_is_unfrozen_late_begins_at_step_one(name: str, form: str
     """Bias corrections and warm-ups count its own steps: as in an optimizer made for it at that time."""
     params, gradients = draw(((4, 3), (4, 3), (5,), ()), 2 * STEPS)
     late = params[1:]
-    together, alone = twin(name, form, params), draw(((4, 3), (4, 3), (5,), ()), 2 * STEPS)[0][1:]
+    together, alone = make(name, form, params), draw(((4, 3), (4, 3), (5,), ()), 2 * STEPS)[0][1:]
     for step in gradients[:STEPS]:
         params[0].grad = step[0].clone()
         together.step()
     assert not any(p in together.state for p in late)
     play(together, params, gradients[STEPS:])
-    play(twin(name, form, alone), alone, [step[1:] for step in gradients[STEPS:]])
+    play(make(name, form, alone), alone, [step[1:] for step in gradients[STEPS:]])
     close([p.detach() for p in late], [p.detach() for p in alone])
     assert [together.state[p]["step"].item() for p in params] == [2 * STEPS, STEPS, STEPS, STEPS]
 
@@ -120,7 +120,7 @@ def test_parameter_that_is_unfrozen_late_begins_at_step_one(name: str, form: str
 @every_form
 def test_grad_scaler_skips_steps_and_a_skipped_first_one_leaves_no_state(name: str, form: str) -> None:
     params, twins = ([nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(5))] for _ in range(2))
-    optimizer, plain = twin(name, form, params), twin(name, form, twins)
+    optimizer, plain = make(name, form, params), make(name, form, twins)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     for t, factor in enumerate((math.inf, 1.0, math.nan, 0.5)):
         optimizer.zero_grad(), plain.zero_grad()
@@ -147,10 +147,10 @@ def test_grad_scaler_skips_steps_and_a_skipped_first_one_leaves_no_state(name: s
 def test_small_updates_of_bfloat16_add_up_in_wide_state(name: str, form: str) -> None:
     """50 steps of a thousandth of the usual rate: weights and what rounding left are those of float32, whose rounding
     is all that they may differ by; also from a checkpoint in the middle, to the last bit."""
-    options = {"lr": SETTINGS.get(name, {}).get("lr", 0.1) * 1e-3, "state_dtype": torch.float32}
+    options = {"lr": BASELINES[name].visible.get("lr", 0.1) * 1e-3, "state_dtype": torch.float32}
     params, gradients = draw(SHAPES["mixed"], 50, torch.bfloat16, noise=0.5)
     exact = [nn.Parameter(p.detach().float()) for p in params]
-    optimizer = twin(name, form, params, **options)
+    optimizer = make(name, form, params, **options)
 
     def train(optimizer: Optimizer, params: list[nn.Parameter], steps: list[list[Tensor]]) -> None:
         for step in steps:
@@ -160,11 +160,11 @@ def test_small_updates_of_bfloat16_add_up_in_wide_state(name: str, form: str) ->
 
     train(optimizer, params, gradients[:25])
     resumed = [nn.Parameter(p.detach().clone()) for p in params]
-    second = twin(name, form, resumed, **options)
+    second = make(name, form, resumed, **options)
     second.load_state_dict(through_a_file(optimizer.state_dict()))
     train(optimizer, params, gradients[25:])
     train(second, resumed, gradients[25:])
-    train(twin(name, form, exact, **options), exact, gradients)
+    train(make(name, form, exact, **options), exact, gradients)
     start = draw(SHAPES["mixed"], 50, torch.bfloat16)[0]
     for p, q, whole, first in zip(params, resumed, exact, start, strict=True):
         assert_same(q.detach(), p.detach())

@@ -90,7 +90,7 @@ def test_memory_is_printed_and_written(run, tmp_path):
     sizes = 4 * (6 + 4), 4 * (3 + 8), 4 * 5
     assert [b["by_hand"] for b in rows["adafactor"]["bytes"]] == list(sizes)
     assert rows["adafactor"]["program"] == pytest.approx(sum(sizes) / 53)
-    assert rows["cautious-lion"]["by_hand"] is None
+    assert rows["lion-raw"]["by_hand"] is None
 
 
 @pytest.mark.parametrize(

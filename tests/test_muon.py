@@ -63,6 +63,27 @@ def test_muon_is_that_of_torch_up_to_bfloat16() -> None:
     assert float((ours - theirs).detach().norm() / moved) < 0.02 < float(moved)  # eight bits, five multiplications
 
 
+def test_the_row_names_what_goes_to_the_fallback() -> None:
+    """Of names that are in use: embeddings, tables of positions and heads, and nothing of the layers between."""
+    aside = [
+        "embed.weight", "tok_embeddings.weight", "transformer.wte.weight", "transformer.wpe.weight", "position",
+        "pos_embed", "bert.embeddings.word_embeddings.weight", "patch_embed.proj.weight", "head.weight",
+        "lm_head.weight", "heads.head.weight", "classifier.weight", "output.weight", "module.output.weight",
+        "decoder.embed_out.weight",
+    ]  # fmt: skip
+    trained = [
+        "blocks.0.attention.qkv.weight", "transformer.h.3.attn.c_attn.weight", "heads.2.key.weight", "layers.1.weight",
+        "bert.encoder.layer.0.attention.output.dense.weight", "model.layers.7.mlp.down_proj.weight", "header.weight",
+        "layer4.1.conv2.weight", "members.0.weight",
+    ]  # fmt: skip
+    named = [(name, nn.Parameter(torch.ones(3, 2))) for name in (*aside, *trained)]
+    for row in (row for row in BASELINES.values() if row.where is not None):
+        optimizer = ProgramOptimizer([*named, ("norm.bias", nn.Parameter(torch.ones(2)))], row.program, where=row.where)
+        routes = {route.name: route.which for route in optimizer.routes}
+        assert [name for name, which in routes.items() if which == "program"] == trained, row.name
+    assert {"muon", "muon-h", "adam-h"} <= {row.name for row in BASELINES.values() if row.where is not None}
+
+
 def test_muon_leaves_vectors_and_whom_it_is_told_to_adamw() -> None:
     shapes = ((4, 3), (5,), (6, 2))
     runs = [random_gradients(shape, 6, seed) for seed, shape in enumerate(shapes)]

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from forms import FORMS, SHAPES, draw, every_form, play, twin
+from forms import FORMS, SHAPES, draw, every_form, make, play
 from torch import Tensor
 from torch._dynamo.utils import counters
 
@@ -46,7 +46,7 @@ def trained(name: str, dtype: torch.dtype, form: str, shape: str, given: torch.d
         p.data = p.data.to(dtype)
     start = [p.detach().clone() for p in params]
     decays = "weight_decay" in BASELINES[name].program.defaults()
-    optimizer = twin(name, form, params, **{"weight_decay": 0.1} if decays else {}, **extra)
+    optimizer = make(name, form, params, **{"weight_decay": 0.1} if decays else {}, **extra)
     steps = [[g.to(dtype) for g in step] for step in gradients]
     path = play(optimizer, params, steps[:1])
     before = compilations()

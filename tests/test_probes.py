@@ -17,7 +17,7 @@ from search.probes import _suspects, descends, explode
 from tests.strategies import programs
 
 ADAMW, LION = BASELINES["adamw"].program, BASELINES["lion"].program
-ALL = {name: row.program for name, row in BASELINES.items()} | {name: make() for name, make in NAMED.items()}
+ALL = {name: row.program for name, row in (BASELINES | NAMED).items()}
 
 
 def recursion(factor: float, power: float = 1.0) -> Program:

@@ -17,9 +17,7 @@ from primitives.assignments import assignments
 from primitives.pseudocode import ARROW, expression, number, pseudo_code
 from tests import strategies as S
 
-PROGRAMS = {name: replace(row.program, fallback=None) for name, row in BASELINES.items()} | {
-    name: build() for name, build in NAMED.items()
-}
+PROGRAMS = {name: replace(row.program, fallback=None) for name, row in (BASELINES | NAMED).items()}
 
 
 class _Literals(ast.NodeTransformer):

@@ -118,7 +118,6 @@ def test_trains_as_torch_does(row: Baseline, oracle: Oracle, form: str, given: O
 LACKING = {  # inputs that no row can be told, by torch's optimizer
     "torch.optim.Adam": {"amsgrad"},
     "torch.optim.AdamW": {"amsgrad"},
-    "torch.optim.NAdam": {"decoupled_weight_decay"},
 }
 
 

@@ -185,8 +185,8 @@ def _gallery() -> Iterator[str]:
     )  # fmt: skip
     for row in BASELINES.values():
         yield from _exhibit(row.name, row.program, row.paper)
-    for name, make in NAMED.items():
-        yield from _exhibit(name, make(), _first(make) if make.__name__ != "<lambda>" else "")
+    for named in NAMED.values():
+        yield from _exhibit(named.name, named.program, named.paper)
 
 
 def _cost_row(name: str, program: Program, paper: str) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
-"""docs/optimizers.md, written from the rows of `baselines.table`."""
+"""docs/optimizers.md, written from the rows of the modules in `baselines`."""
 
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -10,84 +11,81 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from baselines import BASELINES, NAMED
-from experiments.docs.optimizers_text import ABOUT, INTRODUCTION, PROGRAMS_ONLY, WHEN
-from experiments.report.listings import named_programs, state_words
-from primitives import Program
+from baselines import BASELINES, NAMED, Baseline, NamedProgram
+from experiments.docs.optimizers_text import INTRODUCTION, PROGRAMS_ONLY
+from experiments.report.listings import measure, state_words
+from primitives import Program, ProgramOptimizer
 from primitives.cost import cost
 from primitives.formula import latex
 from primitives.pseudocode import number, pseudo_code
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "optimizers.md"
+MEASURED = (256, 256)
+"""Shape of the parameter on which the page's state is measured."""
+
 _COMMON = ("params", "maximize", "state_dtype")  # parameters of every constructor
 
 
 def optimizers_page() -> str:
     """The whole page; the same text for the same rows."""
     before, after = INTRODUCTION.strip().split("<table>")
-    programs = named_programs()
-    parts = [before, "\n".join(_overview(programs)), after]
-    parts += ["\n".join(_section(name, programs[name])) for name in BASELINES]
-    parts += [PROGRAMS_ONLY, *("\n".join(_section(name, programs[name])) for name in NAMED)]
+    parts = [before, "\n".join(_overview([*BASELINES.values(), *NAMED.values()])), after]
+    parts += ["\n".join(_section(row)) for row in BASELINES.values()]
+    parts += [PROGRAMS_ONLY, *("\n".join(_section(row)) for row in NAMED.values())]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def _overview(programs: dict[str, Program]) -> Iterator[str]:
-    rows = (
-        (f"[{name}](#{name})", state_words(program), _rates(name) or "–", _source(name))
-        for name, program in programs.items()
-    )
-    yield from table("optimizer", "state", "usual learning rate", "source", rows=rows)
+def _overview(rows: Iterable[NamedProgram]) -> Iterator[str]:
+    cells = ((f"[{r.name}](#{r.name})", state_words(r.program), _measured(r), _rates(r), linked(r.paper)) for r in rows)
+    yield from table("optimizer", "state", "bytes", "usual learning rate", "source", rows=cells)
 
 
-def _section(name: str, program: Program) -> Iterator[str]:
-    row = BASELINES.get(name)
-    yield from (f"### {name}", "")
-    if row is not None:
-        yield from (f"`{_call(row.optimizer)}`", "")
-        paragraphs = _paragraphs(row.optimizer)
-    else:
-        hypers = ", ".join(f"{h.name}={number(h.default)}" for h in program.hypers)
-        yield from ((f"Hyperparameters: `{hypers}`", "") if hypers else ())
-        paragraphs = [ABOUT[name][0]]
-    for paragraph in [*paragraphs, f"**When to use:** {WHEN[name]}"]:
+def _measured(row: NamedProgram) -> str:
+    """Bytes that the hand-written form, or else the program, keeps for each element of `MEASURED` in float32."""
+    make = row.optimizer if isinstance(row, Baseline) else partial(ProgramOptimizer, program=row.program)
+    return f"{measure(make, MEASURED) / math.prod(MEASURED):.4g}"
+
+
+def _section(row: NamedProgram) -> Iterator[str]:
+    program = row.program
+    yield from (f"### {row.name}", "")
+    if isinstance(row, Baseline):
+        yield from (f"`{_call(row)}`", "")
+    elif program.hypers:
+        yield from (f"Hyperparameters: `{', '.join(f'{h.name}={number(h.default)}' for h in program.hypers)}`", "")
+    for paragraph in [*_paragraphs(row.about), f"**When to use:** {row.when}"]:
         yield from (textwrap.fill(paragraph, 118, break_long_words=False, break_on_hyphens=False), "")
     yield from (*math_block(program), "", "```", pseudo_code(program), "```", "")
     size = f"{cost(program).state_bytes:.4g} bytes for each parameter of a 1024 × 1024 matrix in float32"
     yield f"- State: {state_words(program)} ({size})." if program.live_state else "- State: none."
-    if row is not None:
-        yield f"- Usual learning rate: {_rates(name)}."
-    if row is not None and row.oracles:
-        others = "; ".join(f"`{o.path}`" + (f" ({o.note})" if o.note else "") for o in row.oracles)
-        yield f"- Compared with: {others}."
-    yield f"- Source: {_source(name)}."
+    if isinstance(row, Baseline):
+        yield f"- Usual learning rate: {_rates(row)}."
+        if row.oracles:
+            others = "; ".join(f"`{o.path}`" + (f" ({o.note})" if o.note else "") for o in row.oracles)
+            yield f"- Compared with: {others}."
+        if row.where is not None:
+            says = (inspect.getdoc(row.where) or "").split("\n")[0]
+            yield f'- What `where=BASELINES["{row.name}"].where` tells: {says[0].lower()}{says[1:]}'
+    yield f"- Source: {linked(row.paper)}."
 
 
-def _rates(name: str) -> str:
-    return "{:g} to {:g}".format(*BASELINES[name].lr_range) if name in BASELINES else ""
+def _rates(row: NamedProgram) -> str:
+    return "{:g} to {:g}".format(*row.lr_range) if isinstance(row, Baseline) else "–"
 
 
-def _source(name: str) -> str:
-    return linked(BASELINES[name].paper if name in BASELINES else ABOUT[name][1])
-
-
-def _call(optimizer: Any) -> str:
+def _call(row: Baseline) -> str:
     """The constructor with its defaults, without what all of them take."""
-    found = inspect.signature(_class(optimizer)).parameters.values()
+    found = inspect.signature(row.optimizer).parameters.values()
     options = ", ".join(f"{p.name}={p.default!r}" for p in found if p.name not in _COMMON)
-    return f"{_class(optimizer).__name__}(params, {options})"
+    return f"{row.about.__name__}(params, {options})"
 
 
-def _paragraphs(optimizer: Any) -> list[str]:
+def _paragraphs(about: Any) -> list[str]:
     """What the docstring says before it comes to the arguments, as Markdown."""
-    text = (inspect.getdoc(_class(optimizer)) or "").split("\nArgs:\n")[0]
+    text = (inspect.getdoc(about) or "").split("\nArgs:\n")[0]
     parts = [" ".join(part.split()).replace("``", "`") for part in text.strip().split("\n\n")]
     return [re.sub(r"^Variant:", "**Variant:**", part) for part in parts]
-
-
-def _class(optimizer: Any) -> Any:
-    return optimizer.func if isinstance(optimizer, partial) else optimizer
 
 
 def linked(source: str) -> str:

@@ -3,7 +3,8 @@
 INTRODUCTION = """
 # Optimizers
 
-This page is written by `make docs` from the rows of `baselines/table.py`; the test suite checks that it is current.
+This page is written by `make docs` from the `ROWS` of the modules in `baselines`, in the order of publication; the test
+suite checks that it is current.
 
 Every optimizer here is written twice: by hand as a plain `torch.optim.Optimizer`, and as a program in the
 [language of update rules](language.md). The test suite holds each to the other, and to somebody else's implementation
@@ -22,9 +23,9 @@ program = BASELINES["adamw"].program
 optimizer = ProgramOptimizer(model.parameters(), program, lr=1e-3, weight_decay=0.1)
 ```
 
-*State* is counted in numbers for each parameter: `2×` is twice the model's size. `optforge optimizers --memory`
-measures it. Learning rates are where the best one usually lies for networks trained from scratch; let a schedule lower
-them.
+*State* is counted in numbers for each parameter: `2×` is twice the model's size. *Bytes* are measured after a step,
+for each element of a 256 × 256 matrix in float32; `optforge optimizers --memory` measures convolutions and vectors,
+too. Learning rates are where the best one usually lies for networks trained from scratch; let a schedule lower them.
 
 <table>
 
@@ -59,75 +60,31 @@ at once; gradient descent and momentum follow it until the tiny slope to the sid
 the weight decay, ε `eps`, μ the momentum. `=` names a value, `←` overwrites state or the parameter. Formulas and
 pseudo-code are made from the programs; both say what a step does in order.
 
+## What is not here, and why
+
+A program sees one parameter, its gradient, and state of its shape, once a step. Some rules need more than that:
+
+- **Sophia** (Liu et al. 2023, arXiv:2305.14342) estimates the diagonal of the Hessian from a second gradient, of labels
+  that the model draws or along a random vector. Only the training loop can compute it.
+- **SAM** (Foret et al. 2020, arXiv:2010.01412) takes the gradient at a second point, and **L-BFGS** searches along a
+  line. Both evaluate the loss more than once a step.
+- **K-FAC** (Martens & Grosse 2015, arXiv:1503.05671) reads the inputs of layers and the gradients of their outputs.
+- **Adam-mini** has one second moment for each head of queries and keys. The shape of a tensor does not show its heads,
+  so that [adam-mini](#adam-mini) has one for each row.
+- **Prodigy** estimates one distance for all parameters. What programs share is the norm of all gradients
+  (`global_norm`), so that the program of [prodigy](#prodigy) has one distance for each tensor.
+
+Muon and its relatives are for hidden layers. Embeddings and heads have the same shapes, so the row, not the program,
+tells them apart by their names. The commands of `optforge` go by shape alone.
+
+```python
+hidden_only = ProgramOptimizer(model.named_parameters(), BASELINES["muon"].program, where=BASELINES["muon"].where)
+hidden_only.routes  # which parameter goes where
+```
+
 ## By hand and as programs
 """
 
 PROGRAMS_ONLY = """
 ## As programs only
 """
-
-WHEN = {
-    "gradient-descent": "The whole training set is one batch: small and convex problems, and as the rule that theory "
-    "speaks of. `optforge train` gives it such batches.",
-    "sgd": "There is no memory to spare for state, or a plain reference is needed. With momentum it usually gets "
-    "further in as many steps.",
-    "momentum": "Convolutional networks for images, with a schedule that lowers the learning rate: tuned well, it is "
-    "hard to beat there. Seldom for transformers, whose gradients differ too much in size between layers.",
-    "nesterov": "Wherever momentum is used: at the same cost it damps oscillations somewhat better.",
-    "adagrad": "Sparse features, as in embeddings and linear models where rare coordinates matter, and online convex "
-    "problems. In long training of deep networks its rate falls too early, as the sum of squares never forgets.",
-    "rmsprop": "Gradients whose size drifts, as in recurrent networks and reinforcement learning, with half of Adam's "
-    "state. Warm up: its first steps are ten times too long, see the variant.",
-    "adam": "A first choice without weight decay: gradients of very different sizes, little time for tuning. With "
-    "weight decay, take `adamw`.",
-    "adam-l2": "Only to see how it differs from `adamw`: the penalty is divided by the size of the gradients, so that "
-    "weights with large gradients decay least.",
-    "adamw": "The usual choice for transformers, and for whatever has not been tried yet. Warm up, and keep biases and "
-    "norms out of the decay (`baselines.groups`).",
-    "nadam": "In place of `adam` where the first steps matter. Gains over a tuned Adam are usually small.",
-    "adafactor": "Large models with little memory: the second moment of an n × m matrix takes n + m numbers. The "
-    "relative step suits models whose layers differ in size; keep the clipping of updates.",
-    "adan": "Large batches, where twice the state of `adamw` can be afforded; its authors report fewer steps on vision "
-    "and language models, and tolerance of large learning rates.",
-    "lion": "Large batches, with half of the state of `adamw`. Every element moves by the same length, so take a "
-    "learning rate 3 to 10 times smaller than that of `adamw`, and a weight decay larger by the same factor.",
-    "lars": "Convolutional networks with batches of many thousand images, with warm-up. The learning rate multiplies "
-    "`trust_coefficient`, hence its unusual size.",
-    "lamb": "Transformers with batches of many thousand sequences, with warm-up. At usual batch sizes `adamw` is as "
-    "good and simpler.",
-    "muon": "The hidden matrices of transformers and other networks, in large batches: its authors report fewer steps "
-    "than `adamw` to the same loss, for some matrix products in each. Vectors go to AdamW by themselves; embeddings "
-    "and the last layer should be sent there.",
-    "schedule-free-adamw": "The length of training is not known beforehand, or no schedule is wanted (warm-up still "
-    "is). Evaluate and save the averages: `optimizer.eval()`, or `with averaged(optimizer):`. Batch norm needs its "
-    "statistics taken anew with them.",
-    "prodigy": "There is no time to tune the learning rate: leave `lr` at 1 and let a cosine schedule lower it. It "
-    "costs twice the state of Adam.",
-    "lion-raw": "Not for training: to see what evolution's find looked like before anyone simplified it.",
-    "lion-raw-ablated": "Not for training: to see `optforge simplify` turn it into Lion.",
-    "cautious-adamw": "Wherever `adamw` is used, with the same hyperparameters and memory; how much it helps depends "
-    "on the model.",
-    "cautious-lion": "Wherever `lion` is used, with the same hyperparameters and memory; how much it helps depends on "
-    "the model.",
-}
-"""When to use each optimizer."""
-
-_CAUTIOUS = (
-    "{} without the elements of its update that point against the present gradient; what remains is divided by its "
-    "share. `baselines.cautious.cautious` makes the same of any program; decoupled weight decay is left "
-    "alone, decay inside a rule (Adan, LAMB) is not.",
-    "Liang et al. 2024, arXiv:2411.16085",
-)
-ABOUT = {
-    "lion-raw": (
-        "Lion as evolution found it, with statements that have no effect and constants in place of hyperparameters.",
-        "Chen et al. 2023, arXiv:2302.06675, program 4",
-    ),
-    "lion-raw-ablated": (
-        "The raw find without the two statements whose removal does not change how it trains: clip and arcsin.",
-        "Chen et al. 2023, arXiv:2302.06675, section 2.4",
-    ),
-    "cautious-adamw": (_CAUTIOUS[0].format("AdamW"), _CAUTIOUS[1]),
-    "cautious-lion": (_CAUTIOUS[0].format("Lion"), _CAUTIOUS[1]),
-}
-"""Idea and source of the programs that have no hand-written form, and hence no docstring and no row."""

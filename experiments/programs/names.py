@@ -47,10 +47,8 @@ def resolve_program(text: str) -> tuple[str, Program]:
         raise UserError(
             f"a PROGRAM is missing; name an optimizer ({', '.join([*BASELINES, *NAMED])}), a file or RUN_DIR#RANK"
         )
-    if text in BASELINES:
-        return text, BASELINES[text].program
-    if text in NAMED:
-        return text, NAMED[text]()
+    if (row := (BASELINES | NAMED).get(text)) is not None:
+        return text, row.program
     path = Path(text)
     if _is(path.is_file):
         return path.stem, _parse(_read(path, 4 * MAX_CHARACTERS), text)

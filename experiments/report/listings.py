@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baselines import BASELINES, NAMED
+from baselines import BASELINES, NAMED, Baseline
 from experiments.errors import UserError
 from experiments.files import check_can_write, write_atomic
 from experiments.programs import state_bytes
@@ -58,10 +58,9 @@ def print_optimizers() -> None:
     """A table of the named optimizers: source, size, memory, and where the learning rate usually lies."""
     columns = ("optimizer", "source", "statements", "state bytes/parameter", "usual lr")
     rows = []
-    for name, program in named_programs().items():
-        row = BASELINES.get(name)
-        source, rates = (row.paper, "{:g} to {:g}".format(*row.lr_range)) if row else ("a program only", "–")
-        rows.append((name, source, len(program.live.instructions), state_bytes(program), rates))
+    for row in (BASELINES | NAMED).values():
+        rates = "{:g} to {:g}".format(*row.lr_range) if isinstance(row, Baseline) else "–"
+        rows.append((row.name, row.paper, len(row.program.live.instructions), state_bytes(row.program), rates))
     _print(columns, rows)
 
 
@@ -139,7 +138,7 @@ def state_words(program: Program) -> str:
 
 def named_programs() -> dict[str, Program]:
     """The program of every optimizer that has a name."""
-    return {name: row.program for name, row in BASELINES.items()} | {name: make() for name, make in NAMED.items()}
+    return {name: row.program for name, row in (BASELINES | NAMED).items()}
 
 
 def _elements() -> int:
