@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from primitives.export import dims_line, function, helpers, indent, locals_for, quoted, ranges
+from primitives.export import (
+    dims_line,
+    fit,
+    function,
+    helpers,
+    indent,
+    is_unfit,
+    locals_for,
+    quoted,
+    ranges,
+    shape_source,
+)
 from primitives.kinds import Kind
 from primitives.op import Op
 from primitives.program import Program, fold
@@ -117,9 +128,10 @@ def _initial_value(init: float | str, kind: Kind) -> str:
         return "jnp.zeros_like(p)"  # the first step replaces it by the gradient
     if kind is Kind.TENSOR:
         return f"jnp.full(p.shape, {init!r}, dtype=p.dtype)"
-    rows = "p.shape[:1]" if kind & Kind.ROW else "(1,) * len(p.shape[:1])"
-    cols = "p.shape[1:]" if kind & Kind.COL else "(1,) * len(p.shape[1:])"
-    return f"jnp.full((*{rows}, *{cols}), {init!r}, dtype=p.dtype)"
+    shape = shape_source(kind)
+    if kind.is_square:
+        return f"({init!r} * jnp.eye({shape}[0], dtype=p.dtype)).reshape({shape})"
+    return f"jnp.full({shape}, {init!r}, dtype=p.dtype)"
 
 
 def _transformation(name: str, programs: list[Program]) -> str:
@@ -135,10 +147,10 @@ def _transformation(name: str, programs: list[Program]) -> str:
         "CHECK_TOTAL": _CHECK_TOTAL if timed else "",
         "TOTAL": "total_steps" if timed else "None",
         "NEEDS_PARAMS": _NEEDS_PARAMS if "p" in live else "",
-        "CHECK_SHAPE": _CHECK_SHAPE if programs[0].needs_matrix and not has_fallback else "",
+        "CHECK_SHAPE": _check_shape(programs[0]) if programs[0].needs_matrix and not has_fallback else "",
         "NORM": "optax.global_norm(updates)" if "global_norm" in live else "None",
-        "WHICH": "g.ndim < 2" if has_fallback else "0",
-        "INIT_WHICH": "p.ndim < 2" if has_fallback else "0",
+        "WHICH": is_unfit(programs[0], "g") if has_fallback else "0",
+        "INIT_WHICH": is_unfit(programs[0], "p") if has_fallback else "0",
         "FALLBACK": ", (_initial_fallback, _rule_fallback)" if has_fallback else "",
     }
     source = _SOURCE
@@ -158,10 +170,14 @@ _CHECK_TOTAL = """
 _NEEDS_PARAMS = """
         if params is None:
             raise ValueError("this rule reads the parameters; pass them to update as its third argument")"""
-_CHECK_SHAPE = """
+
+
+def _check_shape(program: Program) -> str:
+    return f"""
         for p in jax.tree_util.tree_leaves(params):
-            if p.ndim < 2:
-                raise ValueError(f"this rule works on rows and columns, but a parameter has shape {p.shape}")"""
+            if {is_unfit(program, "p")}:
+                raise ValueError(f"this rule works on {fit(program)}, but a parameter has shape {{p.shape}}")"""
+
 
 _SOURCE = '''_RULES = ((_initial, _rule)@FALLBACK@,)
 _RANGES = {

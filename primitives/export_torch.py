@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import re
 
-from primitives.export import dims_line, function, helpers, indent, locals_for, quoted, ranges
+from primitives.export import (
+    dims_line,
+    fit,
+    function,
+    helpers,
+    indent,
+    is_unfit,
+    locals_for,
+    quoted,
+    ranges,
+    shape_source,
+)
 from primitives.kinds import Kind
 from primitives.op import Op
 from primitives.program import Program, fold
@@ -130,9 +141,10 @@ def _initial_value(init: float | str, kind: Kind) -> str:
         return f"{init}.detach().clone()"
     if kind is Kind.TENSOR:
         return f"torch.full_like(p, {init!r}, memory_format=torch.contiguous_format)"
-    rows = "p.shape[:1]" if kind & Kind.ROW else "(1,) * len(p.shape[:1])"
-    cols = "p.shape[1:]" if kind & Kind.COL else "(1,) * len(p.shape[1:])"
-    return f"torch.full((*{rows}, *{cols}), {init!r}, dtype=p.dtype, device=p.device)"
+    shape = shape_source(kind)
+    if kind.is_square:
+        return f"({init!r} * torch.eye({shape}[0], dtype=p.dtype, device=p.device)).reshape({shape})"
+    return f"torch.full({shape}, {init!r}, dtype=p.dtype, device=p.device)"
 
 
 def _constants(programs: list[Program]) -> list[str]:
@@ -152,9 +164,9 @@ def _optimizer(name: str, programs: list[Program]) -> str:
         "DEFAULTS": "".join(f"            {quoted(h)}: {variables[h]},\n" for h in hypers)
         + ('            "total_steps": total_steps,\n' if timed else ""),
         "CHECK_TOTAL": _CHECK_TOTAL if timed else "",
-        "CHECK_SHAPE": _CHECK_SHAPE if programs[0].needs_matrix and not has_fallback else "",
+        "CHECK_SHAPE": _check_shape(programs[0]) if programs[0].needs_matrix and not has_fallback else "",
         "NORM": _NORM if "global_norm" in live else "norm = None",
-        "WHICH": "p.ndim < 2" if has_fallback else "0",
+        "WHICH": is_unfit(programs[0], "p") if has_fallback else "0",
         "ROUTES": _ROUTES if has_fallback else "",
         "FALLBACK": ", (_initial_fallback, _numbers_fallback, _rule_fallback)" if has_fallback else "",
     }
@@ -167,10 +179,15 @@ def _optimizer(name: str, programs: list[Program]) -> str:
 _CHECK_TOTAL = """
         if not (isinstance(total_steps, int) and total_steps > 0):
             raise ValueError("this rule reads the training progress; pass total_steps=NUMBER_OF_STEPS")"""
-_CHECK_SHAPE = """
+
+
+def _check_shape(program: Program) -> str:
+    return f"""
         for p in self.param_groups[-1]["params"]:
-            if p.ndim < 2:
-                raise ValueError(f"this rule works on rows and columns, but a parameter has shape {tuple(p.shape)}")"""
+            if {is_unfit(program, "p")}:
+                raise ValueError(f"this rule works on {fit(program)}, but a parameter has shape {{tuple(p.shape)}}")"""
+
+
 _NORM = """norms = [torch.linalg.vector_norm(p.grad) for group in self.param_groups for p in group["params"]
                  if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(norms)).double().cpu() if norms else _number(0.0)"""

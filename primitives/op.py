@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,12 +11,12 @@ from typing import Any
 
 from primitives.kinds import Kind, join
 
-S, R, C, T = Kind.SCALAR, Kind.ROW, Kind.COL, Kind.TENSOR
+S, R, C, T, LEFT, RIGHT = Kind.SCALAR, Kind.ROW, Kind.COL, Kind.TENSOR, Kind.LEFT, Kind.RIGHT
 
 KindRule = Callable[..., Kind | None]
 
 
-def elementwise(*kinds: Kind) -> Kind:
+def elementwise(*kinds: Kind) -> Kind | None:
     """Broadcast: the result varies wherever an argument does."""
     return join(*kinds)
 
@@ -50,9 +51,31 @@ def outer_product(a: Kind, b: Kind) -> Kind | None:
     return T if (a, b) == (R, C) else None
 
 
-def whole_tensor(kind: Kind) -> Kind | None:
-    """A tensor to a tensor, mixing its elements."""
-    return T if kind is T else None
+def whole_tensor(kind: Kind, *numbers: Kind) -> Kind | None:
+    """A tensor, and numbers, to a tensor, mixing its elements."""
+    return T if kind is T and all(n is S for n in numbers) else None
+
+
+def product_of(x: Kind, y: Kind) -> Kind | None:
+    """Matrices that fit without transposing one: left with left or tensor, tensor or right with right."""
+    if (x, y) in ((LEFT, LEFT), (RIGHT, RIGHT)):
+        return x
+    return T if (x, y) in ((LEFT, T), (T, RIGHT)) else None
+
+
+def signature(*kinds: Kind) -> KindRule:
+    """Arguments of exactly these kinds, of which the last is that of the result."""
+    return lambda *given: kinds[-1] if given == kinds[:-1] else None
+
+
+def of_square(kind: Kind, *numbers: Kind) -> Kind | None:
+    """A square matrix of either side, and numbers, to one of the same side."""
+    return kind if kind.is_square and all(n is S for n in numbers) else None
+
+
+def square_to_scalar(kind: Kind) -> Kind | None:
+    """A square matrix of either side to one number."""
+    return S if kind.is_square else None
 
 
 @dataclass(frozen=True)
@@ -65,7 +88,8 @@ class Op:
         torch: template of the torch expression.
         sympy: template of the sympy expression, or None where there is no closed form per element.
         rule: kinds of the arguments to the kind of the result, or None when they do not fit.
-        flops: floating-point operations per element of the widest argument.
+        flops: floating-point operations per element of the widest argument; or, for products of matrices, a formula of
+            those of one call, in which the first argument has r rows and k columns, and the last has c columns.
         commutative: whether the two arguments may be swapped.
         domain: for each argument the set on which the op is finite and real (a key of `DOMAINS`).
         source: where the operation or this variant of it comes from, in one line.
@@ -77,7 +101,7 @@ class Op:
     torch: str
     sympy: str | None
     rule: KindRule = elementwise
-    flops: float = 1.0
+    flops: float | str = 1.0
     commutative: bool = False
     domain: tuple[str, ...] = ()
     source: str = ""
@@ -102,16 +126,23 @@ class Op:
 
     def work(self, kinds: Sequence[Kind], shape: Sequence[int]) -> float:
         """Floating-point operations of one call on arguments of these kinds, for a parameter of `shape`."""
-        return self.flops * max(kind.elements(shape) for kind in (*kinds, self.result[tuple(kinds)]))
+        if isinstance(self.flops, float | int):
+            return self.flops * max(kind.elements(shape) for kind in (*kinds, self.result[tuple(kinds)]))
+        r, last = kinds[0].shape(shape)[0], kinds[-1].shape(shape)
+        sides = {"r": r, "k": kinds[0].elements(shape) // r, "c": math.prod(last[1:]), "min": min}
+        return float(eval(self.flops, {"__builtins__": {}}, sides))
 
     def traffic(self, kinds: Sequence[Kind], shape: Sequence[int], itemsize: int = 4) -> int:
         """Bytes that one call on its own reads and writes: every argument once, and the result."""
         return itemsize * sum(kind.elements(shape) for kind in (*kinds, self.result[tuple(kinds)]))
 
-    @property
+    @cached_property
     def needs_matrix(self) -> bool:
         """Whether it is only meaningful for parameters with at least two dimensions."""
-        return self.rule in (row_reduction, col_reduction, fold_row_or_col, side, outer_product, whole_tensor)
+        if not self.reduces:
+            return False
+        kinds = {kind for signature, result in self.result.items() for kind in (*signature, result)}
+        return self.rule in (side, whole_tensor) or any(kind.needs_matrix for kind in kinds)
 
 
 def namespace() -> dict[str, Any]:

@@ -19,15 +19,24 @@ from typing import Any
 
 from primitives.kinds import SIGNALS, ProgramError
 from primitives.op import (
+    LEFT,
+    RIGHT,
+    C,
     Op,
+    R,
+    T,
     col_reduction,
     elementwise,
     fold_row_or_col,
     namespace,
+    of_square,
     outer_product,
+    product_of,
     reduction,
     row_reduction,
     side,
+    signature,
+    square_to_scalar,
     whole_tensor,
 )
 
@@ -36,6 +45,8 @@ _COUNT = "torch.amax(torch.sum(torch.ones_like({{0}}), dim={{dims}}[{}], keepdim
 _LION = frozenset({"lion45"})
 _PROTECTED = frozenset({"protected"})
 _MATRIX = frozenset({"matrix"})
+_SQUARES = frozenset({"preconditioners"})
+_QUINTIC = "4*min(r, k)*r*k + 2*min(r, k)**3"
 _CHEN = "Chen et al. 2023, appendix H"  # Symbolic Discovery of Optimization Algorithms, arXiv:2302.06675
 
 
@@ -149,8 +160,30 @@ _ROWS: tuple[Op, ...] = (
        "row statistic times column statistic; Shazeer & Stern 2018", _MATRIX),
     Op("centralise", 1, "{0} - torch.mean({0}, dim={dims}[1:], keepdim=True)", None, whole_tensor, 2, False, ("real",),
        "Yong et al. 2020, Gradient Centralization, equation 1", _MATRIX),
-    Op("orthogonalise", 1, "linalg.newton_schulz({0}, {dims})", None, whole_tensor, 200, False, ("real",),
+    Op("orthogonalise", 1, "linalg.newton_schulz({0}, {dims})", None, whole_tensor, f"5*({_QUINTIC})", False, ("real",),
        "five quintic Newton-Schulz steps; Jordan et al. 2024, Muon", _MATRIX),
+    Op("quintic", 4, "linalg.quintic({0}, {1}, {2}, {3}, {dims})", None, whole_tensor, _QUINTIC, False,
+       ("real",) * 4, "a s + b s^3 + c s^5 of each singular value s: one Newton-Schulz step with coefficients of one's"
+       " own; Jordan et al. 2024, Muon", _SQUARES),
+    # square matrices of the left side (rows by rows) and of the right side (columns by columns)
+    Op("row_gram", 1, "linalg.row_gram({0}, {dims})", None, signature(T, LEFT), "2*r*r*k", False, ("real",),
+       "x x^T, of the left side; Gupta et al. 2018, Shampoo, algorithm 1", _SQUARES),
+    Op("col_gram", 1, "linalg.col_gram({0}, {dims})", None, signature(T, RIGHT), "2*r*k*k", False, ("real",),
+       "x^T x, of the right side; Gupta et al. 2018, Shampoo, algorithm 1", _SQUARES),
+    Op("matmul", 2, "linalg.matmul({0}, {1}, {dims})", None, product_of, "2*r*k*c", False, ("real", "real"),
+       "product of matrices, which their kinds let fit without transposing one", _SQUARES),
+    Op("left_t", 2, "linalg.left_t({0}, {1}, {dims})", None, signature(LEFT, T, T), "2*r*k*c", False,
+       ("real", "real"), "x^T y: into the basis of x's columns; Vyas et al. 2024, SOAP, algorithm 3", _SQUARES),
+    Op("right_t", 2, "linalg.right_t({0}, {1}, {dims})", None, signature(T, RIGHT, T), "2*r*k*c", False,
+       ("real", "real"), "x y^T: out of the basis of y's columns; Vyas et al. 2024, SOAP, algorithm 3", _SQUARES),
+    Op("trace", 1, "linalg.trace({0}, {dims})", None, square_to_scalar, "r", False, ("real",),
+       "sum of the diagonal, which is that of the eigenvalues", _SQUARES),
+    Op("row_diagonal", 1, "linalg.row_diagonal({0}, {dims})", None, signature(LEFT, R), "r", False, ("real",),
+       "diagonal of a square matrix of the left side, one number for each row", _SQUARES),
+    Op("col_diagonal", 1, "linalg.col_diagonal({0}, {dims})", None, signature(RIGHT, C), "r", False, ("real",),
+       "diagonal of a square matrix of the right side, one number for each column", _SQUARES),
+    Op("identity", 1, "linalg.identity({0}, {dims})", None, of_square, "r", False, ("real",),
+       "the identity of the side of a square matrix, whose numbers do not count", _SQUARES),
 )  # fmt: skip
 
 
@@ -214,6 +247,7 @@ def subset(*names: str) -> tuple[str, ...]:
     masks      comparisons, 1.0 or 0.0 for each element
     protected  total variants of partial functions: finite for finite arguments of moderate size
     matrix     rows, columns, and whole matrices
+    preconditioners square matrices of the left and the right side, their products, roots and bases
     elementwise everything that does not mix the elements of a parameter
     all        the whole table
     ========== ================================================================================================
@@ -263,7 +297,7 @@ def _check_row(op: Op) -> None:
         raise ProgramError(f"op {op.name!r} must take 1 to 4 arguments, not {op.arity!r}")
     if len(op.domain) != op.arity or not set(op.domain) <= set(DOMAINS):
         raise ProgramError(f"op {op.name!r} needs a domain for each argument, one of {', '.join(DOMAINS)}")
-    if not op.flops > 0 or not op.source:
+    if not (isinstance(op.flops, str) or op.flops > 0) or not op.source:
         raise ProgramError(f"op {op.name!r} needs a positive number of flops and a source")
     try:
         fits = bool(op.result) and callable(op.function)

@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from primitives.checkpoint import check_fits
 from primitives.compiled import Bound, Kernel, kernel
-from primitives.interpret import Stepped, slot_shape
+from primitives.interpret import Stepped
 from primitives.kinds import Kind, ProgramError
 from primitives.numbers import Numbers
 from primitives.options import check_group, merged_hypers, with_fallback
@@ -241,7 +241,7 @@ class ProgramOptimizer(Optimizer):
         kinds = {s.name: s.kind for s in program.live_state} | ({REST: Kind.TENSOR} if dtype != p.dtype else {})
         for name, kind in kinds.items():
             x = state.get(name)
-            if x is None or x.shape != slot_shape(kind, p.shape) or local(x).device != held.device:
+            if x is None or x.shape != kind.shape(p.shape) or local(x).device != held.device:
                 raise ProgramError(
                     f"state {name!r} of a parameter of shape {tuple(p.shape)} does not fit it; load a checkpoint of "
                     "this program, or begin with empty state"

@@ -16,7 +16,7 @@ _SAME = frozenset((
     "sum", "mean", "prod", "sqrt", "square", "abs", "sign", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p",
     "sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh",
     "maximum", "minimum", "reciprocal", "where", "zeros_like", "ones_like", "isfinite", "isnan", "floor", "ceil",
-    "round", "matmul",
+    "round", "matmul", "eye", "diagonal", "promote_types", "float32",
 ))  # fmt: skip
 _OTHER = {"gt": "greater", "lt": "less", "ge": "greater_equal", "le": "less_equal", "eq": "equal", "ne": "not_equal",
           "pow": "power", "clamp": "clip", "amax": "max", "amin": "min", "neg": "negative"}  # fmt: skip
@@ -25,6 +25,7 @@ OWN = {
     "lerp": "def _lerp(x, y, weight):\n"
     "    return jnp.where(jnp.abs(weight) < 0.5, x + weight * (y - x), y - (y - x) * (1 - weight))",
 }
+_LINALG = frozenset(("torch.linalg.qr",))
 _KEYWORDS = {"dim": "axis", "keepdim": "keepdims"}
 _METHODS = {"to": "astype"}
 _ATTRIBUTES = frozenset(("shape", "dtype", "ndim", "mT", "T", "reshape", "astype", "swapaxes"))
@@ -51,6 +52,8 @@ class ToJax(ast.NodeTransformer):
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         """``torch.f`` becomes ``jnp.f``, and a method its counterpart; `ProgramError` for what is not known."""
+        if ast.unparse(node) in _LINALG:
+            return ast.parse(f"jnp.{ast.unparse(node).removeprefix('torch.')}", mode="eval").body
         if isinstance(node.value, ast.Name) and node.value.id == "torch":
             if node.attr in OWN:
                 return ast.Name(f"_{node.attr}", ast.Load())

@@ -138,7 +138,10 @@ class Trace:
     def __call__(self, code: str, *args: Any) -> Value:
         """An elementwise expression of values and plain numbers."""
         values = [a if isinstance(a, Value) else self.number(a) for a in args]
-        return self.node(join(*(v.kind for v in values)), code, values)
+        kind = join(*(v.kind for v in values))
+        if kind is None or kind.is_square:
+            raise Untraceable("square matrices")
+        return self.node(kind, code, values)
 
     def number(self, value: object) -> Value:
         """A number that stands in a template."""

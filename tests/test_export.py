@@ -17,7 +17,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from baselines import BASELINES, NAMED
-from primitives import OPS, Builder, Kind, ProgramError, ProgramOptimizer, parse_program
+from primitives import OPS, Builder, Kind, ProgramError, ProgramOptimizer, linalg, parse_program
 from primitives.export import FORMATS, comments, export, identifier
 from primitives.to_jax import expression
 from tests import strategies as S
@@ -286,10 +286,11 @@ def one_op(name):
     b, op = Builder(), OPS[name]
     into = {"unit_ball": lambda x: b.tanh(x) * 0.9, "at_least_one": lambda x: b.abs(x) + 1.1, "real": lambda x: x}
     kinds = next((k for k in op.result if all(kind is Kind.TENSOR for kind in k)), next(iter(op.result)))
-    make = {Kind.TENSOR: lambda x: x, Kind.ROW: b.row_mean, Kind.COL: b.col_mean}
-    values = zip((b.g, b.p, b.g * b.p), kinds, op.domain, strict=False)
+    make = {Kind.TENSOR: lambda x: x, Kind.ROW: b.row_mean, Kind.COL: b.col_mean, Kind.SCALAR: b.mean,
+            Kind.LEFT: b.row_gram, Kind.RIGHT: b.col_gram}  # fmt: skip
+    values = zip((b.g, b.p, b.g * b.p, b.g + b.p), kinds, op.domain, strict=False)
     args = [make[kind](into.get(domain, lambda x: b.abs(x) + 0.1)(x)) for x, kind, domain in values]
-    return b.build(b.op(name, *args) + 0.0 * b.g)
+    return b.build(S.seen_in_update(b, b.op(name, *args), op.result[kinds]) + 0.0 * b.g)
 
 
 @NEEDS_JAX
@@ -307,7 +308,8 @@ def test_optax_files_equal_the_interpreter():
 def test_every_op_has_a_jax_meaning(name):
     text = expression(OPS[name], [f"a{i}" for i in range(OPS[name].arity)])
     names = {n.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)}
-    assert names - {"dims"} <= {"a0", "a1", "a2", "jnp", "math", "_lerp", "_newton_schulz"}
+    routines = {f"_{routine}" for routine in vars(linalg)} | {"_lerp"}
+    assert names - {"dims", "a0", "a1", "a2", "a3"} <= {"jnp", "math"} | routines
     assert "torch" not in text and "keepdim=" not in text and "dim=" not in text.replace("keepdims=", "")
 
 

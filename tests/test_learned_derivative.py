@@ -11,11 +11,11 @@ from strategies import MATRIX_SHAPES, programs, random_inputs, seeds
 
 from baselines import BASELINES
 from learned.derivative import COMPOSED, CONSTANT, LINEAR, PARTIAL, Extended, derivative, differentiate
-from primitives import OPS, Builder, Kind, Program, ProgramError, execute
+from primitives import OPS, Builder, Kind, Program, ProgramError, execute, subset
 from primitives.ops import DOMAINS
 from primitives.source import compile_step
 
-WITHOUT = {"orthogonalise"}
+WITHOUT = {"orthogonalise", *subset("preconditioners")}
 with warnings.catch_warnings():  # torch sets up forward mode with what it has itself deprecated
     warnings.simplefilter("ignore", DeprecationWarning)
     torch.func.jvp(torch.square, (torch.ones(()),), (torch.ones(()),))
@@ -29,7 +29,8 @@ def test_every_row_has_a_derivative_or_is_known_to_have_none():
 def test_each_row(name):
     """All arguments move at once, each by a direction of its own: f(a + t·d), at t = 0, against jvp."""
     row = OPS[name]
-    kinds = max(row.result, key=lambda k: (row.result[k], sum(k)))
+    flat = [kinds for kinds in row.result if not any(kind.is_square for kind in kinds)]
+    kinds = max(flat, key=lambda k: (row.result[k], sum(k)))
     generator = torch.Generator().manual_seed(1)
     shape = {Kind.TENSOR: (3, 4), Kind.ROW: (3, 1), Kind.COL: (1, 4), Kind.SCALAR: (1, 1)}
     args = [

@@ -27,7 +27,7 @@ update    = "update" argument
 next      = "next" name "=" argument
 argument  = "x" index | name | number
 scale     = "log" | "unit" | "linear"
-kind      = "tensor" | "row" | "col" | "scalar"
+kind      = "tensor" | "row" | "col" | "scalar" | "left" | "right"
 ```
 
 Statements number their results x0, x1, … in order, and each may read only earlier ones. What a statement reads of a
@@ -68,7 +68,10 @@ as a matrix of its first dimension by all others.
 <kinds>
 
 An elementwise op gives what its arguments vary along together: row with col is tensor, anything with tensor is tensor.
-There is no other implicit conversion.
+There is no other implicit conversion. Square matrices of a side go elementwise with their own kind and with scalars,
+and meet a tensor in products. A slot of such a kind starts as a multiple of the identity: `slot q = 1.0 left` is the
+identity itself. They exist for sides of up to <<side>> rows or columns; a parameter with a longer side goes to the
+fallback.
 
 ## Signals
 
@@ -90,8 +93,9 @@ Values that are one number for all parameters are computed in float64 and rounde
 Ops keep their raw IEEE meaning: a division by zero is infinite. Protected variants are rows of their own. *Meaning* is
 the formula in sympy, which equals the torch template to twelve digits on random points of the domain; where there is
 no closed form for each element, it is the torch template over the parameter's dimensions `dims`. ⇄ marks ops whose
-arguments may be swapped. *Flops* are for each element of the widest argument. An op alone moves every argument and its
-result once, 4 bytes for each of the numbers that its kind holds (`Op.traffic`).
+arguments may be swapped. *Flops* are for each element of the widest argument; those of products of matrices are for one
+call, whose first argument has r rows and k columns, and whose last has c columns. An op alone moves every argument and
+its result once, 4 bytes for each of the numbers that its kind holds (`Op.traffic`).
 
 <ops>
 
