@@ -56,9 +56,9 @@ def quintic(x: Tensor, a: Tensor, b: Tensor, c: Tensor, dims: Sequence[int]) -> 
     return (m.mT if tall else m).reshape(x.shape)
 
 
-def flat(c: Tensor, x: Tensor, dims: Sequence[int]) -> Tensor:
-    """A number for each parameter of the stack `x`, as it meets the matrices of `x`."""
-    return c.reshape(*c.shape[: c.ndim - len(dims)], 1, 1) if c.ndim == x.ndim else c
+def flat(c: Tensor, x: Tensor, dims: Sequence[int], axes: int = 2) -> Tensor:
+    """A number for each parameter of the stack `x`, as it meets matrices, or whatever has so many `axes`."""
+    return c.reshape(*c.shape[: c.ndim - len(dims)], *[1] * axes) if c.ndim == x.ndim else c
 
 
 def row_gram(x: Tensor, dims: Sequence[int]) -> Tensor:
@@ -99,8 +99,12 @@ def trace(a: Tensor, dims: Sequence[int]) -> Tensor:
 
 def identity(a: Tensor, dims: Sequence[int]) -> Tensor:
     """The identity, as large as the square matrix `a`."""
-    m = as_matrix(a, dims)
-    return (torch.zeros_like(m) + torch.eye(m.shape[-1], dtype=m.dtype, device=m.device)).reshape(a.shape)
+    return eye_like(as_matrix(a, dims)).reshape(a.shape)
+
+
+def eye_like(m: Tensor) -> Tensor:
+    """The identity for each of a stack of matrices."""
+    return torch.zeros_like(m) + torch.eye(m.shape[-1], dtype=m.dtype, device=m.device)
 
 
 def row_diagonal(a: Tensor, dims: Sequence[int]) -> Tensor:
@@ -113,3 +117,89 @@ def col_diagonal(a: Tensor, dims: Sequence[int]) -> Tensor:
     """Diagonal of a square matrix of the right side, one number for each column."""
     d = torch.diagonal(as_matrix(a, dims), 0, -2, -1)
     return d.reshape(*d.shape[:-1], 1, *rest(a, dims))
+
+
+def inverse_root(a: Tensor, damping: Tensor, p: int, dims: Sequence[int]) -> Tensor:
+    """``(a + δ)^(-1/p)`` of a symmetric positive semidefinite matrix, with p a power of two, by products alone.
+
+    The coupled Newton iteration (Guo and Higham 2006, A Schur-Newton method for the matrix pth root and its inverse),
+    by which Anil et al. 2020, Scalable Second Order Optimization for Deep Learning, arXiv:2002.09018, compute
+    preconditioners. With c the inverse size of the damped matrix, M = c (a + δ) and H = c^(1/p) I, it repeats
+    ``S = (1 + 1/p) I - M / p``, ``M ← Sᵖ M``, ``H ← H S``, until M is the identity.
+
+    The ridge δ is `damping` times the size of `a`, and at least `damping` times 1e-10, so that a zero matrix has a
+    root, too. Their code takes 1e-6, and float32. Variants: the size is the Frobenius norm, which bounds their largest
+    eigenvalue and needs no power iteration; M starts from eigenvalues of at most 1, where each round brings all of them
+    closer to 1, instead of (1 + p) / 2. Half precision is computed in float32.
+
+    At most thirty rounds are made, of which a matrix keeps those up to the first that does not bring it closer. A
+    damping of 1e-6 needs about 25; eigenvalues below 1e-9 of the size come out as if they were that large. A matrix
+    with negative eigenvalues, as rounding may leave them, has a finite result.
+    """
+    m = as_matrix(a, dims)
+    wide = m.to(torch.promote_types(m.dtype, torch.float32))
+    eye = eye_like(wide)
+    peak = torch.clamp(largest(wide), 1e-30)
+    wide = wide / peak
+    wide = wide + flat(damping, a, dims) * torch.maximum(frobenius(wide), 1e-10 / peak) * eye
+    scale = torch.reciprocal(torch.clamp(frobenius(wide), 1.0))
+    x, root = scale * wide, (scale / peak) ** (1 / p) * eye
+    error = largest(x - eye)
+    runs = torch.ones_like(error) > 0
+    for _ in range(30):
+        step = (1 + 1 / p) * eye - x / p
+        power, times = step, 1
+        while times < p:
+            power, times = power @ power, 2 * times
+        closer = power @ x
+        distance = largest(closer - eye)
+        runs = runs & (distance < error)
+        if not torch.compiler.is_compiling() and not bool(torch.any(runs)):
+            break
+        root, x = torch.where(runs, root @ step, root), torch.where(runs, closer, x)
+        error = torch.where(runs, distance, error)
+    return root.to(m.dtype).reshape(a.shape)
+
+
+def frobenius(m: Tensor) -> Tensor:
+    """Frobenius norm of each of a stack of matrices."""
+    return torch.sqrt(torch.sum(torch.square(m), dim=(-2, -1), keepdim=True))
+
+
+def largest(m: Tensor) -> Tensor:
+    """Largest magnitude in each of a stack of matrices."""
+    return torch.amax(torch.abs(m), dim=(-2, -1), keepdim=True)
+
+
+def basis(a: Tensor, q: Tensor, dims: Sequence[int]) -> Tensor:
+    """The orthogonal basis `q` after one step of power iteration towards the eigenvectors of the symmetric matrix `a`.
+
+    ``QR(a q)``, algorithm 4 of Vyas et al. 2024, SOAP, arXiv:2409.11321. Variants: `a` has a millionth of its mean
+    eigenvalue added, so that directions in which it is 0 keep their vectors, which rounding would else choose; each
+    vector points to the side of the one it comes from, which makes the result unique. Half precision is computed in
+    float32. A zero matrix gives the identity.
+    """
+    m, b = as_matrix(a, dims), as_matrix(q, dims)
+    wide, b = (x.to(torch.promote_types(m.dtype, torch.float32)) for x in (m, b))
+    ridge = 1e-6 * torch.mean(torch.abs(torch.diagonal(wide, 0, -2, -1)), dim=-1, keepdim=True)
+    q, r = torch.linalg.qr(wide @ b + ridge.reshape(*ridge.shape, 1) * b)
+    way = torch.diagonal(r, 0, -2, -1)
+    way = torch.where(way < 0, -torch.ones_like(way), torch.ones_like(way))
+    return (q * way.reshape(*way.shape[:-1], 1, way.shape[-1])).to(m.dtype).reshape(a.shape)
+
+
+def block_mean(x: Tensor, blocks: Tensor, dims: Sequence[int]) -> Tensor:
+    """Every entry of a row or column statistic replaced by the mean of its block.
+
+    Zhang et al. 2024, Adam-mini, arXiv:2406.16793, algorithm 1, give each block, such as the rows of one attention
+    head, one second moment. The n entries are cut into `blocks` stretches, rounded and from 1 to n, of lengths that
+    differ by at most 1. Half precision is computed in float32.
+    """
+    wide = x.reshape(*x.shape[: x.ndim - len(dims)], -1).to(torch.promote_types(x.dtype, torch.float32))
+    n = wide.shape[-1]
+    count = torch.clamp(torch.round(flat(blocks, x, dims, 1)), 1, n)
+    block = torch.floor(torch.arange(n, dtype=wide.dtype, device=x.device) * count / n).to(torch.int64)
+    block = torch.broadcast_to(block, wide.shape)
+    total = torch.scatter_add(torch.zeros_like(wide), -1, block, wide)
+    size = torch.scatter_add(torch.zeros_like(wide), -1, block, torch.ones_like(wide))
+    return torch.gather(total / torch.clamp(size, 1), -1, block).to(x.dtype).reshape(x.shape)

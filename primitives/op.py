@@ -41,6 +41,11 @@ def fold_row_or_col(kind: Kind) -> Kind | None:
     return S if kind in (R, C) else None
 
 
+def blocks_of(kind: Kind, count: Kind) -> Kind | None:
+    """A row or column statistic, and a number of blocks, to a statistic of the same kind."""
+    return kind if kind in (R, C) and count is S else None
+
+
 def side(kind: Kind) -> Kind | None:
     """A tensor to a number that its shape as a matrix decides."""
     return S if kind is T else None
@@ -71,6 +76,11 @@ def signature(*kinds: Kind) -> KindRule:
 def of_square(kind: Kind, *numbers: Kind) -> Kind | None:
     """A square matrix of either side, and numbers, to one of the same side."""
     return kind if kind.is_square and all(n is S for n in numbers) else None
+
+
+def two_squares(a: Kind, b: Kind) -> Kind | None:
+    """Two square matrices of one side to a third."""
+    return a if a.is_square and a is b else None
 
 
 def square_to_scalar(kind: Kind) -> Kind | None:

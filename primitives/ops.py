@@ -25,6 +25,7 @@ from primitives.op import (
     Op,
     R,
     T,
+    blocks_of,
     col_reduction,
     elementwise,
     fold_row_or_col,
@@ -37,6 +38,7 @@ from primitives.op import (
     side,
     signature,
     square_to_scalar,
+    two_squares,
     whole_tensor,
 )
 
@@ -56,6 +58,16 @@ def _unary(name: str, sympy: str, torch: str = "", flops: float = 1, domain: str
 
 def _binary(name: str, torch: str, sympy: str, commutative: bool = False, domain: str = "real", flops: float = 1) -> Op:
     return Op(name, 2, torch, sympy, elementwise, flops, commutative, ("real", domain), _CHEN, _LION)
+
+
+def _inverse_root(p: int) -> Op:
+    products = 2 + p.bit_length() - 1  # a power of the step, which then changes two matrices
+    return Op(
+        f"inverse_root{p}", 2, f"linalg.inverse_root({{0}}, {{1}}, {p}, {{dims}})", None, of_square,
+        f"{30 * products}*2*r**3", False, ("real", "nonnegative"),
+        f"(x + y |x|)^(-1/{p}) of a positive semidefinite matrix by 30 coupled Newton steps; Anil et al. 2020,"
+        " arXiv:2002.09018, Shampoo", _SQUARES,
+    )  # fmt: skip
 
 
 _ROWS: tuple[Op, ...] = (
@@ -152,6 +164,9 @@ _ROWS: tuple[Op, ...] = (
        2, False, ("real",), "Euclidean norm of each column", _MATRIX),
     Op("mean_of", 1, "torch.mean({0}, dim={dims}, keepdim=True)", None, fold_row_or_col, 1, False, ("real",),
        "mean over the entries of a row or column statistic", _MATRIX),
+    Op("block_mean", 2, "linalg.block_mean({0}, {1}, {dims})", None, blocks_of, 4, False, ("real", "at_least_one"),
+       "mean over each of y blocks of a row or column statistic, in place of its entries; Zhang et al. 2024, Adam-mini",
+       _MATRIX),
     Op("rows", 1, _COUNT.format(":1"), None, side, 1, False, ("real",),
        "number of rows; Liu et al. 2025, arXiv:2502.16982, scales with it", _MATRIX),
     Op("cols", 1, _COUNT.format("1:"), None, side, 1, False, ("real",),
@@ -184,6 +199,12 @@ _ROWS: tuple[Op, ...] = (
        "diagonal of a square matrix of the right side, one number for each column", _SQUARES),
     Op("identity", 1, "linalg.identity({0}, {dims})", None, of_square, "r", False, ("real",),
        "the identity of the side of a square matrix, whose numbers do not count", _SQUARES),
+    _inverse_root(1),
+    _inverse_root(2),
+    _inverse_root(4),
+    Op("basis", 2, "linalg.basis({0}, {1}, {dims})", None, two_squares, "7*r**3", False, ("real", "real"),
+       "QR(x y): one step of power iteration from basis y to eigenvectors of x; Vyas et al. 2024, SOAP, algorithm 4",
+       _SQUARES),
 )  # fmt: skip
 
 

@@ -287,7 +287,8 @@ def one_op(name):
     into = {"unit_ball": lambda x: b.tanh(x) * 0.9, "at_least_one": lambda x: b.abs(x) + 1.1, "real": lambda x: x}
     kinds = next((k for k in op.result if all(kind is Kind.TENSOR for kind in k)), next(iter(op.result)))
     make = {Kind.TENSOR: lambda x: x, Kind.ROW: b.row_mean, Kind.COL: b.col_mean, Kind.SCALAR: b.mean,
-            Kind.LEFT: b.row_gram, Kind.RIGHT: b.col_gram}  # fmt: skip
+            Kind.LEFT: lambda x: b.row_gram(x) + b.identity(b.row_gram(x)),  # which is not singular
+            Kind.RIGHT: lambda x: b.col_gram(x) + b.identity(b.col_gram(x))}  # fmt: skip
     values = zip((b.g, b.p, b.g * b.p, b.g + b.p), kinds, op.domain, strict=False)
     args = [make[kind](into.get(domain, lambda x: b.abs(x) + 0.1)(x)) for x, kind, domain in values]
     return b.build(S.seen_in_update(b, b.op(name, *args), op.result[kinds]) + 0.0 * b.g)

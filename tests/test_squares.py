@@ -7,7 +7,18 @@ import torch
 from strategies import assert_same, random_gradients, train
 from torch import Tensor, nn
 
-from primitives import Builder, Kind, Program, ProgramError, ProgramOptimizer, parse_program, print_program
+from primitives import (
+    OPS,
+    Builder,
+    Kind,
+    Program,
+    ProgramError,
+    ProgramOptimizer,
+    execute,
+    parse_program,
+    print_program,
+)
+from primitives.blocks import inverse_root, newton_schulz
 from primitives.cost import cost
 from primitives.routing import LARGEST_SIDE, can_train
 from primitives.source import compile_step
@@ -138,3 +149,94 @@ def test_cost_counts_squares_and_products() -> None:
     assert cost(whitened(), (3, 7, 1)).flops == found.flops
     with pytest.raises(ProgramError, match="sides of up to 10,000"):
         cost(whitened(), (2, LARGEST_SIDE + 1))
+
+
+def positive(n: int, condition: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """A positive definite matrix with eigenvalues from 1 down to ``1 / condition``; these, and its eigenvectors."""
+    q, _ = torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+    values = condition ** -torch.linspace(0, 1, n, dtype=torch.float64)
+    return (q * values) @ q.T, values, q
+
+
+@pytest.mark.parametrize("p", [1, 2, 4])
+@pytest.mark.parametrize("condition", [1.0, 1e3, 1e6, 1e14])
+@pytest.mark.parametrize("n", [1, 5, 30])
+def test_inverse_roots_are_those_of_the_damped_eigenvalues(p: int, condition: float, n: int) -> None:
+    a, values, q = positive(n, condition)
+    ridge = 1e-6 * values.square().sum().sqrt()
+    exact = (q * (values + ridge) ** (-1 / p)) @ q.T
+    got = OPS[f"inverse_root{p}"].function(1e-3 * a, torch.tensor(1e-6, dtype=torch.float64), dims=(0, 1))
+    torch.testing.assert_close(got, 1e3 ** (1 / p) * exact, rtol=0, atol=1e-9 * float(got.abs().max()))
+
+
+def test_single_precision_roots_are_good_to_a_percent_at_the_papers_damping() -> None:
+    a, values, q = positive(40, 1e9)
+    exact = (q * (values + 1e-6 * values.square().sum().sqrt()) ** -0.25) @ q.T
+    for dtype in (torch.float32, torch.bfloat16):
+        held = a.to(dtype) if dtype is torch.float32 else torch.eye(40, dtype=dtype)
+        expected = exact if dtype is torch.float32 else torch.eye(40).double()
+        got = OPS["inverse_root4"].function(held, torch.tensor(1e-6, dtype=dtype), dims=(0, 1))
+        assert got.dtype is dtype
+        assert torch.linalg.norm(got.double() - expected) < 0.01 * torch.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("p", [1, 2, 4])
+@pytest.mark.parametrize("damping", [0.0, 1e-12, 1e-6])
+def test_roots_of_what_has_none_are_finite(p: int, damping: float) -> None:
+    """Zero and singular matrices, and such that rounding has left with negative eigenvalues."""
+    one = torch.ones(6, 6)
+    tiny = torch.diag(torch.tensor([1.0, 1e-3, 0.0, -1e-9, -1e-7, 1e-38]))
+    for a in (torch.zeros(6, 6), one, tiny, 1e30 * one, 1e-30 * one, torch.zeros(1, 1)):
+        assert OPS[f"inverse_root{p}"].function(a, torch.tensor(damping), dims=(0, 1)).isfinite().all()
+    zero = OPS[f"inverse_root{p}"].function(torch.zeros(3, 3).double(), torch.tensor(1e-6).double(), dims=(0, 1))
+    torch.testing.assert_close(zero, 1e-16 ** (-1 / p) * torch.eye(3).double(), rtol=1e-6, atol=0)
+
+
+def test_other_roots_are_refused() -> None:
+    b = Builder()
+    for p in (0, -2, 3, 2.5, True):
+        with pytest.raises(ProgramError, match=f"p = 1, 2 or 4, got {p}"):
+            inverse_root(b, b.row_gram(b.g), p)  # type: ignore[arg-type]
+    with pytest.raises(ProgramError, match="unknown op 'inverse_root0'; did you mean inverse_root"):
+        parse_program("optforge 1\nx0 = row_gram(g)\nx1 = inverse_root0(x0, 1.0)\nupdate g")
+    program = b.build(b.matmul(inverse_root(b, b.row_gram(b.g), 2), b.g))
+    assert [op for op, _ in program.body] == ["row_gram", "inverse_root2", "matmul"]
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 2)])
+def test_bases_become_eigenvectors(shape: tuple[int, ...]) -> None:
+    """Of both sides: orthogonal after each step, and diagonalising after many."""
+    g = random_gradients(shape, 0, seed=5)[0]
+    m, dims = g.reshape(len(g), -1), tuple(range(len(shape)))
+    for gram, kind in ((m @ m.T, Kind.LEFT), (m.T @ m, Kind.RIGHT)):
+        own = kind.shape(shape)
+        q = torch.eye(len(gram), dtype=g.dtype).reshape(own)
+        for _ in range(300):
+            q = OPS["basis"].function(gram.reshape(own), q, dims=dims)
+            flat = q.reshape(len(gram), -1)
+            torch.testing.assert_close(flat.T @ flat, torch.eye(len(gram), dtype=g.dtype))
+        diagonal = flat.T @ gram @ flat
+        torch.testing.assert_close(diagonal, torch.diag(diagonal.diagonal()), rtol=0, atol=1e-9)
+        expected = torch.linalg.eigvalsh(gram).flip(0)
+        torch.testing.assert_close(diagonal.diagonal(), expected, rtol=0, atol=1e-9)
+
+
+def test_a_basis_keeps_directions_in_which_nothing_is_known() -> None:
+    """A Gram matrix of rank 1 says which vector comes first; the others stay where they were, as far as they can."""
+    u = torch.tensor([0.6, 0.8, 0.0, 0.0, 0.0], dtype=torch.float64)
+    q = OPS["basis"].function(torch.outer(u, u), torch.eye(5).double(), dims=(0, 1))
+    torch.testing.assert_close(q[:, 0].abs(), u, rtol=0, atol=1e-6)
+    torch.testing.assert_close(q[:, 2:], torch.eye(5).double()[:, 2:], rtol=0, atol=1e-6)
+    assert_same(OPS["basis"].function(torch.zeros(3, 3), torch.eye(3), dims=(0, 1)), torch.eye(3))
+
+
+def test_orthogonalise_can_be_said_with_other_coefficients() -> None:
+    jordan, cubic = (3.4445, -4.775, 2.0315), (1.5, -0.5, 0.0)
+    g = random_gradients((4, 6), 0, seed=6)[0]
+    updates = []
+    for coefficients in ([jordan] * 5, [cubic] * 60):
+        b = Builder()
+        updates.append(execute(b.build(newton_schulz(b, b.g, coefficients)), {"g": g}).update)
+    torch.testing.assert_close(updates[0], OPS["orthogonalise"].function(g, dims=(0, 1)), rtol=1e-12, atol=1e-12)
+    u, _, vt = torch.linalg.svd(g, full_matrices=False)
+    torch.testing.assert_close(updates[1], u @ vt, rtol=0, atol=1e-10)  # the cubic leads to the polar factor itself
