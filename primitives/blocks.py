@@ -54,6 +54,15 @@ def decoupled_weight_decay(b: Builder, direction: Expr, weight_decay: Expr | flo
     return direction + weight_decay * b.p
 
 
+def every(b: Builder, k: Expr | float, value: Expr, slot: SlotExpr) -> Expr:
+    """``slot ← value`` at the first step and at every k-th after it; returns the slot's new value.
+
+    What only `value` needs is computed in these steps alone (see `primitives.lazy`).
+    """
+    slot.next = b.choose(b.due(b.step, k), value, slot)
+    return slot.next
+
+
 def cautious(b: Builder, direction: Expr) -> Expr:
     """`direction` where it has the gradient's sign, divided by the share of such elements, and 0 elsewhere.
 

@@ -15,6 +15,7 @@ from primitives.export import (
     shape_source,
 )
 from primitives.kinds import Kind
+from primitives.lazy import laziness
 from primitives.op import Op
 from primitives.program import Program, fold
 from primitives.to_jax import OWN, ToJax, expression
@@ -51,7 +52,8 @@ class _Rule:
     """One program as two functions: its first state, and its step."""
 
     def __init__(self, program: Program, suffix: str) -> None:
-        self.program, self.suffix = program, suffix
+        self.program, self.suffix, self.lazy = program, suffix, laziness(program)
+        self.guarded: dict[int, str] = {}
         self.variables = locals_for([n for n in program.names if n not in ("g", "p")], _TAKEN) | {"g": "g", "p": "p"}
         self.ops: list[Op] = []
         self.lines: list[str] = []
@@ -79,8 +81,29 @@ class _Rule:
             self.shared.add(name)
         else:
             args = [self._pass(a) for a in args]
-        self.lines.append(f"{name} = {expression(op, args)}")
+        line = f"{name} = {expression(op, args)}"
+        if index in self.lazy.choices and index not in self.lazy.guards:
+            sides = [self._side(index, name, args, taken) for taken in (True, False)]
+            line = f"{name} = jax.lax.cond({args[0]} > 0, {sides[0]}, {sides[1]})"
+        if index in self.lazy.guards:
+            self.guarded[index] = line
+        else:
+            self.lines.append(line)
         return name
+
+    def _side(self, index: int, name: str, args: list[str], taken: bool) -> str:
+        """One side of a choice as a function without arguments, whose lines are what only it needs."""
+        value, needed = args[1 if taken else 2], set[int]()
+        todo = [self.program.body[index].args[1 if taken else 2]]
+        for arg in todo:  # which grows on the way
+            if type(arg) is int and arg in self.guarded and arg not in needed:
+                needed.add(arg)
+                todo += self.program.body[arg].args
+        if not needed:
+            return f"lambda: {value}"
+        side = self._fresh(f"{name}_{'new' if taken else 'old'}")
+        self.lines += [f"def {side}():", *indent([*(self.guarded[i] for i in sorted(needed)), f"return {value}"])]
+        return side
 
     def _pass(self, value: str) -> str:
         """`value` in the gradient's dtype."""

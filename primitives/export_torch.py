@@ -17,8 +17,9 @@ from primitives.export import (
     shape_source,
 )
 from primitives.kinds import Kind
+from primitives.lazy import laziness
 from primitives.op import Op
-from primitives.program import Program, fold
+from primitives.program import Const, Program, fold
 
 _TAKEN = ("torch", "math", "dims", "group", "state", "numbers", "step", "total_steps")
 
@@ -43,7 +44,7 @@ class _Rule:
     """One program as three functions: first state; numbers that all elements share; and the rule itself."""
 
     def __init__(self, program: Program, suffix: str) -> None:
-        self.program, self.suffix = program, suffix
+        self.program, self.suffix, self.lazy = program, suffix, laziness(program)
         self.variables = locals_for([n for n in program.names if n not in ("g", "p")], _TAKEN)
         self.variables |= {"g": "g", "p": "p"}
         self.ops: list[Op] = []
@@ -53,6 +54,7 @@ class _Rule:
         self.shared: set[str] = set()
         self.passed: dict[str, None] = {}
         self.literals: dict[float, str] = {}
+        self.truths: dict[str, str] = {}
         update, following, _ = fold(program, self._leaf, self._apply)
         self.update = str(update)  # a tensor, hence never shared
         self.following = [self._pass(str(value)) for value in following]
@@ -75,9 +77,24 @@ class _Rule:
         if index in self.program.shared:
             self.shared.add(name)
             self.shared_lines.append(f"{name} = {expression(op, args)}")
-        else:
-            self.lines.append(f"{name} = {expression(op, [self._pass(a) for a in args])}")
+            return name
+        given = [self._pass(a) for a in args]
+        value = expression(op, given)
+        if index in self.lazy.choices:
+            value = f"{given[1]} if {self._due(self.lazy.choices[index])} else {given[2]}"
+        line = f"{name} = {value}"
+        if index in self.lazy.guards:
+            condition, taken = self.lazy.guards[index]
+            line = f"if {'' if taken else 'not '}{self._due(condition)}: {line}"
+        self.lines.append(line)
         return name
+
+    def _due(self, condition: int) -> str:
+        """The truth of a condition, as the rule sees it."""
+        arg = self.lazy.conditions[condition]
+        value = f"x{arg}" if type(arg) is int else self._leaf(arg.value if type(arg) is Const else str(arg))
+        taken = {*self.variables.values(), *_TAKEN}
+        return self.truths.setdefault(f"bool({value} > 0)", locals_for([f"due{condition}"], taken).popitem()[1])
 
     def _pass(self, value: str) -> str:
         """`value` as the rule sees it: what is shared is passed to it, rounded to the parameter's dtype."""
@@ -108,16 +125,16 @@ class _Rule:
         return function(
             f"_numbers{self.suffix}(group, step, total_steps, group_norm)",
             "What is one number for all elements, in float64.",
-            [*reads, *self.shared_lines, f"return [{', '.join(self.passed)}]"],
+            [*reads, *self.shared_lines, f"return [{', '.join((*self.passed, *self.truths))}]"],
         )
 
     def _rule(self) -> str:
         reads = [f"{self.variables[s.name]} = state[{quoted(s.name)}]" for s in self.program.state]
-        if self.passed:
-            reads.append(f"{', '.join(self.passed)}{',' if len(self.passed) == 1 else ''} = numbers")
+        if passed := [*self.passed, *self.truths.values()]:
+            reads.append(f"{', '.join(passed)}{',' if len(passed) == 1 else ''} = numbers")
         returns = []
         for slot, arg, value in zip(self.program.state, self.program.next_state, self.following, strict=True):
-            fresh = type(arg) is int and slot.kind is Kind.TENSOR
+            fresh = type(arg) is int and slot.kind is Kind.TENSOR and arg not in self.lazy.choices
             kept = value if fresh else f"{value}.expand(state[{quoted(slot.name)}].shape).clone()"
             returns.append(f"{quoted(slot.name)}: {kept},")
         return function(
@@ -248,7 +265,7 @@ class @NAME@(Optimizer):
                 key = (which, float(state["step"]), g.device, g.dtype)
                 if key not in ready:
                     found = numbers(group, key[1], self.defaults.get("total_steps"), norm)
-                    ready[key] = [x.to(g.device, g.dtype) for x in found]
+                    ready[key] = [x if isinstance(x, bool) else x.to(g.device, g.dtype) for x in found]
                 update, following = rule(g, p, state, ready[key])
                 state.update(following)
                 p.sub_(lr * update)

@@ -47,6 +47,7 @@ _COUNT = "torch.amax(torch.sum(torch.ones_like({{0}}), dim={{dims}}[{}], keepdim
 _LION = frozenset({"lion45"})
 _PROTECTED = frozenset({"protected"})
 _MATRIX = frozenset({"matrix"})
+_LAZY = frozenset({"lazy"})
 _SQUARES = frozenset({"preconditioners"})
 _QUINTIC = "4*min(r, k)*r*k + 2*min(r, k)**3"
 _CHEN = "Chen et al. 2023, appendix H"  # Symbolic Discovery of Optimization Algorithms, arXiv:2302.06675
@@ -141,6 +142,13 @@ _ROWS: tuple[Op, ...] = (
        subsets=frozenset({"masks"})),
     Op("less", 2, "torch.lt({0}, {1}).to(({0} * {1}).dtype)", "Heaviside({1} - {0}, 0)", flops=1,
        domain=("real", "real"), source="1 where x < y, else 0", subsets=frozenset({"masks"})),
+    # what is computed anew every so many steps, or from some step on (see `primitives.lazy`)
+    Op("due", 2, "torch.lt(torch.remainder({0} - 1, torch.clamp({1}, 1.0, 1e30)), 1).to(({0} * {1}).dtype)",
+       "Piecewise((1, Mod({0} - 1, Max({1}, 1)) < 1), (0, True))", flops=20, domain=("real", "real"),
+       source="1 if step x is the first or one of every y after it, else 0; y below 1 counts as 1", subsets=_LAZY),
+    Op("choose", 3, "torch.where(torch.gt({0}, 0), {1}, {2})", "Piecewise(({1}, {0} > 0), ({2}, True))", flops=1,
+       domain=("real",) * 3, source="y where x > 0, else z; of one number x for all parameters, only that is computed",
+       subsets=_LAZY),
     # protected: total functions, finite for finite arguments of moderate size
     Op("safe_div", 2, "torch.where({1} == 0, torch.zeros_like({0} * {1}), {0} / {1})",
        "Piecewise((0, Eq({1}, 0)), ({0}/{1}, True))", flops=2, domain=("real", "real"),
@@ -266,6 +274,7 @@ def subset(*names: str) -> tuple[str, ...]:
     bounds     clamp to an interval
     smooth     soft sign
     masks      comparisons, 1.0 or 0.0 for each element
+    lazy       what is computed in some steps only
     protected  total variants of partial functions: finite for finite arguments of moderate size
     matrix     rows, columns, and whole matrices
     preconditioners square matrices of the left and the right side, their products, roots and bases

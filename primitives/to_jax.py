@@ -17,7 +17,7 @@ _SAME = frozenset((
     "sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh",
     "maximum", "minimum", "reciprocal", "where", "zeros_like", "ones_like", "isfinite", "isnan", "floor", "ceil",
     "round", "matmul", "eye", "diagonal", "promote_types", "float32",
-    "arange", "broadcast_to",
+    "arange", "broadcast_to", "remainder",
 ))  # fmt: skip
 _OTHER = {"gt": "greater", "lt": "less", "ge": "greater_equal", "le": "less_equal", "eq": "equal", "ne": "not_equal",
           "pow": "power", "clamp": "clip", "amax": "max", "amin": "min", "neg": "negative",

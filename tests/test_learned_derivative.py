@@ -15,7 +15,7 @@ from primitives import OPS, Builder, Kind, Program, ProgramError, execute, subse
 from primitives.ops import DOMAINS
 from primitives.source import compile_step
 
-WITHOUT = {"orthogonalise", *subset("preconditioners")}
+WITHOUT = {"orthogonalise", "block_mean", *subset("preconditioners", "lazy")}
 with warnings.catch_warnings():  # torch sets up forward mode with what it has itself deprecated
     warnings.simplefilter("ignore", DeprecationWarning)
     torch.func.jvp(torch.square, (torch.ones(()),), (torch.ones(()),))
