@@ -16,6 +16,8 @@ from baselines.prodigy import Prodigy
 from baselines.rmsprop import RMSProp
 from baselines.schedule_free import ScheduleFreeAdamW, averaged, is_schedule_free
 from baselines.sgd import SGD, GradientDescent, Momentum, Nesterov
+from baselines.shampoo import Shampoo
+from baselines.soap import SOAP
 from baselines.table import BASELINES, NAMED, Baseline, Oracle
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "LARS",
     "NAMED",
     "SGD",
+    "SOAP",
     "AdaFactor",
     "AdaGrad",
     "Adam",
@@ -42,6 +45,7 @@ __all__ = [
     "Prodigy",
     "RMSProp",
     "ScheduleFreeAdamW",
+    "Shampoo",
     "averaged",
     "cautious",
     "is_schedule_free",

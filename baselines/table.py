@@ -25,6 +25,8 @@ from baselines import (
     rmsprop,
     schedule_free,
     sgd,
+    shampoo,
+    soap,
 )
 from baselines.cautious import cautious
 from baselines.raw import lion_raw
@@ -227,6 +229,22 @@ BASELINES: dict[str, Baseline] = {
             "Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982",
             (3e-3, 3e-2),
             (Oracle("torch.optim.Muon", note="orthogonalises in bfloat16; has no part for vectors", dims=()),),
+        ),
+        Baseline(
+            "shampoo",
+            shampoo.Shampoo,
+            shampoo.program,
+            "Gupta, Koren & Singer 2018, arXiv:1802.09568; Anil et al. 2020, arXiv:2002.09018; Shi et al. 2023, "
+            "arXiv:2309.06497",
+            (3e-4, 1e-2),
+        ),
+        Baseline(
+            "soap",
+            soap.SOAP,
+            soap.program,
+            "Vyas et al. 2024, arXiv:2409.11321",
+            (1e-3, 1e-2),
+            (Oracle("pytorch_optimizer.SOAP", note="makes no update in its first step; sorts the bases", dims=()),),
         ),
         Baseline(
             "schedule-free-adamw",

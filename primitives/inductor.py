@@ -102,7 +102,10 @@ def _in_place(program: Program, keeps_rest: bool) -> Callable[..., None]:
     return FunctionType(step.__code__.replace(co_name="optforge_step"), step.__globals__, None, None, step.__closure__)
 
 
-_ITERATIONS = {"inverse_root": "(Tensor a, Tensor b, int p, int[] dims)", "basis": "(Tensor a, Tensor b, int[] dims)"}
+_ITERATIONS = {
+    "inverse_root": "(Tensor a, Tensor b, int p, int[] dims)",
+    "basis": "(Tensor a, Tensor b, Tensor c, int[] dims)",
+}
 
 
 @cache

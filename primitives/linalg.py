@@ -8,7 +8,7 @@ parameter; dimensions before them stack independent parameters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -171,18 +171,18 @@ def largest(m: Tensor) -> Tensor:
     return torch.amax(torch.abs(m), dim=(-2, -1), keepdim=True)
 
 
-def basis(a: Tensor, q: Tensor, dims: Sequence[int]) -> Tensor:
+def basis(a: Tensor, q: Tensor, damping: Tensor, dims: Sequence[int]) -> Tensor:
     """The orthogonal basis `q` after one step of power iteration towards the eigenvectors of the symmetric matrix `a`.
 
-    ``QR(a q)``, algorithm 4 of Vyas et al. 2024, SOAP, arXiv:2409.11321. Variants: `a` has a millionth of its mean
-    eigenvalue added, so that directions in which it is 0 keep their vectors, which rounding would else choose; each
-    vector points to the side of the one it comes from, which makes the result unique. Half precision is computed in
-    float32. A zero matrix gives the identity.
+    ``QR(a q)``, algorithm 4 of Vyas et al. 2024, SOAP, arXiv:2409.11321. Variants: `a` has `damping`
+    times its mean eigenvalue added, so that directions in which it is 0 keep their vectors, which rounding would else
+    choose; R has no negative diagonal, which makes the result unique. Half precision is computed in float32. A zero
+    matrix gives the identity.
     """
     m, b = as_matrix(a, dims), as_matrix(q, dims)
     wide, b = (x.to(torch.promote_types(m.dtype, torch.float32)) for x in (m, b))
-    ridge = 1e-6 * torch.mean(torch.abs(torch.diagonal(wide, 0, -2, -1)), dim=-1, keepdim=True)
-    q, r = torch.linalg.qr(wide @ b + ridge.reshape(*ridge.shape, 1) * b)
+    mean = torch.mean(torch.abs(torch.diagonal(wide, 0, -2, -1)), dim=-1, keepdim=True)
+    q, r = torch.linalg.qr(wide @ b + flat(damping, a, dims) * mean.reshape(*mean.shape, 1) * b)
     way = torch.diagonal(r, 0, -2, -1)
     way = torch.where(way < 0, -torch.ones_like(way), torch.ones_like(way))
     return (q * way.reshape(*way.shape[:-1], 1, way.shape[-1])).to(m.dtype).reshape(a.shape)
@@ -203,3 +203,13 @@ def block_mean(x: Tensor, blocks: Tensor, dims: Sequence[int]) -> Tensor:
     total = torch.scatter_add(torch.zeros_like(wide), -1, block, wide)
     size = torch.scatter_add(torch.zeros_like(wide), -1, block, torch.ones_like(wide))
     return torch.gather(total / torch.clamp(size, 1), -1, block).to(x.dtype).reshape(x.shape)
+
+
+def jvp(f: Callable[..., Tensor], at: Sequence[Tensor], along: Sequence[Tensor]) -> Tensor:
+    """How `f` moves when its arguments `at` move `along`: their derivatives, of their shapes."""
+    import warnings
+
+    pairs = [torch.broadcast_tensors(x, d) for x, d in zip(at, along, strict=True)]
+    with warnings.catch_warnings():  # torch sets up forward mode with what it has itself deprecated
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.func.jvp(f, tuple(x for x, _ in pairs), tuple(d for _, d in pairs))[1]

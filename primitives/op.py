@@ -14,6 +14,7 @@ from primitives.kinds import Kind, join
 S, R, C, T, LEFT, RIGHT = Kind.SCALAR, Kind.ROW, Kind.COL, Kind.TENSOR, Kind.LEFT, Kind.RIGHT
 
 KindRule = Callable[..., Kind | None]
+Derivative = Callable[..., Any]
 
 
 def elementwise(*kinds: Kind) -> Kind | None:
@@ -78,9 +79,9 @@ def of_square(kind: Kind, *numbers: Kind) -> Kind | None:
     return kind if kind.is_square and all(n is S for n in numbers) else None
 
 
-def two_squares(a: Kind, b: Kind) -> Kind | None:
-    """Two square matrices of one side to a third."""
-    return a if a.is_square and a is b else None
+def two_squares(a: Kind, b: Kind, number: Kind) -> Kind | None:
+    """Two square matrices of one side, and a number, to a third."""
+    return a if a.is_square and a is b and number is S else None
 
 
 def square_to_scalar(kind: Kind) -> Kind | None:
@@ -104,6 +105,9 @@ class Op:
         domain: for each argument the set on which the op is finite and real (a key of `DOMAINS`).
         source: where the operation or this variant of it comes from, in one line.
         subsets: names of the sets of ops it belongs to (see `primitives.ops.subset`).
+        derivative: of ``(b, result, *arguments)``, expressions of a `primitives.builder.Builder`: for each argument
+            None if the result does not move with it, a factor of its derivative, or a function of that; or, in place of
+            all, an expression of other ops that means the same. None leaves it to `torch.func.jvp` (see `moving`).
     """
 
     name: str
@@ -116,6 +120,7 @@ class Op:
     domain: tuple[str, ...] = ()
     source: str = ""
     subsets: frozenset[str] = field(default_factory=frozenset)
+    derivative: Derivative | None = None
 
     @cached_property
     def result(self) -> Mapping[tuple[Kind, ...], Kind]:
@@ -153,6 +158,30 @@ class Op:
             return False
         kinds = {kind for signature, result in self.result.items() for kind in (*signature, result)}
         return self.rule in (side, whole_tensor) or any(kind.needs_matrix for kind in kinds)
+
+
+PUSHED = "jvp_"
+
+
+def moving(op: Op) -> Op:
+    """The op for the derivative of `op`, which has none in its row: of its arguments, and then of their derivatives.
+
+    `torch.func.jvp` computes it from the template. Its name is that of `op` after ``jvp_``.
+    """
+    count = op.arity
+    names, slots = [f"y{i}" for i in range(count)], [f"{{{i}}}" for i in range(2 * count)]
+    function = f"lambda {', '.join(names)}: {op.torch.format(*names, dims='{dims}')}"
+    template = f"linalg.jvp({function}, ({', '.join(slots[:count])},), ({', '.join(slots[count:])},))"
+    table = {kinds * 2: kind for kinds, kind in op.result.items()}
+    row = Op(
+        PUSHED + op.name, 2 * count, template, None,
+        rule=elementwise if op.rule is elementwise else lambda *kinds: table.get(kinds),
+        flops=f"3*({op.flops})" if isinstance(op.flops, str) else 3 * op.flops,
+        domain=(*op.domain, *("real",) * count),
+        source=f"derivative of {op.name} by torch.func.jvp",
+    )  # fmt: skip
+    row.__dict__.update(result=table, needs_matrix=op.needs_matrix)  # which follow from those of `op`
+    return row
 
 
 def namespace() -> dict[str, Any]:

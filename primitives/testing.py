@@ -13,14 +13,16 @@ Each check raises `AssertionError` saying what is wrong with which column of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 
 import torch
 from torch import Tensor
 
 from primitives.kinds import Kind, join
+from primitives.linalg import jvp
 from primitives.op import Op
-from primitives.ops import DOMAINS
+from primitives.ops import DOMAINS, get_op
 
 MATRIX_SHAPES = ((3, 4), (4, 3), (1, 5), (5, 1), (2, 3, 2))
 SHAPES = ((), (1,), (5,), *MATRIX_SHAPES)
@@ -154,10 +156,42 @@ def check_formula(op: Op) -> None:
         assert abs(got - exact) <= 1e-12 * abs(exact) + 1e-14, f"{op.name}{values}: torch {got!r}, sympy {exact!r}"
 
 
+class _Eager:
+    """Stands in for a builder where a derivative is to be computed at once: every op is a function of tensors."""
+
+    def __getattr__(self, name: str) -> Callable[..., Tensor]:
+        function = get_op(name).function
+        return lambda *args: function(*(torch.as_tensor(a, dtype=torch.float64) for a in args), dims=(0, 1))
+
+
+def check_derivative(op: Op) -> None:
+    """The derivative is that of `torch.func.jvp`, or the expression that stands in its place has the op's value."""
+    if op.derivative is None:
+        return
+    for kinds in op.result:
+        args = arguments(op, kinds, (3, 4), seed=1)
+        moves = arguments(replace(op, domain=("real",) * op.arity), kinds, (3, 4), seed=2)
+        result = op.function(*args, dims=(0, 1))
+        parts = op.derivative(_Eager(), result, *args)
+        if isinstance(parts, Tensor):
+            torch.testing.assert_close(parts.expand_as(result), result, msg=lambda m: f"{op.name} in other words: {m}")
+            continue
+        assert len(parts) == op.arity, f"{op.name}: {op.arity} arguments but {len(parts)} derivatives"
+        terms = [
+            part(d) if callable(part) else part * d for part, d in zip(parts, moves, strict=True) if part is not None
+        ]
+        moved = torch.stack([term.expand_as(result) for term in terms]).sum(0) if terms else torch.zeros_like(result)
+        expected = jvp(lambda *a: op.function(*a, dims=(0, 1)), args, moves)
+        usable = expected.isfinite()  # not at 0 of a root
+        torch.testing.assert_close(
+            moved[usable], expected[usable], rtol=1e-9, atol=1e-12, msg=lambda m: f"derivative of {op.name}: {m}"
+        )
+
+
 CHECKS: dict[str, Callable[[Op], None]] = {
     f.__name__.removeprefix("check_"): f
     for f in (check_columns, check_shapes, check_extremes, check_elements, check_stacks, check_commutative,
-              check_formula)
+              check_formula, check_derivative)
 }  # fmt: skip
 
 

@@ -37,6 +37,9 @@ SETTINGS: dict[str, dict[str, float]] = {
     "lars": {"lr": 30.0},
     "muon": {"lr": 0.2},
     "prodigy": {"lr": 1.0, "d0": 0.1},
+    # With less damping, no short run in single precision knows the directions in which there was no gradient yet.
+    "shampoo": {"damping": 0.1},
+    "soap": {"damping": 0.1},
 }
 # What the hand-written form must be told to do what the program does.
 TWIN: dict[tuple[str, str], dict[str, Any]] = {("prodigy", "hand"): {"per_tensor": True}}

@@ -66,6 +66,16 @@ OPTIONS: dict[str, list[dict[str, float]]] = {
     ],
     "lamb": [{}, {"weight_decay": 0.0}, {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3}],
     "muon": [{}, {"momentum": 0.0}, {"momentum": 0.5, "weight_decay": 0.3, "beta1": 0.5, "beta2": 0.9, "eps": 1e-3}],
+    "shampoo": [
+        {},
+        {"every": 1.0, "beta1": 0.0},
+        {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3, "every": 3.0},
+    ],
+    "soap": [
+        {},
+        {"every": 1.0, "beta1": 0.0},
+        {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.3, "every": 3.0},
+    ],
     "schedule-free-adamw": [{}, {"weight_decay": 0.3}, {"beta1": 0.5, "beta2": 0.9, "eps": 1e-3}],
     "prodigy": [
         {"d0": 1.0},

@@ -145,7 +145,7 @@ def lazy_program():
     basis, m = b.slot("x7_new", Kind.RIGHT, 1.0), b.slot("m")
     left.next = b.lerp(left, b.row_gram(b.g) + b.identity(left), 0.5)
     right = b.col_gram(m + b.g) + b.identity(basis)
-    inner = every(b, 2.0, b.basis(right, basis), basis)
+    inner = every(b, 2.0, b.basis(right, basis, 1e-6), basis)
     outer = b.inverse_root4(left.next, 1e-6) * (1.0 + b.trace(inner))
     every(b, b.hyper("every", 3.0, "log"), outer, root)
     m.next = b.choose(b.less(b.step, 3.0), b.g, m * 0.9 + b.tanh(b.g))

@@ -28,7 +28,7 @@ def refreshed(k: float = 3.0) -> Program:
     right, basis = b.slot("r", Kind.RIGHT, 1.0), b.slot("q", Kind.RIGHT, 1.0)
     left.next, right.next = b.lerp(left, b.row_gram(b.g), 0.1), b.lerp(right, b.col_gram(b.g), 0.1)
     every(b, period, b.inverse_root4(left.next, 1e-6), root)
-    every(b, 2.0, b.basis(right.next, basis), basis)
+    every(b, 2.0, b.basis(right.next, basis, 1e-6), basis)
     direction = b.choose(b.less(b.step, 5.0), b.tanh(b.g), b.cube(b.g))
     return b.build(b.matmul(b.matmul(root.next, direction), basis.next))
 

@@ -271,6 +271,7 @@ WRONG_ROWS = {
     "elements": ({"torch": "{0} + {1} - torch.mean({0})"}, "elements see each other"),
     "stacks": ({"torch": "torch.sum({0} * {1}).reshape([1] * {0}.ndim)", "rule": reduction}, "stacked|Tensor-likes"),
     "commutative": ({"torch": "{0} - {1}", "commutative": True}, "called commutative, but"),
+    "derivative": ({"derivative": lambda b, r, x, y: (x / r, x / r)}, "derivative of hypotenuse: Tensor-likes"),
     "formula": ({"sympy": "{0} + {1}"}, "hypotenuse.*torch .*sympy"),
 }
 

@@ -23,7 +23,7 @@ from primitives.cost import cost
 from primitives.routing import LARGEST_SIDE, can_train
 from primitives.source import compile_step
 
-STEP = {"lr": 0.01, "beta": 0.5}
+MILLIONTH = torch.tensor(1e-6, dtype=torch.float64)
 
 
 def whitened() -> Program:
@@ -212,7 +212,7 @@ def test_bases_become_eigenvectors(shape: tuple[int, ...]) -> None:
         own = kind.shape(shape)
         q = torch.eye(len(gram), dtype=g.dtype).reshape(own)
         for _ in range(300):
-            q = OPS["basis"].function(gram.reshape(own), q, dims=dims)
+            q = OPS["basis"].function(gram.reshape(own), q, MILLIONTH, dims=dims)
             flat = q.reshape(len(gram), -1)
             torch.testing.assert_close(flat.T @ flat, torch.eye(len(gram), dtype=g.dtype))
         diagonal = flat.T @ gram @ flat
@@ -224,10 +224,10 @@ def test_bases_become_eigenvectors(shape: tuple[int, ...]) -> None:
 def test_a_basis_keeps_directions_in_which_nothing_is_known() -> None:
     """A Gram matrix of rank 1 says which vector comes first; the others stay where they were, as far as they can."""
     u = torch.tensor([0.6, 0.8, 0.0, 0.0, 0.0], dtype=torch.float64)
-    q = OPS["basis"].function(torch.outer(u, u), torch.eye(5).double(), dims=(0, 1))
+    q = OPS["basis"].function(torch.outer(u, u), torch.eye(5).double(), MILLIONTH, dims=(0, 1))
     torch.testing.assert_close(q[:, 0].abs(), u, rtol=0, atol=1e-6)
     torch.testing.assert_close(q[:, 2:], torch.eye(5).double()[:, 2:], rtol=0, atol=1e-6)
-    assert_same(OPS["basis"].function(torch.zeros(3, 3), torch.eye(3), dims=(0, 1)), torch.eye(3))
+    assert_same(OPS["basis"].function(torch.zeros(3, 3), torch.eye(3), MILLIONTH.float(), dims=(0, 1)), torch.eye(3))
 
 
 def test_orthogonalise_can_be_said_with_other_coefficients() -> None:

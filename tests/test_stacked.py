@@ -157,6 +157,11 @@ def test_members_of_programs_over_rows_keep_their_state_when_others_go() -> None
     check([b.build(m.next / (b.sqrt(row.next) + 0.1), fallback=ADAMW), LION, ADAMW], [0.1, 0.2], 0)
 
 
+def test_square_matrices_of_members_are_their_own_and_stay_when_others_go() -> None:
+    programs = [BASELINES[name].program.with_defaults(every=2.0) for name in ("soap", "shampoo")]
+    check([*programs, LION], [0.1, 0.2], 3)
+
+
 def test_cxx_takes_what_it_can_and_torch_the_rest() -> None:
     b = Builder()
     rare = b.build(b.orthogonalise(b.g), fallback=LION)

@@ -128,6 +128,7 @@ SMOOTH_SIGN = Op(
     domain=("real",),
     source="x / sqrt(x^2 + 1)",
     subsets=frozenset({"smooth"}),
+    derivative=lambda b, result, x: (b.pow(b.square(x) + 1.0, -1.5),),  # or None: torch finds it
 )
 ```
 
@@ -139,7 +140,9 @@ smooth_sign = "my_package.ops:SMOOTH_SIGN"   # a row, or an iterable of rows
 
 Once the package is installed, programs may use the op, and searches find it in its subsets. Plug-ins are loaded once,
 when a name is met that is not in the table; one that fails is named in the error, and a name that is taken is refused.
-For a row without a package there is `primitives.ops.register([row])`.
+For a row without a package there is `primitives.ops.register([row])`. Learned hyperparameters need derivatives: one for
+each argument, as an expression that multiplies the argument's own. A row that gives none gets them from
+`torch.func.jvp`, which takes more time and memory.
 
 Rows with reductions name a rule for kinds (`rule=reduction`, see `primitives/op.py`) and reduce over `{dims}` with
 `keepdim=True`, so that the same template serves one parameter and a stack of them. Your tests can be ours:

@@ -95,6 +95,10 @@ WHEN = {
     "`trust_coefficient`, hence its unusual size.",
     "lamb": "Transformers with batches of many thousand sequences, with warm-up. At usual batch sizes `adamw` is as "
     "good and simpler.",
+    "shampoo": "Large batches and long runs, where steps are few and each may cost more: its preconditioners take the "
+    "curvature between rows and between columns into account, and its learning rate is AdamW's.",
+    "soap": "Where Shampoo is of use, with less to tune: AdamW in a rotated space. The paper reports fewer steps than "
+    "both need for language models in large batches; state is several times AdamW's.",
     "muon": "The hidden matrices of transformers and other networks, in large batches: its authors report fewer steps "
     "than `adamw` to the same loss, for some matrix products in each. Vectors go to AdamW by themselves; embeddings "
     "and the last layer should be sent there.",
