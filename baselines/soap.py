@@ -23,9 +23,9 @@ class SOAP(adamw.AdamW):
     Variant: as algorithm 3 of the paper, from identities as bases, with the bias correction of Adam that the algorithm
     leaves out; the bases first change at the end of the first step, then every `every` steps, and keep their vectors
     where L and R say nothing (see `primitives.linalg.basis`). The authors' code makes no update in the first step,
-    computes the first bases exactly, and sorts them. A tensor of more dimensions is a
-    matrix of its first dimension by all others. AdamW trains vectors, and matrices with a side of more than 10,000, of
-    which the paper rotates the other side alone.
+    computes the first bases exactly, and sorts them. A tensor of more dimensions is a matrix of its first dimension by
+    all others. AdamW trains vectors, and matrices with a side of more than 10,000, of which the paper rotates the other
+    side alone.
 
     Args:
         params: parameters or parameter groups.

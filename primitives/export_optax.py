@@ -94,6 +94,8 @@ class _Rule:
     def _side(self, index: int, name: str, args: list[str], taken: bool) -> str:
         """One side of a choice as a function without arguments, whose lines are what only it needs."""
         value, needed = args[1 if taken else 2], set[int]()
+        if self.program.kinds[index] is Kind.SCALAR:  # of whatever shape
+            value = f"jnp.reshape({value}, (1,) * g.ndim)"
         todo = [self.program.body[index].args[1 if taken else 2]]
         for arg in todo:  # which grows on the way
             if type(arg) is int and arg in self.guarded and arg not in needed:

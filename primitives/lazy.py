@@ -42,8 +42,9 @@ def laziness(program: Program) -> Lazy:
     choices: dict[int, int] = {}
     for index in program.live.instructions:
         op, args = program.body[index]
-        kinds = [program.kind_of(a) for a in args[1:]]
-        if op == "choose" and _is_shared(program, args[0]) and kinds == [program.kinds[index]] * 2:
+        if op != "choose" or index in program.shared or not _is_shared(program, args[0]):
+            continue
+        if all(program.kind_of(a) is program.kinds[index] for a in args[1:]):
             choices[index] = conditions.setdefault(args[0], len(conditions))
     if not choices:
         return EAGER

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from baselines import BASELINES, NAMED
 from primitives import OPS, Builder, Const, Kind, ProgramError, ProgramOptimizer, linalg, parse_program
 from primitives.blocks import every
+from primitives.builder import Expr
 from primitives.export import FORMATS, comments, export, identifier
 from primitives.to_jax import expression
 from tests import strategies as S
@@ -145,10 +146,14 @@ def lazy_program():
     basis, m = b.slot("x7_new", Kind.RIGHT, 1.0), b.slot("m")
     left.next = b.lerp(left, b.row_gram(b.g) + b.identity(left), 0.5)
     right = b.col_gram(m + b.g) + b.identity(basis)
-    inner = every(b, 2.0, b.basis(right, basis, 1e-6), basis)
+    inner: Expr = every(b, 2.0, b.basis(right, basis, 1e-6), basis)
     outer = b.inverse_root4(left.next, 1e-6) * (1.0 + b.trace(inner))
     every(b, b.hyper("every", 3.0, "log"), outer, root)
     m.next = b.choose(b.less(b.step, 3.0), b.g, m * 0.9 + b.tanh(b.g))
+    size = b.slot("size", Kind.SCALAR)
+    every(b, 2.0, b.norm(b.g), size)
+    early = b.choose(b.less(b.step, 2.0), b.lr, 0.5)  # one number for all, as the other is for the second step
+    inner = inner * (1.0 + b.choose(b.less(b.step, 2.0), early, 0.1 * size.next))
     return b.build(b.matmul(b.matmul(root.next, m.next), inner))
 
 
