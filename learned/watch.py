@@ -52,7 +52,7 @@ def watched(program: Program, what: tuple[str, ...] = ("lr",)) -> Watched:
     """`program` (not its fallback) with sums for each hyperparameter in `what`.
 
     Raises:
-        ProgramError: if one of them does not exist, has no effect, or has no derivative.
+        ProgramError: if one of them does not exist or has no effect.
     """
     damp = Extended(program).fresh("damp")
     b = Extended(program, damp)

@@ -203,13 +203,17 @@ def _state_growth(program: Program) -> float:
 def _only_state(program: Program) -> Program:
     """A program with the same live state that computes nothing else."""
     program = program.pruned()
-    if len(program.body) + len(program.state) > MAX_INSTRUCTIONS:
+    if len(program.body) + 2 * len(program.state) > MAX_INSTRUCTIONS:
         return program
     state = [(s, a) for s, a in zip(program.state, program.next_state, strict=True)]
     body: list[Instr] = list(program.body)
     total: Arg = "g"
     for slot, _ in state:
-        body.append(Instr("add", (total, slot.name)))  # reads it, which is what keeps it alive
+        read: Arg = slot.name  # which is what keeps it alive
+        if slot.kind.is_square:
+            body.append(Instr("trace", (slot.name,)))
+            read = len(body) - 1
+        body.append(Instr("add", (total, read)))
         total = len(body) - 1
     slots, following = zip(*state, strict=True)
     return Program(slots, program.hypers, tuple(body), total, following)

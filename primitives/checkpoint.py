@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from primitives.interpret import slot_shape
 from primitives.kinds import RESERVED, SIGNALS, ProgramError
 from primitives.options import merged_hypers
 from primitives.program import Program
@@ -50,7 +49,7 @@ def check_fits(saved: Mapping[str, Any], program: Program, parameters: Sequence[
         rule = program if goes == "program" else program.fallback
         if not state or rule is None:
             continue  # which begins with its next gradient
-        slots = {s.name: slot_shape(s.kind, p.shape) for s in rule.state}
+        slots = {s.name: s.kind.shape(p.shape) for s in rule.state}
         found = sorted(k for k in state if k not in SIGNALS and k not in RESERVED)
         if found != sorted(slots) or "step" not in state:
             raise ProgramError(

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from primitives.kinds import Kind, ProgramError
+from primitives.lazy import Lazy, laziness, share
 from primitives.op import Op
-from primitives.program import Program, fold
+from primitives.program import Arg, Program, fold
 from primitives.routing import route
 
 
@@ -25,6 +26,8 @@ class Cost:
             parameters (such as 1 - beta) costs nothing.
         moved_bytes: what any implementation must read (parameter, gradient, state) and write (parameter, state).
         unfused_bytes: what is read and written if every operation runs alone and its result goes through memory.
+
+    What is computed every k steps only (see `primitives.lazy`) counts as its k-th part, at the default of k.
     """
 
     shape: tuple[int, ...]
@@ -55,25 +58,39 @@ def cost(program: Program, shape: Sequence[int] = (1024, 1024), dtype_bytes: int
         raise ProgramError(f"cost needs a parameter with elements and a dtype with bytes, got {shape}, {dtype_bytes}")
     program = route(program, shape)
     whole = math.prod(shape)
-    flops, unfused = 2.0 * whole, 4 * dtype_bytes * whole  # lr · update; p minus that
+    flops, unfused = 2.0 * whole, 4.0 * dtype_bytes * whole  # lr · update; p minus that
 
     def leaf(value: str | float) -> Kind:
         return program.names[value] if isinstance(value, str) else Kind.SCALAR
 
+    lazy = laziness(program)
+    shares = {guard: share(program, lazy.conditions[guard[0]], guard[1]) for guard in lazy.guards.values()}
+
     def apply(op: Op, args: list[Kind], index: int) -> Kind:
         nonlocal flops, unfused
         if index not in program.shared:
-            flops += op.work(args, shape)
-            unfused += op.traffic(args, shape, dtype_bytes)
+            often = shares[lazy.guards[index]] if index in lazy.guards else 1.0
+            flops += often * op.work(args, shape)
+            unfused += often * op.traffic(args, shape, dtype_bytes)
         return program.kinds[index]
 
     fold(program, leaf, apply)
-    state = written = 0
+    state = written = 0.0
     for slot, arg in zip(program.state, program.next_state, strict=True):
         size = dtype_bytes * slot.kind.elements(shape)
         if slot in program.live_state:
             state += size
-            written += size if arg != slot.name else 0  # a slot that never changes need not be written
+            # a slot need not be written where it does not change
+            written += 0 if arg == slot.name else size * _often(program, lazy, slot.name, arg)
             unfused += 2 * size if type(arg) is not int and arg != slot.name else 0  # a copy is read and written
     moved = (3 if "g" in program.live.names else 2) * dtype_bytes * whole + state + written
     return Cost(shape, dtype_bytes, state / whole, flops / whole, moved / whole, unfused / whole)
+
+
+def _often(program: Program, lazy: Lazy, slot: str, arg: Arg) -> float:
+    """In which share of steps `slot` changes to `arg`."""
+    if type(arg) is not int or arg not in lazy.choices:
+        return 1.0
+    _, new, old = program.body[arg].args
+    condition = lazy.conditions[lazy.choices[arg]]
+    return share(program, condition, old == slot) if slot in (new, old) else 1.0

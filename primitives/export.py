@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
 from primitives import linalg
-from primitives.kinds import SCALES, ProgramError
+from primitives.kinds import SCALES, Kind, ProgramError
 from primitives.program import Program
 from primitives.pseudocode import pseudo_code
+from primitives.routing import LARGEST_SIDE
 from primitives.text import print_program
 
 FORMATS = ("torch", "optax", "latex", "text")
@@ -126,6 +127,28 @@ def function(signature: str, doc: str, lines: Iterable[str]) -> str:
 def dims_line(lines: Iterable[str]) -> list[str]:
     """The line that says what `dims` is, if `lines` use it."""
     return ["dims = tuple(range(g.ndim))"] if any(re.search(r"\bdims\b", line) for line in lines) else []
+
+
+def shape_source(kind: Kind) -> str:
+    """Source text of the shape that a value of `kind` has for a parameter ``p``."""
+    if kind.is_square:
+        left = "len(p), len(p), *(1,) * (len(p.shape) - 2)"
+        return f"({left if kind is Kind.LEFT else 'math.prod(p.shape[1:]), *p.shape[1:]'})"
+    rows = "p.shape[:1]" if kind & Kind.ROW else "(1,) * len(p.shape[:1])"
+    cols = "p.shape[1:]" if kind & Kind.COL else "(1,) * len(p.shape[1:])"
+    return f"(*{rows}, *{cols})"
+
+
+def is_unfit(program: Program, p: str) -> str:
+    """Source text of whether `program` cannot train a parameter: see `primitives.routing.can_train`."""
+    sides = {Kind.LEFT: f"{p}.shape[0]", Kind.RIGHT: f"math.prod({p}.shape[1:])"}
+    long = [f"{sides[kind]} > {LARGEST_SIDE}" for kind in sorted(program.sides)]
+    return " or ".join([f"{p}.ndim < 2", *long])
+
+
+def fit(program: Program) -> str:
+    """What `program` can train, in words."""
+    return "rows and columns" + (f" of sides up to {LARGEST_SIDE}" if program.sides else "")
 
 
 def ranges(programs: Iterable[Program]) -> dict[str, tuple[float, str, str]]:

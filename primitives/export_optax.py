@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from primitives.export import dims_line, function, helpers, indent, locals_for, quoted, ranges
+from primitives.export import (
+    dims_line,
+    fit,
+    function,
+    helpers,
+    indent,
+    is_unfit,
+    locals_for,
+    quoted,
+    ranges,
+    shape_source,
+)
 from primitives.kinds import Kind
+from primitives.lazy import laziness
 from primitives.op import Op
 from primitives.program import Program, fold
 from primitives.to_jax import OWN, ToJax, expression
@@ -40,7 +52,8 @@ class _Rule:
     """One program as two functions: its first state, and its step."""
 
     def __init__(self, program: Program, suffix: str) -> None:
-        self.program, self.suffix = program, suffix
+        self.program, self.suffix, self.lazy = program, suffix, laziness(program)
+        self.guarded: dict[int, str] = {}
         self.variables = locals_for([n for n in program.names if n not in ("g", "p")], _TAKEN) | {"g": "g", "p": "p"}
         self.ops: list[Op] = []
         self.lines: list[str] = []
@@ -68,8 +81,31 @@ class _Rule:
             self.shared.add(name)
         else:
             args = [self._pass(a) for a in args]
-        self.lines.append(f"{name} = {expression(op, args)}")
+        line = f"{name} = {expression(op, args)}"
+        if index in self.lazy.choices and index not in self.lazy.guards:
+            sides = [self._side(index, name, args, taken) for taken in (True, False)]
+            line = f"{name} = jax.lax.cond({args[0]} > 0, {sides[0]}, {sides[1]})"
+        if index in self.lazy.guards:
+            self.guarded[index] = line
+        else:
+            self.lines.append(line)
         return name
+
+    def _side(self, index: int, name: str, args: list[str], taken: bool) -> str:
+        """One side of a choice as a function without arguments, whose lines are what only it needs."""
+        value, needed = args[1 if taken else 2], set[int]()
+        if self.program.kinds[index] is Kind.SCALAR:  # of whatever shape
+            value = f"jnp.reshape({value}, (1,) * g.ndim)"
+        todo = [self.program.body[index].args[1 if taken else 2]]
+        for arg in todo:  # which grows on the way
+            if type(arg) is int and arg in self.guarded and arg not in needed:
+                needed.add(arg)
+                todo += self.program.body[arg].args
+        if not needed:
+            return f"lambda: {value}"
+        side = self._fresh(f"{name}_{'new' if taken else 'old'}")
+        self.lines += [f"def {side}():", *indent([*(self.guarded[i] for i in sorted(needed)), f"return {value}"])]
+        return side
 
     def _pass(self, value: str) -> str:
         """`value` in the gradient's dtype."""
@@ -117,9 +153,10 @@ def _initial_value(init: float | str, kind: Kind) -> str:
         return "jnp.zeros_like(p)"  # the first step replaces it by the gradient
     if kind is Kind.TENSOR:
         return f"jnp.full(p.shape, {init!r}, dtype=p.dtype)"
-    rows = "p.shape[:1]" if kind & Kind.ROW else "(1,) * len(p.shape[:1])"
-    cols = "p.shape[1:]" if kind & Kind.COL else "(1,) * len(p.shape[1:])"
-    return f"jnp.full((*{rows}, *{cols}), {init!r}, dtype=p.dtype)"
+    shape = shape_source(kind)
+    if kind.is_square:
+        return f"({init!r} * jnp.eye({shape}[0], dtype=p.dtype)).reshape({shape})"
+    return f"jnp.full({shape}, {init!r}, dtype=p.dtype)"
 
 
 def _transformation(name: str, programs: list[Program]) -> str:
@@ -135,10 +172,10 @@ def _transformation(name: str, programs: list[Program]) -> str:
         "CHECK_TOTAL": _CHECK_TOTAL if timed else "",
         "TOTAL": "total_steps" if timed else "None",
         "NEEDS_PARAMS": _NEEDS_PARAMS if "p" in live else "",
-        "CHECK_SHAPE": _CHECK_SHAPE if programs[0].needs_matrix and not has_fallback else "",
+        "CHECK_SHAPE": _check_shape(programs[0]) if programs[0].needs_matrix and not has_fallback else "",
         "NORM": "optax.global_norm(updates)" if "global_norm" in live else "None",
-        "WHICH": "g.ndim < 2" if has_fallback else "0",
-        "INIT_WHICH": "p.ndim < 2" if has_fallback else "0",
+        "WHICH": is_unfit(programs[0], "g") if has_fallback else "0",
+        "INIT_WHICH": is_unfit(programs[0], "p") if has_fallback else "0",
         "FALLBACK": ", (_initial_fallback, _rule_fallback)" if has_fallback else "",
     }
     source = _SOURCE
@@ -158,10 +195,14 @@ _CHECK_TOTAL = """
 _NEEDS_PARAMS = """
         if params is None:
             raise ValueError("this rule reads the parameters; pass them to update as its third argument")"""
-_CHECK_SHAPE = """
+
+
+def _check_shape(program: Program) -> str:
+    return f"""
         for p in jax.tree_util.tree_leaves(params):
-            if p.ndim < 2:
-                raise ValueError(f"this rule works on rows and columns, but a parameter has shape {p.shape}")"""
+            if {is_unfit(program, "p")}:
+                raise ValueError(f"this rule works on {fit(program)}, but a parameter has shape {{p.shape}}")"""
+
 
 _SOURCE = '''_RULES = ((_initial, _rule)@FALLBACK@,)
 _RANGES = {

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import re
 
-from primitives.export import dims_line, function, helpers, indent, locals_for, quoted, ranges
+from primitives.export import (
+    dims_line,
+    fit,
+    function,
+    helpers,
+    indent,
+    is_unfit,
+    locals_for,
+    quoted,
+    ranges,
+    shape_source,
+)
 from primitives.kinds import Kind
+from primitives.lazy import laziness
 from primitives.op import Op
-from primitives.program import Program, fold
+from primitives.program import Const, Program, fold
 
 _TAKEN = ("torch", "math", "dims", "group", "state", "numbers", "step", "total_steps")
 
@@ -32,7 +44,7 @@ class _Rule:
     """One program as three functions: first state; numbers that all elements share; and the rule itself."""
 
     def __init__(self, program: Program, suffix: str) -> None:
-        self.program, self.suffix = program, suffix
+        self.program, self.suffix, self.lazy = program, suffix, laziness(program)
         self.variables = locals_for([n for n in program.names if n not in ("g", "p")], _TAKEN)
         self.variables |= {"g": "g", "p": "p"}
         self.ops: list[Op] = []
@@ -42,6 +54,7 @@ class _Rule:
         self.shared: set[str] = set()
         self.passed: dict[str, None] = {}
         self.literals: dict[float, str] = {}
+        self.truths: dict[str, str] = {}
         update, following, _ = fold(program, self._leaf, self._apply)
         self.update = str(update)  # a tensor, hence never shared
         self.following = [self._pass(str(value)) for value in following]
@@ -64,9 +77,24 @@ class _Rule:
         if index in self.program.shared:
             self.shared.add(name)
             self.shared_lines.append(f"{name} = {expression(op, args)}")
-        else:
-            self.lines.append(f"{name} = {expression(op, [self._pass(a) for a in args])}")
+            return name
+        given = [self._pass(a) for a in args]
+        value = expression(op, given)
+        if index in self.lazy.choices:
+            value = f"{given[1]} if {self._due(self.lazy.choices[index])} else {given[2]}"
+        line = f"{name} = {value}"
+        if index in self.lazy.guards:
+            condition, taken = self.lazy.guards[index]
+            line = f"if {'' if taken else 'not '}{self._due(condition)}: {line}"
+        self.lines.append(line)
         return name
+
+    def _due(self, condition: int) -> str:
+        """The truth of a condition, as the rule sees it."""
+        arg = self.lazy.conditions[condition]
+        value = f"x{arg}" if type(arg) is int else self._leaf(arg.value if type(arg) is Const else str(arg))
+        taken = {*self.variables.values(), *_TAKEN}
+        return self.truths.setdefault(f"bool({value} > 0)", locals_for([f"due{condition}"], taken).popitem()[1])
 
     def _pass(self, value: str) -> str:
         """`value` as the rule sees it: what is shared is passed to it, rounded to the parameter's dtype."""
@@ -97,16 +125,16 @@ class _Rule:
         return function(
             f"_numbers{self.suffix}(group, step, total_steps, group_norm)",
             "What is one number for all elements, in float64.",
-            [*reads, *self.shared_lines, f"return [{', '.join(self.passed)}]"],
+            [*reads, *self.shared_lines, f"return [{', '.join((*self.passed, *self.truths))}]"],
         )
 
     def _rule(self) -> str:
         reads = [f"{self.variables[s.name]} = state[{quoted(s.name)}]" for s in self.program.state]
-        if self.passed:
-            reads.append(f"{', '.join(self.passed)}{',' if len(self.passed) == 1 else ''} = numbers")
+        if passed := [*self.passed, *self.truths.values()]:
+            reads.append(f"{', '.join(passed)}{',' if len(passed) == 1 else ''} = numbers")
         returns = []
         for slot, arg, value in zip(self.program.state, self.program.next_state, self.following, strict=True):
-            fresh = type(arg) is int and slot.kind is Kind.TENSOR
+            fresh = type(arg) is int and slot.kind is Kind.TENSOR and arg not in self.lazy.choices
             kept = value if fresh else f"{value}.expand(state[{quoted(slot.name)}].shape).clone()"
             returns.append(f"{quoted(slot.name)}: {kept},")
         return function(
@@ -130,9 +158,10 @@ def _initial_value(init: float | str, kind: Kind) -> str:
         return f"{init}.detach().clone()"
     if kind is Kind.TENSOR:
         return f"torch.full_like(p, {init!r}, memory_format=torch.contiguous_format)"
-    rows = "p.shape[:1]" if kind & Kind.ROW else "(1,) * len(p.shape[:1])"
-    cols = "p.shape[1:]" if kind & Kind.COL else "(1,) * len(p.shape[1:])"
-    return f"torch.full((*{rows}, *{cols}), {init!r}, dtype=p.dtype, device=p.device)"
+    shape = shape_source(kind)
+    if kind.is_square:
+        return f"({init!r} * torch.eye({shape}[0], dtype=p.dtype, device=p.device)).reshape({shape})"
+    return f"torch.full({shape}, {init!r}, dtype=p.dtype, device=p.device)"
 
 
 def _constants(programs: list[Program]) -> list[str]:
@@ -152,9 +181,9 @@ def _optimizer(name: str, programs: list[Program]) -> str:
         "DEFAULTS": "".join(f"            {quoted(h)}: {variables[h]},\n" for h in hypers)
         + ('            "total_steps": total_steps,\n' if timed else ""),
         "CHECK_TOTAL": _CHECK_TOTAL if timed else "",
-        "CHECK_SHAPE": _CHECK_SHAPE if programs[0].needs_matrix and not has_fallback else "",
+        "CHECK_SHAPE": _check_shape(programs[0]) if programs[0].needs_matrix and not has_fallback else "",
         "NORM": _NORM if "global_norm" in live else "norm = None",
-        "WHICH": "p.ndim < 2" if has_fallback else "0",
+        "WHICH": is_unfit(programs[0], "p") if has_fallback else "0",
         "ROUTES": _ROUTES if has_fallback else "",
         "FALLBACK": ", (_initial_fallback, _numbers_fallback, _rule_fallback)" if has_fallback else "",
     }
@@ -167,10 +196,15 @@ def _optimizer(name: str, programs: list[Program]) -> str:
 _CHECK_TOTAL = """
         if not (isinstance(total_steps, int) and total_steps > 0):
             raise ValueError("this rule reads the training progress; pass total_steps=NUMBER_OF_STEPS")"""
-_CHECK_SHAPE = """
+
+
+def _check_shape(program: Program) -> str:
+    return f"""
         for p in self.param_groups[-1]["params"]:
-            if p.ndim < 2:
-                raise ValueError(f"this rule works on rows and columns, but a parameter has shape {tuple(p.shape)}")"""
+            if {is_unfit(program, "p")}:
+                raise ValueError(f"this rule works on {fit(program)}, but a parameter has shape {{tuple(p.shape)}}")"""
+
+
 _NORM = """norms = [torch.linalg.vector_norm(p.grad) for group in self.param_groups for p in group["params"]
                  if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(norms)).double().cpu() if norms else _number(0.0)"""
@@ -231,7 +265,7 @@ class @NAME@(Optimizer):
                 key = (which, float(state["step"]), g.device, g.dtype)
                 if key not in ready:
                     found = numbers(group, key[1], self.defaults.get("total_steps"), norm)
-                    ready[key] = [x.to(g.device, g.dtype) for x in found]
+                    ready[key] = [x if isinstance(x, bool) else x.to(g.device, g.dtype) for x in found]
                 update, following = rule(g, p, state, ready[key])
                 state.update(following)
                 p.sub_(lr * update)

@@ -29,6 +29,14 @@ _LATEX = {
     "row_norm": r"\left\lVert {} \right\rVert_{{\mathrm{{row}}}}",
     "col_norm": r"\left\lVert {} \right\rVert_{{\mathrm{{col}}}}",
     "orthogonalise": r"\operatorname{{NewtonSchulz}}\left({}\right)",
+    "matmul": r"\left({}\right) \left({}\right)",
+    "left_t": r"\left({}\right)^{{\top}} \left({}\right)",
+    "right_t": r"\left({}\right) \left({}\right)^{{\top}}",
+    "row_gram": r"\left({0}\right) \left({0}\right)^{{\top}}",
+    "col_gram": r"\left({0}\right)^{{\top}} \left({0}\right)",
+    "trace": r"\operatorname{{tr}}\left({}\right)",
+    "basis": r"\operatorname{{QR}}_{{+{2}}}\left({0}, {1}\right)",
+    **{f"inverse_root{p}": rf"\left({{}}\right)_{{{{+{{}}}}}}^{{{{-1/{p}}}}}" for p in (1, 2, 4)},
 }
 
 

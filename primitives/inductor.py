@@ -2,21 +2,24 @@
 
 A kernel sees a parameter as a vector (or, if the program needs rows and columns, as a matrix) of any size, so that one
 compilation serves a whole model. Learning rate, step number and all that follows from them enter as one small tensor;
-no value of theirs recompiles anything.
+no value of theirs recompiles anything. Which conditions are true (see `primitives.lazy`) is compiled in: a rule that is
+refreshed every k steps has two steps, one with what is due and one without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import FunctionType
+from functools import cache
+from types import FunctionType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from primitives import linalg
 from primitives.bound import Bound
 from primitives.program import Program
-from primitives.source import hoist
+from primitives.source import HoistedStep
 
 if TYPE_CHECKING:
     from primitives.numbers import Numbers
@@ -48,7 +51,9 @@ class InductorKernel:
             for x, flat in b.copies:
                 flat.copy_(x.reshape(flat.shape))
             moved = [(b.flat[1 + new], b.flat[1 + old].clone()) for new, old in self.moved.items()]
-            self._step(values[b.device], *map(_without_base, (b.flat[0], self._view(g.to(b.dtype)), *b.flat[1:])))
+            self._step(
+                numbers.due, values[b.device], *map(_without_base, (b.flat[0], self._view(g.to(b.dtype)), *b.flat[1:]))
+            )
             for slot, value in moved:
                 slot.copy_(value)
             for x, flat in b.copies:
@@ -70,18 +75,18 @@ def _moved(program: Program) -> dict[int, int]:
 
 def _in_place(program: Program, keeps_rest: bool) -> Callable[..., None]:
     """The step as a function of tensors that writes parameter and state in place."""
-    hoisted = hoist(program)
+    hoisted = HoistedStep(program, extra={"linalg": _routines()})
     live = [s.name for s in program.live_state]
     passed = {s.name: None for s in program.state if s.name not in live}
     position = {s.name: i for i, s in enumerate(program.state)}
     moved = _moved(program)
 
-    def step(numbers: Tensor, p: Tensor, g: Tensor, *state: Tensor) -> None:
+    def step(due: tuple[bool, ...], numbers: Tensor, p: Tensor, g: Tensor, *state: Tensor) -> None:
         dtype = state[-1].dtype if keeps_rest else p.dtype
         whole = p.to(dtype) + state[-1] if keeps_rest else p
         *known, lr, sign = numbers.unbind()
         inputs = {**passed, "g": g.to(dtype) * sign, "p": whole, **dict(zip(live, state, strict=False))}
-        update, following = hoisted(inputs, known, range(p.ndim))
+        update, following = hoisted(inputs, known, range(p.ndim), due)
         # none may change before all are read
         new = {i: following[position[name]].clone() for i, name in enumerate(live) if i not in moved}
         if keeps_rest:
@@ -95,6 +100,30 @@ def _in_place(program: Program, keeps_rest: bool) -> Callable[..., None]:
 
     # torch counts recompilations per code object: each kernel needs one of its own
     return FunctionType(step.__code__.replace(co_name="optforge_step"), step.__globals__, None, None, step.__closure__)
+
+
+_ITERATIONS = {
+    "inverse_root": "(Tensor a, Tensor b, int p, int[] dims)",
+    "basis": "(Tensor a, Tensor b, Tensor c, int[] dims)",
+}
+
+
+@cache
+def _routines() -> SimpleNamespace:
+    """`primitives.linalg`, of which iterations are called, where torch.compile would write them out round by round."""
+    found = dict(vars(linalg))
+    for name, arguments in _ITERATIONS.items():
+        found[name] = _called(name, found[name], f"{arguments} -> Tensor")
+    return SimpleNamespace(**found)
+
+
+def _called(name: str, routine: Callable[..., Tensor], schema: str) -> Any:
+    def run(*args: Any) -> Tensor:
+        return routine(*args).contiguous()
+
+    op = torch.library.custom_op(f"optforge::{name}", run, mutates_args=(), schema=schema)
+    op.register_fake(lambda a, *_: a.new_empty(a.shape))
+    return op
 
 
 def _without_base(x: Tensor) -> Tensor:

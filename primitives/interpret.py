@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from primitives.kinds import Kind, Slot
+from primitives.kinds import Slot
 from primitives.ops import Op
 from primitives.program import Program, fold
 
@@ -59,16 +59,12 @@ def own_dims(g: Tensor, dims: Sequence[int]) -> tuple[int, ...]:
     return tuple(dims)
 
 
-def slot_shape(kind: Kind, shape: Sequence[int]) -> tuple[int, ...]:
-    """Shape of a value of `kind` for a parameter of `shape`: reduced dimensions keep size 1."""
-    rows = tuple(shape[:1]) if kind & Kind.ROW else (1,) * len(shape[:1])
-    cols = tuple(shape[1:]) if kind & Kind.COL else (1,) * len(shape[1:])
-    return rows + cols
-
-
 def initial_slot(slot: Slot, p: Tensor, g: Tensor, lead: int = 0) -> Tensor:
     """Value of `slot` before the first step, for a parameter (or a stack with `lead` leading dimensions) `p`."""
     if isinstance(slot.init, str):
         return (p if slot.init == "p" else g).detach().clone()
-    shape = (*p.shape[:lead], *slot_shape(slot.kind, p.shape[lead:]))
-    return torch.full(shape, slot.init, dtype=p.dtype, device=p.device)
+    own = slot.kind.shape(p.shape[lead:])
+    if slot.kind.is_square and own:
+        value = slot.init * torch.eye(own[0], dtype=p.dtype, device=p.device)
+        return value.reshape(own).expand(*p.shape[:lead], *own).clone()
+    return torch.full((*p.shape[:lead], *own), slot.init, dtype=p.dtype, device=p.device)

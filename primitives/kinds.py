@@ -19,29 +19,58 @@ class ProgramError(ValueError):
 
 
 class Kind(enum.IntEnum):
-    """Shape of a value relative to a parameter of shape ``(n, *rest)``.
+    """Shape of a value relative to a parameter of shape ``(n, *rest)``, seen as a matrix of n rows and m columns.
 
-    The two bits say whether the value varies along the first axis (rows) and along the remaining axes (columns), so
-    that broadcasting two values joins their kinds with a bitwise *or*.
+    The bits say whether the value varies along the first axis (rows), along the remaining axes (columns), over pairs of
+    rows, or over pairs of columns, so that broadcasting two values joins their kinds with a bitwise *or*. What varies
+    over pairs broadcasts with its own kind and with scalars only. Of all kinds the first dimension by all others is
+    the matrix that `primitives.linalg` works on.
     """
 
     SCALAR = 0  # one number per parameter: shape (), or (1, 1, …)
     ROW = 1  # one number per row:     shape (n, 1, …)
     COL = 2  # one number per column:  shape (1, *rest)
     TENSOR = 3  # the parameter's own shape
+    LEFT = 4  # one number per pair of rows, what a matrix is multiplied with from the left: shape (n, n, 1, …)
+    RIGHT = 8  # one number per pair of columns, what it is multiplied with from the right: shape (m, *rest)
+
+    @property
+    def is_square(self) -> bool:
+        """Whether it is a square matrix of one side of the parameter."""
+        return self in (Kind.LEFT, Kind.RIGHT)
+
+    @property
+    def needs_matrix(self) -> bool:
+        """Whether it is only meaningful for parameters with at least two dimensions."""
+        return self not in (Kind.SCALAR, Kind.TENSOR)
+
+    def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of a value of this kind for a parameter of `shape`: reduced dimensions keep size 1.
+
+        A parameter of fewer than two dimensions has no square matrices; one number stands for them there.
+        """
+        rows, rest = tuple(shape[:1]), tuple(shape[1:])
+        if self.is_square:
+            if not rest:
+                return (1,) * len(rows)
+            return (*rows, *rows, *(1,) * (len(rest) - 1)) if self is Kind.LEFT else (math.prod(rest), *rest)
+        ones = (1,) * len(shape)
+        return (rows if self & Kind.ROW else ones[:1]) + (rest if self & Kind.COL else ones[1:])
 
     def elements(self, shape: Sequence[int]) -> int:
         """How many numbers a value of this kind holds for a parameter of `shape`."""
-        rows = math.prod(shape[:1]) if self & Kind.ROW else 1
-        return rows * (math.prod(shape[1:]) if self & Kind.COL else 1)
+        return math.prod(self.shape(shape))
 
 
-def join(*kinds: Kind) -> Kind:
-    """Kind of an elementwise operation over values of the given kinds."""
+_KINDS = {kind.value: kind for kind in Kind}
+
+
+def join(*kinds: Kind) -> Kind | None:
+    """Kind of an elementwise operation over values of the given kinds; None if these do not broadcast."""
     bits = 0
     for kind in kinds:
         bits |= kind
-    return Kind(bits)
+    return _KINDS.get(bits)
 
 
 @dataclass(frozen=True)
@@ -154,7 +183,8 @@ class Slot:
     """One piece of optimizer state.
 
     `init` is the value before the first step: a finite number, or ``"p"`` / ``"g"`` for a copy of the parameter or of
-    its first gradient (tensor slots only).
+    its first gradient (tensor slots only). A number stands in every place, but in square matrices (left, right) on the
+    diagonal alone: they begin as so many times the identity.
     """
 
     name: str

@@ -31,6 +31,10 @@ template <> inline bf16 as(T x) {
 
 static inline T maximum(T a, T b) { return a > b || a != a ? a : b; }  // NaN wins, as in torch
 static inline T minimum(T a, T b) { return a < b || a != a ? a : b; }
+static inline T modulo(T a, T b) {  // of the sign of b, as in torch
+  const T r = std::fmod(a, b);
+  return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
 static inline T lerp(T x, T y, T w) { return std::fabs(w) < T(0.5) ? x + w * (y - x) : y - (y - x) * (1 - w); }
 
 // One parameter, seen as `rows` of `cols` elements, of which the last may be short; `deep` rows are a chunk of work.

@@ -15,12 +15,15 @@ class Numbers:
     """All numbers of one step that do not depend on the parameter: signals and hyperparameters.
 
     What the program makes of them alone is computed once in float64, and rounded once for each dtype.
+
+    Attributes:
+        due: which conditions of the program are true in this step (see `primitives.lazy`).
     """
 
     def __init__(self, program: Program, values: Mapping[str, Tensor]) -> None:
         self.program, self.values = program, values
         self.hoisted = hoist(program)
-        self._known = self.hoisted.numbers(values)
+        self._known, self.due = self.hoisted.known(values)
         self._rounded: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
         self._rates: dict[torch.dtype, Tensor] = {}
         self._packed: dict[tuple[torch.dtype, torch.device], Tensor] = {}

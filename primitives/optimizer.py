@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from primitives.checkpoint import check_fits
 from primitives.compiled import Bound, Kernel, kernel
-from primitives.interpret import Stepped, slot_shape
+from primitives.interpret import Stepped
 from primitives.kinds import Kind, ProgramError
 from primitives.numbers import Numbers
 from primitives.options import check_group, merged_hypers, with_fallback
@@ -186,7 +186,7 @@ class ProgramOptimizer(Optimizer):
 
     def _execute(self, p: Tensor, program: Program, inputs: dict[str, Tensor], numbers: Numbers) -> Stepped:
         """What `program` makes of `inputs` (parameter, gradient, slots) and `numbers` for parameter `p`."""
-        return numbers.hoisted(inputs, numbers.rounded(inputs["g"]), range(inputs["g"].ndim))
+        return numbers.hoisted(inputs, numbers.rounded(inputs["g"]), range(inputs["g"].ndim), numbers.due)
 
     def _hyper_names(self) -> list[str]:
         return [name for program in with_fallback(self.program) for name in program.defaults()]
@@ -210,7 +210,10 @@ class ProgramOptimizer(Optimizer):
         inputs = {"g": local(g).to(dtype), "p": whole} | {s.name: local(state[s.name]) for s in program.state}
         update, following = self._execute(p, program, inputs, numbers)
         for slot, arg, value in zip(program.state, program.next_state, following, strict=True):
-            own = type(arg) is int and slot.kind is Kind.TENSOR  # a fresh tensor; anything else may alias
+            if value is inputs[slot.name]:
+                continue  # it stays what it is
+            # a fresh tensor; anything else may alias, such as what is chosen
+            own = type(arg) is int and slot.kind is Kind.TENSOR and program.body[arg].op != "choose"
             value = value if own else value.to(dtype).expand(inputs[slot.name].shape).clone()
             state[slot.name] = placed_like(state[slot.name], value)
         if REST in state:
@@ -241,7 +244,7 @@ class ProgramOptimizer(Optimizer):
         kinds = {s.name: s.kind for s in program.live_state} | ({REST: Kind.TENSOR} if dtype != p.dtype else {})
         for name, kind in kinds.items():
             x = state.get(name)
-            if x is None or x.shape != slot_shape(kind, p.shape) or local(x).device != held.device:
+            if x is None or x.shape != kind.shape(p.shape) or local(x).device != held.device:
                 raise ProgramError(
                     f"state {name!r} of a parameter of shape {tuple(p.shape)} does not fit it; load a checkpoint of "
                     "this program, or begin with empty state"

@@ -167,10 +167,15 @@ class Program:
     @cached_property
     def needs_matrix(self) -> bool:
         """Whether a live part of it is only meaningful for parameters of at least two dimensions."""
-        rows = (Kind.ROW, Kind.COL)
         return any(OPS[self.body[i].op].needs_matrix for i in self.live.instructions) or any(
-            s.kind in rows for s in self.live_state
+            s.kind.needs_matrix for s in self.live_state
         )
+
+    @cached_property
+    def sides(self) -> frozenset[Kind]:
+        """Of which sides of a parameter it holds square matrices: in a slot, dead ones included, or on the way."""
+        kinds = [*(s.kind for s in self.state), *(self.kinds[i] for i in self.live.instructions)]
+        return frozenset(kind for kind in kinds if kind.is_square)
 
     @cached_property
     def reduces(self) -> bool:

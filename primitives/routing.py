@@ -11,6 +11,12 @@ from primitives.kinds import ProgramError
 from primitives.parameters import is_sharded
 from primitives.program import Program
 
+LARGEST_SIDE = 10_000
+"""Longest side of a parameter that gets a square matrix of its own, ``max_precond_dim`` of Vyas et al. 2024, SOAP.
+
+Variant: there, a longer side alone goes without; here the parameter goes to the fallback.
+"""
+
 Predicate = Callable[[str, Tensor], bool]
 """Says of a parameter's name and the parameter whether the program itself shall train it; the name may be empty."""
 
@@ -24,8 +30,17 @@ class Route(NamedTuple):
 
 
 def can_train(program: Program, shape: Sequence[int]) -> bool:
-    """Whether the kinds of `program` itself, not its fallback, exist for a parameter of `shape`."""
-    return len(shape) >= 2 or not program.needs_matrix
+    """Whether the kinds of `program` itself, not its fallback, exist for a parameter of `shape`.
+
+    Square matrices of a side exist if it is no longer than `LARGEST_SIDE`.
+    """
+    return (len(shape) >= 2 or not program.needs_matrix) and not _too_long(program, shape)
+
+
+def _too_long(program: Program, shape: Sequence[int]) -> list[int]:
+    """Sides of which the program holds square matrices, and that are longer than it may be."""
+    sides = [kind.shape(shape)[0] for kind in sorted(program.sides)] if len(shape) >= 2 else []
+    return [side for side in sides if side > LARGEST_SIDE]
 
 
 def route(program: Program, shape: Sequence[int], *, wanted: bool = True) -> Program:
@@ -38,6 +53,8 @@ def route(program: Program, shape: Sequence[int], *, wanted: bool = True) -> Pro
         return program
     if program.fallback is None:
         why = "works on rows and columns" if wanted else "is not to train every parameter"
+        if wanted and (long := _too_long(program, shape)):
+            why = f"holds square matrices of sides of up to {LARGEST_SIDE:,}, not of {max(long):,}"
         raise ProgramError(
             f"this program {why}, but a parameter has shape {tuple(shape)}; "
             "give the program a fallback for such parameters"

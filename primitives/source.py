@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from primitives.interpret import Stepped, own_dims
+from primitives.lazy import EAGER, Lazy, laziness
 from primitives.ops import Op, namespace
-from primitives.program import Program, fold
+from primitives.program import Const, Program, fold
 
 
 class Emitter:
@@ -24,11 +25,14 @@ class Emitter:
     The generated code reads its inputs as ``a0, a1, …`` (in the order of `reads`), literals as ``k[i]`` (see
     `constants`), and the parameter's dimensions as ``dims``. Values that are one number for all parameters (the
     statements `shared`, hyperparameters, literals) are float64; the first time one meets a tensor, `cast` says how it
-    is rounded.
+    is rounded. What `lazy` guards is computed only where ``due[i]``, the truth of condition i, says so; `due` has the
+    expressions of these.
     """
 
-    def __init__(self, program: Program, shared: frozenset[int], shared_names: frozenset[str]) -> None:
-        self.program, self.shared = program, shared
+    def __init__(
+        self, program: Program, shared: frozenset[int], shared_names: frozenset[str], lazy: Lazy = EAGER
+    ) -> None:
+        self.program, self.shared, self.lazy = program, shared, lazy
         slots = [s.name for s in program.state]  # dead slots, too: they pass through
         self.reads = [*slots, *sorted(program.live.names - set(slots))]
         self.constants: list[float] = []
@@ -39,6 +43,10 @@ class Emitter:
         update, state, _ = fold(program, self.leaf, self.apply)
         self.update = self.cast(str(update))
         self.state = [self.cast(str(s)) for s in state]
+        named = [
+            f"x{a}" if type(a) is int else self.leaf(a.value if type(a) is Const else str(a)) for a in lazy.conditions
+        ]
+        self.due = [f"bool({value} > 0)" for value in named]
 
     def leaf(self, value: str | float) -> str:
         """Expression of a name or literal."""
@@ -57,7 +65,15 @@ class Emitter:
             self.shared_values.add(name)
             self.shared_lines.append(f"{name} = {op.torch.format(*args, dims='dims')}")
         else:
-            self.lines.append(f"{name} = {self.call(op, [self.cast(a) for a in args], index)}")
+            given = [self.cast(a) for a in args]
+            value = self.call(op, given, index)
+            if index in self.lazy.choices:
+                value = f"{given[1]} if due[{self.lazy.choices[index]}] else {given[2]}"
+            line = f"{name} = {value}"
+            if index in self.lazy.guards:
+                condition, taken = self.lazy.guards[index]
+                line = f"if {'' if taken else 'not '}due[{condition}]: {line}"
+            self.lines.append(line)
         return name
 
     def cast(self, value: str) -> str:
@@ -81,9 +97,10 @@ class Emitter:
 def compile_step(program: Program) -> Callable[[Mapping[str, Tensor], Sequence[int]], Stepped]:
     """A function equal to `execute` for this program, without its walking overhead (about 1 µs per statement)."""
     names = frozenset(program.names) - {s.name for s in program.state} - {"g", "p"}
-    source = Emitter(program, program.shared, names)
+    source = Emitter(program, program.shared, names, laziness(program))
     casts = [f"{new} = {old}.to(dtype)" for old, new in source.casts.items()]
-    lines = [*source.shared_lines, *casts, *source.lines]
+    due = [f"due = ({', '.join(source.due)},)"] if source.due else []
+    lines = [*source.shared_lines, *due, *casts, *source.lines]
     function = define("a, k, dims, dtype", len(source.reads), lines, source.update, source.state)
     reads, k = source.reads, source.literals()
 
@@ -99,31 +116,46 @@ class HoistedStep:
 
     ::
 
-        numbers = hoisted.numbers({"beta": …, "step": …})            # once
-        update, state = hoisted(inputs, [n.to(dtype) for n in numbers], range(p.ndim))  # for each parameter
+        numbers, due = hoisted.known({"beta": …, "step": …})            # once
+        update, state = hoisted(inputs, [n.to(dtype) for n in numbers], range(p.ndim), due)  # for each parameter
 
     Args:
         program: the rule.
+        lazy: whether to leave out what is not due (see `primitives.lazy`).
+        extra: what templates shall see in place of `primitives.op.namespace`, by name.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *, lazy: bool = True, extra: Mapping[str, Any] | None = None) -> None:
         own = {s.name for s in program.state} | {"g", "p"}
-        source = Emitter(program, program.shared, frozenset(program.names) - own)
+        source = Emitter(program, program.shared, frozenset(program.names) - own, laziness(program) if lazy else EAGER)
         self.reads = [name if name in own else None for name in source.reads]
         unpack = [f"{''.join(f'{new}, ' for new in source.casts.values())} = c"] if source.casts else []
         count = len(source.reads)
         self.count = len(source.casts)
-        self.function = define("a, c, dims", count, [*unpack, *source.lines], source.update, source.state)
-        self._numbers = define("a, k, dims", count, source.shared_lines, "0", list(source.casts))
+        body = [*unpack, *source.lines]
+        self.function = define("a, c, dims, due", count, body, source.update, source.state, extra)
+        due = f"({''.join(f'{condition}, ' for condition in source.due)})"
+        self._numbers = define("a, k, dims", count, source.shared_lines, due, list(source.casts))
         self._names, self._literals = source.reads, source.literals()
 
-    def numbers(self, values: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """What the step needs to know beside tensors, 0-dimensional float64; `values` holds what it is made of."""
-        return self._numbers([values.get(n) for n in self._names], self._literals, ())[1]
+    def known(self, values: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], tuple[bool, ...]]:
+        """What the step needs to know beside tensors, 0-dimensional float64, and which of its conditions are true.
 
-    def __call__(self, inputs: Mapping[str, Tensor], numbers: Sequence[Tensor], dims: Sequence[int]) -> Stepped:
-        """One step of a parameter; `numbers` are rounded to its dtype."""
-        return Stepped(*self.function([None if n is None else inputs[n] for n in self.reads], numbers, tuple(dims)))
+        `values` holds what they are made of.
+        """
+        due, numbers = self._numbers([values.get(n) for n in self._names], self._literals, ())
+        return numbers, due
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Tensor],
+        numbers: Sequence[Tensor],
+        dims: Sequence[int],
+        due: tuple[bool, ...] = (),
+    ) -> Stepped:
+        """One step of a parameter; `numbers` are rounded to its dtype, `due` says which conditions are true."""
+        tensors = [None if n is None else inputs[n] for n in self.reads]
+        return Stepped(*self.function(tensors, numbers, tuple(dims), due))
 
 
 hoist = lru_cache(maxsize=1024)(HoistedStep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -88,9 +89,14 @@ def initial_model(task: Task, seed: int) -> nn.Module:
 
 
 @lru_cache(maxsize=64)
+def parameter_shapes(task: Task) -> tuple[torch.Size, ...]:
+    """Shapes of the parameters of the task's model, in order."""
+    return tuple(p.shape for p in initial_model(task, 0).parameters())
+
+
 def parameter_count(task: Task) -> int:
     """Number of parameters of the task's model."""
-    return sum(p.numel() for p in initial_model(task, 0).parameters())
+    return sum(math.prod(shape) for shape in parameter_shapes(task))
 
 
 def batch_indices(examples: int, batch_size: int, steps: int, seed: int) -> Tensor:

@@ -13,15 +13,16 @@ Each check raises `AssertionError` saying what is wrong with which column of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from primitives.interpret import slot_shape
 from primitives.kinds import Kind, join
+from primitives.linalg import jvp
 from primitives.op import Op
-from primitives.ops import DOMAINS
+from primitives.ops import DOMAINS, get_op
 
 MATRIX_SHAPES = ((3, 4), (4, 3), (1, 5), (5, 1), (2, 3, 2))
 SHAPES = ((), (1,), (5,), *MATRIX_SHAPES)
@@ -33,7 +34,7 @@ def arguments(op: Op, kinds: Sequence[Kind], shape: Sequence[int], seed: int = 0
     generator = torch.Generator().manual_seed(seed)
     values = []
     for kind in kinds:
-        own = slot_shape(kind, shape)
+        own = kind.shape(shape)
         x = torch.randn(own, generator=generator, dtype=torch.float64)
         values.append(torch.where(torch.rand(own, generator=generator) < 0.05, 0.0, x))
     return [DOMAINS[where](x) for where, x in zip(op.domain, values, strict=True)]
@@ -56,21 +57,21 @@ def check_columns(op: Op) -> None:
     """The row is complete, and its columns fit each other."""
     assert len(op.domain) == op.arity, f"{op.name}: {op.arity} arguments but {len(op.domain)} domains"
     assert set(op.domain) <= set(DOMAINS), f"{op.name}: unknown domain in {op.domain}"
-    assert op.flops > 0, f"{op.name}: flops must be positive"
+    assert isinstance(op.flops, str) or op.flops > 0, f"{op.name}: flops must be positive"
     assert op.source, f"{op.name}: source is empty; say in one line where the op comes from"
     assert op.result, f"{op.name}: its kind rule accepts no arguments at all"
     assert not op.commutative or op.arity == 2, f"{op.name}: only an op of two arguments can be commutative"
     for kinds, kind in op.result.items():
         values = sum(k.elements((3, 4)) for k in kinds) + kind.elements((3, 4))
         assert op.traffic(kinds, (3, 4)) == 4 * values
-        assert op.work(kinds, (3, 4)) >= op.flops
+        assert op.work(kinds, (3, 4)) >= (1 if isinstance(op.flops, str) else op.flops)
 
 
 def check_shapes(op: Op) -> None:
     """Results have the declared kind and the arguments' dtype, and are finite on the domain."""
     for kinds, kind, shape in cases(op):
         result = op.function(*arguments(op, kinds, shape), dims=tuple(range(len(shape))))
-        expected = slot_shape(kind, shape)
+        expected = kind.shape(shape)
         assert result.shape == expected, f"{op.name}{kinds}: shape {tuple(result.shape)}, declared {expected}"
         assert result.isfinite().all(), f"{op.name}{kinds}: not finite on its domain, for a parameter of shape {shape}"
         for dtype in (torch.float64, torch.float32):
@@ -85,7 +86,7 @@ def check_extremes(op: Op) -> None:
         for values in product(points, repeat=op.arity):
             for kinds in op.result:
                 args = [
-                    DOMAINS[where](torch.full(slot_shape(kind, (2, 3)), v, dtype=torch.float64))
+                    DOMAINS[where](torch.full(kind.shape((2, 3)), v, dtype=torch.float64))
                     for v, kind, where in zip(values, kinds, op.domain, strict=True)
                 ]
                 assert op.function(*args, dims=(0, 1)).isfinite().all(), f"{op.name}: not finite for {values}, {kinds}"
@@ -102,10 +103,10 @@ def check_elements(op: Op) -> None:
     poisoned = op.function(*(torch.where(keep, a, torch.nan) for a in args), dims=(0, 1))
     assert torch.equal(poisoned[keep], whole[keep]), f"{op.name}: elements see each other, but its rule is elementwise"
     for kinds, kind in op.result.items():
-        args = arguments(op, kinds, (3, 4))
-        spread = op.function(*(a.expand(3, 4).contiguous() for a in args), dims=(0, 1))
+        args, own = arguments(op, kinds, (3, 4)), kind.shape((3, 4))
+        spread = op.function(*(a.expand(own).contiguous() for a in args), dims=(0, 1))
         assert kind is join(*kinds)
-        torch.testing.assert_close(op.function(*args, dims=(0, 1)).expand(3, 4), spread, rtol=1e-14, atol=1e-16)
+        torch.testing.assert_close(op.function(*args, dims=(0, 1)).expand(own), spread, rtol=1e-14, atol=1e-16)
 
 
 def check_stacks(op: Op) -> None:
@@ -155,10 +156,42 @@ def check_formula(op: Op) -> None:
         assert abs(got - exact) <= 1e-12 * abs(exact) + 1e-14, f"{op.name}{values}: torch {got!r}, sympy {exact!r}"
 
 
+class _Eager:
+    """Stands in for a builder where a derivative is to be computed at once: every op is a function of tensors."""
+
+    def __getattr__(self, name: str) -> Callable[..., Tensor]:
+        function = get_op(name).function
+        return lambda *args: function(*(torch.as_tensor(a, dtype=torch.float64) for a in args), dims=(0, 1))
+
+
+def check_derivative(op: Op) -> None:
+    """The derivative is that of `torch.func.jvp`, or the expression that stands in its place has the op's value."""
+    if op.derivative is None:
+        return
+    for kinds in op.result:
+        args = arguments(op, kinds, (3, 4), seed=1)
+        moves = arguments(replace(op, domain=("real",) * op.arity), kinds, (3, 4), seed=2)
+        result = op.function(*args, dims=(0, 1))
+        parts = op.derivative(_Eager(), result, *args)
+        if isinstance(parts, Tensor):
+            torch.testing.assert_close(parts.expand_as(result), result, msg=lambda m: f"{op.name} in other words: {m}")
+            continue
+        assert len(parts) == op.arity, f"{op.name}: {op.arity} arguments but {len(parts)} derivatives"
+        terms = [
+            part(d) if callable(part) else part * d for part, d in zip(parts, moves, strict=True) if part is not None
+        ]
+        moved = torch.stack([term.expand_as(result) for term in terms]).sum(0) if terms else torch.zeros_like(result)
+        expected = jvp(lambda *a: op.function(*a, dims=(0, 1)), args, moves)
+        usable = expected.isfinite()  # not at 0 of a root
+        torch.testing.assert_close(
+            moved[usable], expected[usable], rtol=1e-9, atol=1e-12, msg=lambda m: f"derivative of {op.name}: {m}"
+        )
+
+
 CHECKS: dict[str, Callable[[Op], None]] = {
     f.__name__.removeprefix("check_"): f
     for f in (check_columns, check_shapes, check_extremes, check_elements, check_stacks, check_commutative,
-              check_formula)
+              check_formula, check_derivative)
 }  # fmt: skip
 
 

@@ -135,8 +135,9 @@ def _parse_lines(lines: list[tuple[int, str]], fallback: Program | None) -> Prog
 
 
 def _parse_kind(text: str) -> Kind:
-    if text not in (kind.name.lower() for kind in Kind):
-        raise ProgramError(f"unknown kind {_shown(text, 40)}; choose one of tensor, row, col, scalar")
+    names = [kind.name.lower() for kind in Kind]
+    if text not in names:
+        raise ProgramError(f"unknown kind {_shown(text, 40)}; choose one of {', '.join(names)}")
     return Kind[text.upper()]
 
 

@@ -16,15 +16,23 @@ _SAME = frozenset((
     "sum", "mean", "prod", "sqrt", "square", "abs", "sign", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p",
     "sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh",
     "maximum", "minimum", "reciprocal", "where", "zeros_like", "ones_like", "isfinite", "isnan", "floor", "ceil",
-    "round", "matmul",
+    "round", "matmul", "eye", "diagonal", "promote_types", "float32",
+    "arange", "broadcast_to", "remainder",
 ))  # fmt: skip
 _OTHER = {"gt": "greater", "lt": "less", "ge": "greater_equal", "le": "less_equal", "eq": "equal", "ne": "not_equal",
-          "pow": "power", "clamp": "clip", "amax": "max", "amin": "min", "neg": "negative"}  # fmt: skip
+          "pow": "power", "clamp": "clip", "amax": "max", "amin": "min", "neg": "negative",
+          "int64": "int32"}  # fmt: skip
 OWN = {
     # functions that an exported file has to bring with it, by torch's name for them
     "lerp": "def _lerp(x, y, weight):\n"
     "    return jnp.where(jnp.abs(weight) < 0.5, x + weight * (y - x), y - (y - x) * (1 - weight))",
+    "gather": "def _gather(x, axis, index):\n    return jnp.take_along_axis(x, index, axis)",
+    # along the last axis
+    "scatter_add": "def _scatter_add(x, _, index, y):\n"
+    "    rows = [z.reshape(-1, x.shape[-1]) for z in (x, index, y)]\n"
+    "    return jax.vmap(lambda x, index, y: x.at[index].add(y))(*rows).reshape(x.shape)",
 }
+_LINALG = frozenset(("torch.linalg.qr",))
 _KEYWORDS = {"dim": "axis", "keepdim": "keepdims"}
 _METHODS = {"to": "astype"}
 _ATTRIBUTES = frozenset(("shape", "dtype", "ndim", "mT", "T", "reshape", "astype", "swapaxes"))
@@ -51,6 +59,8 @@ class ToJax(ast.NodeTransformer):
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         """``torch.f`` becomes ``jnp.f``, and a method its counterpart; `ProgramError` for what is not known."""
+        if ast.unparse(node) in _LINALG:
+            return ast.parse(f"jnp.{ast.unparse(node).removeprefix('torch.')}", mode="eval").body
         if isinstance(node.value, ast.Name) and node.value.id == "torch":
             if node.attr in OWN:
                 return ast.Name(f"_{node.attr}", ast.Load())
@@ -63,10 +73,15 @@ class ToJax(ast.NodeTransformer):
             raise ProgramError(f"the method or attribute {node.attr!r} has no known counterpart there")
         return self.generic_visit(node)
 
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        """What ends a loop early by looking at numbers is left out: traced ones have none."""
+        return None if "torch.compiler" in ast.unparse(node.test) else self.generic_visit(node)
+
     def visit_Call(self, node: ast.Call) -> ast.AST:
         """Keywords get numpy's names, and ``x.pow(y)`` becomes ``x ** y``."""
         if isinstance(node.func, ast.Attribute) and node.func.attr == "pow" and not _is_torch(node.func.value):
             return ast.BinOp(self.visit(node.func.value), ast.Pow(), self.visit(node.args[0]))
+        node.keywords = [keyword for keyword in node.keywords if keyword.arg != "device"]  # which jit decides
         for keyword in node.keywords:
             keyword.arg = _KEYWORDS.get(str(keyword.arg), keyword.arg)
         return self.generic_visit(node)

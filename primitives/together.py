@@ -4,9 +4,9 @@ All steps of all programs are unrolled into one graph of expressions, in C++; eq
 one node, whose value is computed when it is first asked for. Populations of an evolution have most of their statements
 in common, with each other and with those before them, so the graph is kept from call to call until it is too large.
 
-Every value is held at the parameter's full shape, of 64 elements, in float64, and does not depend on what else is
-computed. Programs with ops that have no C++ meaning (plug-ins added late, matrix products), and all of them on machines
-without a compiler, run one at a time in torch instead; the last bits may differ then.
+Every value is held at the parameter's full shape, of 8 × 8 elements as square matrices have, in float64, and does not
+depend on what else is computed. Programs with ops that have no C++ meaning (plug-ins added late, matrix products), and
+all of them on machines without a compiler, run one at a time in torch instead; the last bits may differ then.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from primitives.interpret import initial_slot
 from primitives.kinds import Kind
 from primitives.op import Op
 from primitives.op_loops import SHAPE, Loops, loops
@@ -28,7 +29,7 @@ from primitives.program import Arg, Const, Program, fold
 
 CHUNK = 1024  # programs at once
 _MOST = 32_768  # nodes that are kept from call to call, 17 MB
-_SIZES = {Kind.SCALAR: (1, 1), Kind.ROW: (SHAPE[0], 1), Kind.COL: (1, SHAPE[1]), Kind.TENSOR: SHAPE}
+_SIZES = {kind: kind.shape(SHAPE) for kind in Kind}
 
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -75,7 +76,7 @@ class Together:
         hypers = {name: _full(value) for name, value in program.defaults().items()}
         signals = [{name: x.expand(SHAPE).contiguous() for name, x in step.items()} for step in self.steps]
         first = signals[0]
-        state = {s.name: first[s.init] if isinstance(s.init, str) else _full(s.init) for s in program.state}
+        state = {s.name: initial_slot(s, first["p"], first["g"]).expand(SHAPE).contiguous() for s in program.state}
         live = [i for i, s in enumerate(program.state) if s.name in program.live.names]
         updates, memory, p = [], [], first["p"]
         for step in signals:

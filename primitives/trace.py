@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from primitives.kinds import Kind, join
 from primitives.op import Op
 from primitives.program import Program
-from primitives.source import hoist
+from primitives.source import HoistedStep
 
 S, TENSOR = Kind.SCALAR, Kind.TENSOR
 
@@ -146,7 +146,10 @@ class Trace:
     def __call__(self, code: str, *args: Any) -> Value:
         """An elementwise expression of values and plain numbers."""
         values = [a if isinstance(a, Value) else self.number(a) for a in args]
-        return self.node(join(*(v.kind for v in values)), code, values)
+        kind = join(*(v.kind for v in values))
+        if kind is None or kind.is_square:
+            raise Untraceable("square matrices")
+        return self.node(kind, code, values)
 
     def number(self, value: object) -> Value:
         """A number that stands in a template."""
@@ -159,7 +162,7 @@ _FUNCTIONS = {
     "abs": "std::fabs({0})", "neg": "-{0}", "square": "{0} * {0}", "reciprocal": "T(1) / {0}",
     "sign": "T(({0} > 0) - ({0} < 0))", "maximum": "maximum({0}, {1})", "minimum": "minimum({0}, {1})",
     "lerp": "lerp({0}, {1}, {2})", "where": "({0} ? {1} : {2})", "gt": "{0} > {1}", "lt": "{0} < {1}",
-    "clamp": "minimum(maximum({0}, {1}), {2})", "pow": "std::pow({0}, {1})",
+    "clamp": "minimum(maximum({0}, {1}), {2})", "remainder": "modulo({0}, {1})", "pow": "std::pow({0}, {1})",
     "zeros_like": "T(0)", "arcsin": "std::asin({0})", "arccos": "std::acos({0})", "arctan": "std::atan({0})",
     "arcsinh": "std::asinh({0})", "arccosh": "std::acosh({0})", "arctanh": "std::atanh({0})",
 } | {name: f"std::{name}({{0}})" for name in ("sqrt", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin",
@@ -237,14 +240,14 @@ def trace(program: Program, *, matrices: bool = False) -> Step:
     Raises:
         Untraceable: if it contains an op whose template is more than elementwise functions, sums and means.
     """
-    graph, hoisted = Trace(), hoist(program)
+    graph, hoisted = Trace(), HoistedStep(program, lazy=False)
     axes = {0: Kind.ROW, 1: Kind.COL} if program.needs_matrix else {0: TENSOR}
     live = {slot.name: graph.node(slot.kind, f"s{i}") for i, slot in enumerate(program.live_state)}
     inputs = {"g": graph.node(TENSOR, "g"), "p": graph.node(TENSOR, "p"), **live}
     numbers = [graph.node(S, f"k{i}") for i in range(hoisted.count)]
     reads = [None if name is None else inputs.get(name) for name in hoisted.reads]
     names = {"linalg": _Linalg(graph)} if matrices else {}
-    update, state = _run(hoisted.function, graph, axes, reads, numbers, tuple(axes), names=names)
+    update, state = _run(hoisted.function, graph, axes, reads, numbers, tuple(axes), (), names=names)
     after = {slot.name: value for slot, value in zip(program.state, state, strict=True)}
     following = [None if after[name].index == before.index else after[name].index for name, before in live.items()]
     return Step(tuple(graph.nodes), update.index, tuple(following))

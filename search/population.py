@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from primitives import Program, Task
-from primitives.task import parameter_count
+from primitives.routing import can_train
+from primitives.task import parameter_shapes
 from search.fitness import Fitness, Protocol, Status, summarise
 from search.lightning_fit import fit, quiet
 from search.measure import Batches, measure
@@ -138,8 +139,11 @@ def memory() -> int:
 
 def member_bytes(protocol: Protocol, program: Program) -> int:
     """Bytes of one member over all seeds: weights, gradients, state, and as much again for its next value."""
-    slots = max(len(p.live_state) for p in (program, program.fallback) if p is not None)
-    return parameter_count(protocol.task) * protocol.dtype.itemsize * len(protocol.seeds) * (2 + 2 * slots)
+    numbers = 0
+    for shape in parameter_shapes(protocol.task):
+        rule = program if can_train(program, shape) else program.fallback or program
+        numbers += 2 * math.prod(shape) + 2 * sum(slot.kind.elements(shape) for slot in rule.live_state)
+    return numbers * protocol.dtype.itemsize * len(protocol.seeds)
 
 
 def train_members(

@@ -172,7 +172,8 @@ class _MatrixGroup:
                 inputs["global_norm"] = norm.view(*norm.shape[:2], *trailing)
             update, following = compile_step(program)(inputs, range(2, p.ndim))
             for slot, value in zip(program.state, following, strict=True):
-                state[slot.name] = value.expand(state[slot.name].shape).clone()
+                if value is not state[slot.name]:
+                    state[slot.name] = value.expand(state[slot.name].shape).clone()
             p.sub_(rate * update)
 
 

@@ -30,7 +30,11 @@ def drawn(program: Program, space: Space, rng: random.Random, mate: Callable[[],
     count, draft.body, draft.kinds = len(draft.body), [], []
     while len(draft.body) < count:
         op = rng.choice(space.ops)
-        signature = rng.choice(list(OPS[op].result))
+        there = {Kind.SCALAR, Kind.ROW, Kind.COL, Kind.TENSOR, *draft.kinds, *(slot.kind for slot in draft.state)}
+        signatures = [kinds for kinds in OPS[op].result if there.issuperset(kinds)]  # square matrices are rare
+        if not signatures:
+            continue
+        signature = rng.choice(signatures)
         args: list[Arg] = []
         for kind in signature:
             value = draw(draft, len(draft.body), space, rng, kind)

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from baselines import BASELINES
 from primitives import Program, ProgramOptimizer, execute
 from primitives.export import export
-from primitives.interpret import initial_slot, slot_shape
+from primitives.interpret import initial_slot
 from primitives.routing import route
 
 SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -58,7 +58,7 @@ class Interpreted:
             values = numbers(signals | rule.defaults() | {k: v for k, v in self.hypers.items() if k in rule.defaults()})
             update, following = execute(rule, values | state | {"g": p.grad, "p": p.detach().clone()}, range(p.ndim))
             for slot, value in zip(rule.state, following, strict=True):
-                state[slot.name] = value.to(p.dtype).expand(slot_shape(slot.kind, p.shape)).clone()
+                state[slot.name] = value.to(p.dtype).expand(slot.kind.shape(p.shape)).clone()
             p.sub_(values["lr"].to(p.dtype) * update)
 
 

@@ -14,8 +14,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from primitives import OPS, SCALES, SIGNALS, Const, Hyper, Instr, Kind, Program, Slot, execute
-from primitives.interpret import Stepped, initial_slot, slot_shape
+from primitives import OPS, SCALES, SIGNALS, Builder, Const, Hyper, Instr, Kind, Program, Slot, execute
+from primitives.builder import Expr
+from primitives.interpret import Stepped, initial_slot
 from primitives.kinds import RESERVED
 
 ALL_OPS = tuple(OPS)
@@ -155,13 +156,26 @@ def random_inputs(
             inputs[name] = torch.rand((), generator=generator, dtype=torch.float64)
     inputs["step"] = torch.tensor(float(1 + seed % 5), dtype=torch.float64)
     for slot in program.state:
-        inputs[slot.name] = random_tensor(slot_shape(slot.kind, shape), generator, dtype)
+        inputs[slot.name] = random_tensor(slot.kind.shape(shape), generator, dtype)
     return inputs | numbers(program.defaults())
 
 
 def numbers(values: Mapping[str, float]) -> dict[str, Tensor]:
     """Plain numbers as programs want them: 0-dimensional and float64."""
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+
+def value_of_kind(b: Builder, kind: Kind) -> Expr:
+    """Some value of `kind` that changes with the gradient, or with the step."""
+    return {
+        Kind.SCALAR: lambda: b.step, Kind.TENSOR: lambda: b.g, Kind.ROW: lambda: b.row_mean(b.g),
+        Kind.COL: lambda: b.col_mean(b.g), Kind.LEFT: lambda: b.row_gram(b.g), Kind.RIGHT: lambda: b.col_gram(b.g),
+    }[kind]()  # fmt: skip
+
+
+def seen_in_update(b: Builder, x: Expr, kind: Kind) -> Expr:
+    """A tensor that `x`, of `kind`, enters."""
+    return {Kind.LEFT: lambda: b.matmul(x, b.p), Kind.RIGHT: lambda: b.matmul(b.p, x)}.get(kind, lambda: b.p * x)()
 
 
 class Run(NamedTuple):
@@ -191,7 +205,7 @@ def train(
         signals["global_norm"] = torch.linalg.vector_norm(g).double()
         update, following = step_function(program, {**signals, **values, **state, "g": g, "p": p}, range(p.ndim))
         state = {
-            s.name: value.to(p.dtype).expand(slot_shape(s.kind, p.shape)).clone()
+            s.name: value.to(p.dtype).expand(s.kind.shape(p.shape)).clone()
             for s, value in zip(program.state, following, strict=True)
         }
         rate = torch.tensor(lr, dtype=torch.float64).to(p.dtype)  # a shared number is rounded where it meets a tensor

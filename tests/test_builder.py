@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from strategies import numbers, train
+from strategies import assert_same, numbers, train
 
 from primitives import OPS, Builder, Const, Instr, Kind, Program, ProgramError, execute
-from primitives.blocks import BLOCKS, debias, heavy_ball, momentum, rms_normalise, trust_ratio
+from primitives.blocks import (
+    BLOCKS,
+    cautious,
+    debias,
+    distance,
+    heavy_ball,
+    momentum,
+    on_sphere,
+    rms_normalise,
+    trust_ratio,
+)
 
 G, P = torch.tensor([[1.0, -2.0], [0.0, 4.0]], dtype=torch.float64), torch.full((2, 2), 3.0, dtype=torch.float64)
 
@@ -131,3 +141,36 @@ def test_sign_and_decoupled_weight_decay_by_hand() -> None:
     b = Builder()
     program = b.build(BLOCKS["decoupled_weight_decay"](b, BLOCKS["sign"](b, b.g), b.hyper("wd", 0.5, "log")))
     assert update(program) == [[2.5, 0.5], [1.5, 2.5]]
+
+
+def test_cautious_by_hand() -> None:
+    """One of four elements points against the gradient, one has no sign: half of them stay, at twice their size."""
+    b = Builder()
+    program = b.build(cautious(b, b.p))
+    g = torch.tensor([[1.0, -2.0], [0.0, 3.0]], dtype=torch.float64)
+    p = torch.tensor([[0.5, 0.7], [0.9, 4.0]], dtype=torch.float64)
+    assert execute(program, {"g": g, "p": p}).update.tolist() == [[1.0, 0.0], [0.0, 8.0]]
+    assert execute(program, {"g": -p, "p": p}).update.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_distance_from_the_start_by_hand() -> None:
+    b = Builder()
+    program = b.build(b.g * (1.0 + distance(b, b.slot("start", init="p"))))
+    g = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    run = train(program, torch.zeros_like(g), [g] * 3, lr=1.0)
+    assert [p.norm().item() for p in run.parameters] == pytest.approx([5.0, 5 + 5 * 6, 35 + 5 * 36])
+    assert_same(run.states[-1][0], torch.zeros_like(g))
+
+
+def test_steps_on_a_sphere_by_hand_and_norms_stay() -> None:
+    """W of norm 5 goes 5/2 along the direction, and is scaled back."""
+    b = Builder()
+    program = b.build(on_sphere(b, b.g))
+    p, g = torch.tensor([[3.0, 4.0]], dtype=torch.float64), torch.tensor([[-8.0, 0.0]], dtype=torch.float64)
+    ahead = torch.tensor([[5.5, 4.0]], dtype=torch.float64)
+    run = train(program, p, [g] * 50, lr=0.5)
+    torch.testing.assert_close(run.parameters[0], 5 * ahead / ahead.norm())
+    assert run.parameters[-1].norm().item() == pytest.approx(5.0, rel=1e-12)
+    for rest in (train(program, p, [g], lr=0.0), train(program, p, [0 * g], lr=0.5)):
+        torch.testing.assert_close(rest.parameters[0], p)
+    assert_same(train(program, 0 * p, [g], lr=0.5).parameters[0], 0 * p)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import programs, random_gradients, seeds, train
+from strategies import programs, random_gradients, seeds, seen_in_update, train, value_of_kind
 from torch import Tensor
 
 from baselines import BASELINES
@@ -17,7 +17,7 @@ from experiments.programs.random_programs import random_program
 from primitives import Builder, Const, Instr, Kind, Program, Slot, execute, subset
 from primitives.fingerprint import Behaviour, behave, behave_many
 from primitives.fingerprint import _probes as probes
-from primitives.interpret import initial_slot, slot_shape
+from primitives.interpret import initial_slot
 from primitives.op import Op
 from primitives.op_loops import SHAPE, calls_of
 from primitives.ops import OPS
@@ -73,11 +73,10 @@ def test_ops_mean_in_cpp_what_they_mean_in_torch(op: str) -> None:
     """On all kinds of arguments, and where they are infinite or no numbers."""
     for kinds in OPS[op].result:
         b = Builder()
-        at = {Kind.SCALAR: b.step, Kind.TENSOR: b.g, Kind.ROW: b.row_mean(b.g), Kind.COL: b.col_mean(b.g)}
-        args = [at[kind] for kind in kinds]
+        args = [value_of_kind(b, kind) for kind in kinds]
         if all(kind is Kind.TENSOR for kind in kinds):
             args = [b.g, b.p, b.lr * b.p][: len(args)]
-        program = b.build(b.p * getattr(b, op)(*args))
+        program = b.build(seen_in_update(b, b.op(op, *args), OPS[op].result[kinds]))
         together = Together(probes())
         (found,) = together([program])
         expected = together.alone(program).updates
@@ -105,7 +104,7 @@ def interpreted(program: Program) -> list[Tensor]:
         named = {s.name: x for s, x in zip(program.state, state, strict=True)}
         update, following = execute(program, signals | hypers | named)
         state = tuple(
-            x.expand(slot_shape(s.kind, SHAPE)) for s, x in zip(program.state, following, strict=True)
+            x.expand(s.kind.shape(SHAPE)) for s, x in zip(program.state, following, strict=True)
         )  # fmt: skip
         updates.append(update.expand(SHAPE))
     return updates

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from baselines import BASELINES
 from primitives import Instr, Kind, Program, ProgramOptimizer, Slot, execute, parse_program
-from primitives.interpret import Stepped, initial_slot, slot_shape
+from primitives.interpret import Stepped, initial_slot
 from primitives.source import compile_step
 from search.stacked import Plan, StackedRules
 
@@ -64,14 +64,22 @@ def test_dead_slots_keep_their_value_and_dead_statements_do_not_run(runner: obje
 
 def test_slot_shapes() -> None:
     shape = (2, 3, 4)
-    got = {kind: slot_shape(kind, shape) for kind in Kind}
-    assert got == {Kind.SCALAR: (1, 1, 1), Kind.ROW: (2, 1, 1), Kind.COL: (1, 3, 4), Kind.TENSOR: shape}
-    assert [slot_shape(kind, ()) for kind in Kind] == [()] * 4
-    assert [slot_shape(kind, (5,)) for kind in Kind] == [(1,), (5,), (1,), (5,)]
+    got = {kind: kind.shape(shape) for kind in Kind}
+    assert got == {
+        Kind.SCALAR: (1, 1, 1), Kind.ROW: (2, 1, 1), Kind.COL: (1, 3, 4), Kind.TENSOR: shape, Kind.LEFT: (2, 2, 1),
+        Kind.RIGHT: (12, 3, 4),
+    }  # fmt: skip
+    assert [kind.shape(()) for kind in Kind] == [()] * 6
+    assert [kind.shape((5,)) for kind in Kind] == [(1,), (5,), (1,), (5,), (1,), (1,)]
+    assert [kind.elements((3, 7)) for kind in Kind] == [1, 3, 7, 21, 9, 49]
 
 
 def test_initial_slots() -> None:
     p, g = torch.ones(2, 3, 4), torch.full((2, 3, 4), 5.0)
+    for kind, side in ((Kind.LEFT, 2), (Kind.RIGHT, 12)):
+        square = initial_slot(Slot("m", kind, 3.0), p, g)
+        assert_same(square.reshape(side, side), 3 * torch.eye(side))
+        assert_same(initial_slot(Slot("m", kind, 3.0), torch.ones(7, 2, 3, 4), g, lead=1)[6], square)
     copy = initial_slot(Slot("m", init="p"), p, g)
     assert_same(copy, p)
     assert copy.data_ptr() != p.data_ptr()
@@ -108,7 +116,7 @@ def test_results_have_the_declared_kinds(data: st.DataObject, p: Program, seed: 
         update, state = execute(p, random_inputs(p, shape, seed, dtype))
         assert update.shape == shape and update.dtype == dtype
         for slot, value in zip(p.state, state, strict=True):
-            assert value.expand(slot_shape(slot.kind, shape)).dtype == dtype
+            assert value.expand(slot.kind.shape(shape)).dtype == dtype
 
 
 @given(st.data(), flat_programs(ELEMENTWISE_OPS), seeds)
@@ -196,7 +204,7 @@ def train_separately(program: Program, starts: Tensor, gradients: Sequence[Tenso
                     inputs = signals | numbers(program.defaults()) | {"global_norm": norm, "g": g, "p": p} | state
                     update, following = execute(program, inputs)
                     for s, value in zip(program.state, following, strict=True):
-                        state[s.name] = value.expand(slot_shape(s.kind, shape))
+                        state[s.name] = value.expand(s.kind.shape(shape))
                     p = p - lr[member] * update
                 result[seed, member].split(SIZES)[i].copy_(p.flatten())
     return result

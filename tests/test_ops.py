@@ -13,7 +13,6 @@ from strategies import assert_same
 from torch import Tensor
 
 from primitives import OPS, SIGNALS, Const, Instr, Kind, Op, Program, ProgramError, execute, subset
-from primitives.interpret import slot_shape
 from primitives.lion45 import LION45
 from primitives.op import elementwise, reduction
 from primitives.ops import DOMAINS, register, subset_names
@@ -58,6 +57,18 @@ def test_stack_of_numbers_needs_a_dimension() -> None:
     assert_same(execute(program, {"g": stack[2]}).update, torch.tensor(9.0))
 
 
+def means_of_blocks(x: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
+    """Entry i of n is in block ⌊i · count / n⌋."""
+    values, n = x.ravel().tolist(), x.size
+    count = min(count, n)
+    blocks = [[j for j in range(n) if j * count // n == i * count // n] for i in range(n)]
+    return np.array([sum(values[j] for j in block) / len(block) for block in blocks]).reshape(x.shape)
+
+
+def flat(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return x.reshape(len(x), -1)
+
+
 NUMPY: dict[str, Callable[..., Any]] = {
     # Lion's space took its names from numpy, so most rows are their own reference
     **{n: getattr(np, n) for n in (
@@ -89,10 +100,21 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "row_norm": lambda x: np.array([np.linalg.norm(row.ravel()) for row in x]).reshape(-1, *[1] * (x.ndim - 1)),
     "col_norm": lambda x: sum(row * row for row in x)[None] ** 0.5,
     "mean_of": lambda x: np.average(x),
+    "block_mean": lambda x, count: means_of_blocks(x, round(float(count.ravel()[0]))),
     "rows": len,
     "cols": lambda x: x.size / len(x),
     "outer": lambda r, c: np.multiply.outer(r.ravel(), c[0]),
     "centralise": lambda x: np.stack([row - np.average(row) for row in x]),
+    # of whole matrices: the first dimension by all others
+    "row_gram": lambda x: np.einsum("ik,jk->ij", flat(x), flat(x)),
+    "col_gram": lambda x: np.einsum("ki,kj->ij", flat(x), flat(x)),
+    "matmul": lambda x, y: np.einsum("ik,kj->ij", flat(x), flat(y)),
+    "left_t": lambda x, y: np.einsum("ki,kj->ij", flat(x), flat(y)),
+    "right_t": lambda x, y: np.einsum("ik,jk->ij", flat(x), flat(y)),
+    "trace": lambda x: np.einsum("ii->", flat(x)),
+    "row_diagonal": lambda x: np.einsum("ii->i", flat(x)),
+    "col_diagonal": lambda x: np.einsum("ii->i", flat(x)),
+    "identity": lambda x: np.eye(len(x)),
 }  # fmt: skip
 
 
@@ -103,12 +125,19 @@ def test_meaning_agrees_with_numpy(name: str) -> None:
         args = arguments(op, kinds, shape, seed=len(shape))
         result = op.function(*args, dims=tuple(range(len(shape)))).numpy()
         expected = np.asarray(NUMPY[name](*(a.numpy() for a in args)))
-        expected = np.broadcast_to(expected.reshape(expected.shape or (1,) * len(shape)), slot_shape(kind, shape))
+        own = kind.shape(shape)
+        if expected.size == kind.elements(shape):
+            expected = expected.reshape(own)
+        expected = np.broadcast_to(expected.reshape(expected.shape or (1,) * len(shape)), own)
         np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-13)
 
 
+# which have tests of their own, here and in test_squares
+OF_SINGULAR_VALUES = {"orthogonalise", "quintic", "basis", *(name for name in OPS if name.startswith("inverse_root"))}
+
+
 def test_ops_without_formula_have_another_reference() -> None:
-    assert set(WITHOUT_FORMULA) - set(NUMPY) == {"orthogonalise"}
+    assert set(WITHOUT_FORMULA) - set(NUMPY) == OF_SINGULAR_VALUES
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 7), (7, 3), (4, 2, 3)])
@@ -120,6 +149,16 @@ def test_orthogonalise_keeps_singular_vectors_and_equalises_singular_values(shap
     values = core.diagonal()
     torch.testing.assert_close(core, torch.diag(values), rtol=0, atol=1e-9)
     assert ((values > 0.6) & (values < 1.25)).all()  # the band of Jordan et al. 2024
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 7), (7, 3), (4, 2, 3)])
+def test_quintic_is_the_polynomial_of_each_singular_value(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    a, b, c = (torch.tensor(v, dtype=torch.float64) for v in (0.7, -1.3, 0.4))
+    result = OPS["quintic"].function(x, a, b, c, dims=tuple(range(len(shape))))
+    u, s, vt = torch.linalg.svd(x.reshape(shape[0], -1), full_matrices=False)
+    expected = u @ torch.diag(a * s + b * s**3 + c * s**5) @ vt
+    torch.testing.assert_close(result, expected.reshape(shape), rtol=1e-11, atol=1e-11)
 
 
 def test_raw_operations_keep_their_ieee_meaning() -> None:
@@ -138,7 +177,7 @@ def test_known_values_that_released_code_got_wrong() -> None:
 
 
 def test_flags_follow_from_the_kind_rules() -> None:
-    assert {n for n in OPS if OPS[n].reduces} == set(NUMPY) & set(WITHOUT_FORMULA) | {"orthogonalise"}
+    assert {n for n in OPS if OPS[n].reduces} == set(NUMPY) & set(WITHOUT_FORMULA) | OF_SINGULAR_VALUES
     assert not OPS["norm"].needs_matrix
     assert OPS["outer"].needs_matrix
     assert (Kind.ROW,) not in OPS["norm"].result
@@ -232,6 +271,7 @@ WRONG_ROWS = {
     "elements": ({"torch": "{0} + {1} - torch.mean({0})"}, "elements see each other"),
     "stacks": ({"torch": "torch.sum({0} * {1}).reshape([1] * {0}.ndim)", "rule": reduction}, "stacked|Tensor-likes"),
     "commutative": ({"torch": "{0} - {1}", "commutative": True}, "called commutative, but"),
+    "derivative": ({"derivative": lambda b, r, x, y: (x / r, x / r)}, "derivative of hypotenuse: Tensor-likes"),
     "formula": ({"sympy": "{0} + {1}"}, "hypotenuse.*torch .*sympy"),
 }
 

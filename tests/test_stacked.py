@@ -174,6 +174,11 @@ def test_zero_matrix_stays_zero_in_cxx() -> None:
     assert plan.native == 1 and not arena.any()
 
 
+def test_square_matrices_of_members_are_their_own_and_stay_when_others_go() -> None:
+    programs = [BASELINES[name].program.with_defaults(every=2.0) for name in ("soap", "shampoo")]
+    check([*programs, LION], [0.1, 0.2], 3)
+
+
 def test_cxx_takes_what_it_can_and_torch_the_rest() -> None:
     b = Builder()
     rare = b.build(b.centralise(b.g), fallback=LION)

@@ -18,6 +18,7 @@ from primitives.lion45 import LION45
 from primitives.ops import DOMAINS, subset, subset_names
 from primitives.program import MAX_HYPERS, MAX_INSTRUCTIONS, MAX_STATE
 from primitives.pseudocode import pseudo_code
+from primitives.routing import LARGEST_SIDE
 from primitives.rules import RULES
 from primitives.text import MAX_CHARACTERS, VERSION
 
@@ -37,6 +38,8 @@ _KINDS = {
     Kind.ROW: ("one number for each row", "`(n, 1, …)`"),
     Kind.COL: ("one number for each column", "`(1, *rest)`"),
     Kind.TENSOR: ("one number for each element", "`(n, *rest)`"),
+    Kind.LEFT: ("a square matrix of the left side: one number for each pair of rows", "`(n, n, 1, …)`"),
+    Kind.RIGHT: ("a square matrix of the right side: one number for each pair of columns", "`(m, *rest)`"),
 }
 _SCALES = {
     "log": "the logarithm; for weight decay, epsilon, rates. 0 is allowed and means off",
@@ -64,7 +67,7 @@ def _page() -> Iterator[str]:
         "version": VERSION, "statements": MAX_INSTRUCTIONS, "slots": MAX_STATE, "hypers": MAX_HYPERS,
         "characters": f"{MAX_CHARACTERS:,}", "name": MAX_NAME,
         "reserved": textwrap.fill(", ".join(f"`{w}`" for w in sorted(RESERVED)), 118),
-        "lion": BASELINES["lion"].program,
+        "lion": BASELINES["lion"].program, "side": f"{LARGEST_SIDE:,}",
     }  # fmt: skip
     tables: dict[str, Callable[[], Iterator[str]]] = {
         "kinds": _kinds, "signals": _signals, "scales": _scales, "ops": _ops, "domains": _domains, "lion45": _lion45,
@@ -134,7 +137,7 @@ def _op_row(op: Op) -> tuple[str, ...]:
         _kind_rule(op),
         meaning,
         domain,
-        f"{op.flops:g}",
+        f"`{op.flops}` in all" if isinstance(op.flops, str) else f"{op.flops:g}",
         sets,
         op.source,
     )

@@ -27,7 +27,7 @@ update    = "update" argument
 next      = "next" name "=" argument
 argument  = "x" index | name | number
 scale     = "log" | "unit" | "linear"
-kind      = "tensor" | "row" | "col" | "scalar"
+kind      = "tensor" | "row" | "col" | "scalar" | "left" | "right"
 ```
 
 Statements number their results x0, x1, … in order, and each may read only earlier ones. What a statement reads of a
@@ -68,7 +68,10 @@ as a matrix of its first dimension by all others.
 <kinds>
 
 An elementwise op gives what its arguments vary along together: row with col is tensor, anything with tensor is tensor.
-There is no other implicit conversion.
+There is no other implicit conversion. Square matrices of a side go elementwise with their own kind and with scalars,
+and meet a tensor in products. A slot of such a kind starts as a multiple of the identity: `slot q = 1.0 left` is the
+identity itself. They exist for sides of up to <<side>> rows or columns; a parameter with a longer side goes to the
+fallback.
 
 ## Signals
 
@@ -90,8 +93,9 @@ Values that are one number for all parameters are computed in float64 and rounde
 Ops keep their raw IEEE meaning: a division by zero is infinite. Protected variants are rows of their own. *Meaning* is
 the formula in sympy, which equals the torch template to twelve digits on random points of the domain; where there is
 no closed form for each element, it is the torch template over the parameter's dimensions `dims`. ⇄ marks ops whose
-arguments may be swapped. *Flops* are for each element of the widest argument. An op alone moves every argument and its
-result once, 4 bytes for each of the numbers that its kind holds (`Op.traffic`).
+arguments may be swapped. *Flops* are for each element of the widest argument; those of products of matrices are for one
+call, whose first argument has r rows and k columns, and whose last has c columns. An op alone moves every argument and
+its result once, 4 bytes for each of the numbers that its kind holds (`Op.traffic`).
 
 <ops>
 
@@ -124,6 +128,7 @@ SMOOTH_SIGN = Op(
     domain=("real",),
     source="x / sqrt(x^2 + 1)",
     subsets=frozenset({"smooth"}),
+    derivative=lambda b, result, x: (b.pow(b.square(x) + 1.0, -1.5),),  # or None: torch finds it
 )
 ```
 
@@ -135,7 +140,9 @@ smooth_sign = "my_package.ops:SMOOTH_SIGN"   # a row, or an iterable of rows
 
 Once the package is installed, programs may use the op, and searches find it in its subsets. Plug-ins are loaded once,
 when a name is met that is not in the table; one that fails is named in the error, and a name that is taken is refused.
-For a row without a package there is `primitives.ops.register([row])`.
+For a row without a package there is `primitives.ops.register([row])`. Learned hyperparameters need derivatives: one for
+each argument, as an expression that multiplies the argument's own. A row that gives none gets them from
+`torch.func.jvp`, which takes more time and memory.
 
 Rows with reductions name a rule for kinds (`rule=reduction`, see `primitives/op.py`) and reduce over `{dims}` with
 `keepdim=True`, so that the same template serves one parameter and a stack of them. Your tests can be ours:

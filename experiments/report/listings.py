@@ -125,10 +125,12 @@ def measure(make: Callable[[list[nn.Parameter]], Optimizer], shape: Sequence[int
 def state_words(program: Program) -> str:
     """State as a multiple of the parameter: ``0``, ``2×``, ``rows + columns; vectors 1×``. Live slots count.
 
+    Square matrices of the sides of an n × m parameter are ``n²`` and ``m²``.
+
     Slots of one number for each tensor are left out.
     """
     kinds = [slot.kind for slot in program.live_state]
-    names = {Kind.TENSOR: "{}×", Kind.ROW: "rows", Kind.COL: "columns"}
+    names = {Kind.TENSOR: "{}×", Kind.ROW: "rows", Kind.COL: "columns", Kind.LEFT: "{} n²", Kind.RIGHT: "{} m²"}
     parts = [text.format(kinds.count(kind)) for kind, text in names.items() if kind in kinds]
     words = " + ".join(parts) or "0"
     if program.fallback is not None and program.needs_matrix:
