@@ -28,6 +28,9 @@ class Muon(adamw.AdamW):
     Embeddings and the last layer should go to AdamW, too: put them in a group with ``use_muon=False``. For the program,
     give `ProgramOptimizer` a predicate ``where``, or the group ``use_fallback=True``.
 
+    `OneCycleLR` and `CyclicLR` cycle ``betas[0]`` here, which is AdamW's, and `momentum` of the program; to leave both
+    as they are, make them with ``cycle_momentum=False``.
+
     Args:
         params: parameters or parameter groups.
         lr: learning rate of both rules.
@@ -61,8 +64,11 @@ class Muon(adamw.AdamW):
         check_beta(group, "betas")
         check_bool(group, "use_muon")
 
+    def _mixes(self, p: Tensor, group: dict[str, Any]) -> bool:
+        return bool(group["use_muon"]) and p.ndim >= 2
+
     def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"m": torch.zeros_like(p)} if group["use_muon"] and p.ndim >= 2 else super()._start(p, group)
+        return {"m": torch.zeros_like(p)} if self._mixes(p, group) else super()._start(p, group)
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         if "v" in state:

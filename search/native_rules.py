@@ -58,7 +58,7 @@ class NativeRules:
         for n in self._changing:
             assert global_norm is not None
             rows = slice(self.first[n], self.first[n + 1])
-            self._numbers[n][0].copy_(self._known(n, torch.tensor(index + 1.0), global_norm[:, rows, 0].double()))
+            self._numbers[n][0].copy_(self._known(n, torch.tensor(index + 1), global_norm[:, rows, 0].double()))
         self._table[:, _K] = self._begin + index * self._stride
         self._step(len(self.programs), self._table.data_ptr(), self._scratch.data_ptr())
 
@@ -101,7 +101,7 @@ class NativeRules:
             changes = "global_norm" in program.live.names
             if changes:
                 self._changing.append(n)
-                numbers = self._known(n, torch.tensor(1.0), self.arena.new_ones(seeds, own)).unsqueeze(0)
+                numbers = self._known(n, torch.tensor(1), self.arena.new_ones(seeds, own)).unsqueeze(0)
             else:
                 numbers = self._known(n, all_steps)
             self._numbers.append(numbers.contiguous())
