@@ -35,7 +35,7 @@ def build(source: str) -> ctypes.CDLL | None:
         return None
     with TemporaryDirectory(prefix="optforge-") as folder:
         text, library = Path(folder, "step.cpp"), Path(folder, "step.so")
-        text.write_text(source)
+        text.write_text(source, encoding="utf-8")
         for extra in (("-fopenmp", _NATIVE), (_NATIVE,), ()):
             arguments = [command, *_FLAGS, *extra, "-o", str(library), str(text)]
             done = subprocess.run(arguments, capture_output=True, stdin=subprocess.DEVNULL)

@@ -21,13 +21,18 @@ def fingerprint(name: str) -> dict[str, str]:
 
     What those do not show, as a loss may be imported from anywhere, shows in the loss before training.
     """
-    task = get_task(name)
+    found = task_fingerprint(get_task(name))
+    return found | {"file": _sha256(Path(name).expanduser().read_bytes())} if name.endswith(".py") else found
+
+
+def task_fingerprint(task: Task) -> dict[str, str]:
+    """The same of a task, without its file."""
     model = initial_model(task, SEEDS[0])
     shapes = [tuple(p.shape) for p in model.parameters()]
     found = data_hash(task.data())
     found["model"] = _sha256(f"{shapes} {task.steps} {task.batch_size}".encode())
     found["loss"] = _sha256(_first_loss(task, model).encode())
-    return found | {"file": _sha256(Path(name).expanduser().read_bytes())} if name.endswith(".py") else found
+    return found
 
 
 def _first_loss(task: Task, model: nn.Module) -> str:
