@@ -26,7 +26,7 @@ from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from experiments.tasks import TASKS, get_task
 from experiments.training.options import device_type
 from primitives import print_program
-from primitives.task import initial_model
+from primitives.task import initial_model, trainable
 
 ALWAYS = ("adamw", "lion")
 """Baselines that are rows of every comparison on the command line."""
@@ -132,7 +132,7 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
     if plan.tune_seeds > SEEDS[0] - TUNE_SEEDS[0]:
         raise UserError(f"--tune-seeds must be at most {SEEDS[0] - TUNE_SEEDS[0]}, got {plan.tune_seeds}")
     for name in tasks:
-        shapes = [tuple(p.shape) for p in initial_model(get_task(name), SEEDS[0]).parameters()]
+        shapes = [tuple(p.shape) for p in trainable(initial_model(get_task(name), SEEDS[0])).values()]
         for row in plan.rows:
             check_trains(row.name, row.program, shapes)
     return replace(plan, fingerprints={name: fingerprint(name) for name in tasks})

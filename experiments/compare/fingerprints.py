@@ -13,7 +13,7 @@ from experiments.compare.comparison import SEEDS
 from experiments.provenance import data_hash
 from experiments.tasks import get_task
 from primitives import Task
-from primitives.task import initial_model
+from primitives.task import initial_model, trainable
 
 
 def fingerprint(name: str) -> dict[str, str]:
@@ -42,7 +42,9 @@ def _first_loss(task: Task, model: nn.Module) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEEDS[0])  # for a loss that draws numbers
         loss = task.loss(model(inputs), targets)
-    gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True) if loss.requires_grad else ()
+    gradients = (
+        torch.autograd.grad(loss, list(trainable(model).values()), allow_unused=True) if loss.requires_grad else ()
+    )
     norm = sum(float(g.square().sum()) for g in gradients if g is not None) ** 0.5
     return f"{loss.item():.3e} {norm:.3e}"
 
