@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -70,8 +71,11 @@ class AdaFactor(HandWritten):
         if group["warmup_init"] and not group["relative_step"]:
             raise ValueError("warmup_init must be False, got True without relative_step, which it belongs to")
 
+    def _mixes(self, p: Tensor, group: dict[str, Any]) -> bool:
+        return True
+
     def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        shapes = {"row": (len(p), 1), "col": (1, p[0].numel())} if p.ndim >= 2 else {"v": p.shape}
+        shapes = {"row": (len(p), 1), "col": (1, math.prod(p.shape[1:]))} if p.ndim >= 2 else {"v": p.shape}
         moment = {"m": p.shape} if group["beta1"] else {}
         return {name: p.new_zeros(shape) for name, shape in (shapes | moment).items()}
 

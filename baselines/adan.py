@@ -48,10 +48,9 @@ class Adan(HandWritten):
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         lr, (beta1, beta2, beta3) = group["lr"], group["betas"]
         m, v, n, previous = (state[name] for name in ("m", "v", "n", "previous"))
-        if step == 1:
-            torch._foreach_copy_(previous, grads)
-        change = torch._foreach_sub(grads, previous)
-        torch._foreach_copy_(previous, grads)
+        change = torch._foreach_sub(grads, grads if step == 1 else previous)
+        for old, g in zip(previous, grads, strict=True):
+            old.copy_(g)  # shards have no _foreach_copy_
         torch._foreach_lerp_(m, grads, 1 - beta1)
         torch._foreach_lerp_(v, change, 1 - beta2)
         torch._foreach_mul_(change, beta2)

@@ -10,7 +10,16 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from baselines.checks import check_bool, check_dtype
-from primitives.parameters import REST, check_state_dtype, load_unrounded, with_gradients
+from primitives.options import is_note
+from primitives.parameters import (
+    REST,
+    check_state_dtype,
+    is_sharded,
+    load_unrounded,
+    shards_refused,
+    state_dtype,
+    with_gradients,
+)
 
 Lists = dict[str, list[Tensor]]
 
@@ -32,8 +41,9 @@ class HandWritten(Optimizer):
         params: parameters or parameter groups; a group may override every hyperparameter.
         defaults: the hyperparameters.
         maximize: ascend instead of descend.
-        state_dtype: dtype of state and arithmetic, by default the parameter's. With ``torch.float32``, parameters in
-            bfloat16 also keep what rounding takes from them (``state["p"]``), so that small updates add up.
+        state_dtype: dtype of state and arithmetic, by default the parameter's, of float16 ``torch.float32``. With that,
+            parameters in 16 bits also keep what rounding takes from them (``state["p"]``), so that small updates add
+            up.
 
     Raises:
         ValueError: for a hyperparameter out of range, by its name, in the constructor or in a group; for an option
@@ -68,9 +78,8 @@ class HandWritten(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch does, after a check of its options."""
-        known = {**self.defaults, "params": None, "param_names": None, "name": None, "initial_lr": None}
-        for name in param_group:
-            if name not in known:
+        for name in param_group.keys() - {"params", "param_names", *self.defaults}:
+            if not is_note(name, self.defaults):
                 raise ValueError(f"unknown option {name!r} in a parameter group; known: {', '.join(self.defaults)}")
         group = {**self.defaults, **param_group}
         check_bool(group, "maximize")
@@ -79,10 +88,14 @@ class HandWritten(Optimizer):
         super().add_param_group(param_group)
         try:
             check_state_dtype(group["state_dtype"], self.param_groups[-1]["params"])
+            for p in self.param_groups[-1]["params"]:
+                if is_sharded(p) and self._mixes(p, group):
+                    raise shards_refused(p, type(self).__name__)
         except ValueError:
             self.param_groups.pop()
             raise
 
+    @torch._disable_dynamo  # torch.compile mixes up groups whose updates differ by numbers in their state
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient; returns the closure's loss, if one is given."""
@@ -109,7 +122,7 @@ class HandWritten(Optimizer):
         Raises:
             ValueError: before anything changes, if the state is that of another optimizer.
         """
-        dtypes = {p: group["state_dtype"] or p.dtype for group in self.param_groups for p in group["params"]}
+        dtypes = {p: state_dtype(p, group["state_dtype"]) for group in self.param_groups for p in group["params"]}
         load_unrounded(self, super().load_state_dict, state_dict, dtypes.__getitem__, self._check_saved)
 
     def _check_saved(self, saved: dict[str, Any]) -> None:
@@ -123,13 +136,17 @@ class HandWritten(Optimizer):
                         f"where {type(self).__name__} has {', '.join(sorted(own))}; load one of the same optimizer"
                     )
 
+    def _mixes(self, p: Tensor, group: dict[str, Any]) -> bool:
+        """Whether the rule needs all elements of `p` in one place, so that it cannot be sharded."""
+        return False
+
     def _before_step(self, ready: Sequence[Sequence[Tensor]]) -> None:
         """For rules that need all parameters of all groups at once; called before any of them moves."""
 
     def _begin(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        dtype = group["state_dtype"] or p.dtype
+        dtype = state_dtype(p, group["state_dtype"])
         state = self.state[p]
-        state |= {"step": torch.zeros(()), **self._start(p.detach().to(dtype), group)}
+        state |= {"step": torch.zeros((), dtype=torch.float32), **self._start(p.detach().to(dtype), group)}
         if dtype != p.dtype:
             state[REST] = torch.zeros_like(p, dtype=dtype)
         return state

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -52,6 +53,17 @@ class Tally:
     norm: float | Tensor | None = None
 
 
+@dataclass
+class _Round:
+    """The guards that share a scaler, and those that have made or skipped a step since its scale was last updated."""
+
+    guards: WeakSet[Guard] = field(default_factory=WeakSet)
+    done: WeakSet[Guard] = field(default_factory=WeakSet)
+
+
+_ROUNDS: WeakKeyDictionary[torch.amp.GradScaler, _Round] = WeakKeyDictionary()
+
+
 class Guard:
     """Make steps of an optimizer whose gradients are finite, clipped; skip, count and report all others.
 
@@ -70,8 +82,12 @@ class Guard:
     parameters nor state change then, not even the state's step number; each is told to the logger `optforge`, with
     level WARNING. A scaler lowers its scale (Micikevicius et al. 2018, §3.2).
 
+    Guards may share a scaler, as those of the two optimizers of a GAN. Its scale is updated once all of them have
+    stepped, or when `scale` is called for one that has.
+
     Args:
-        optimizer: any; gradients must be whole, so call `step` once for each accumulated gradient.
+        optimizer: any, for sparse gradients, too; gradients must be whole, so call `step` once for each accumulated
+            gradient.
         clip: limits of gradients, which hold after unscaling.
         scaler: of the loss, for float16.
         patience: after so many skipped steps in a row the weights themselves are past help.
@@ -91,10 +107,26 @@ class Guard:
         self.optimizer, self.clip, self.scaler, self.patience = optimizer, clip, scaler, patience
         self.tally = Tally()
         self._in_a_row = 0
+        if scaler is not None:
+            _ROUNDS.setdefault(scaler, _Round()).guards.add(self)
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss to call ``backward`` on."""
-        return loss if self.scaler is None else self.scaler.scale(loss)
+        if self.scaler is None:
+            return loss
+        if self in self._round.done:
+            self._update()
+        return self.scaler.scale(loss)
+
+    @property
+    def _round(self) -> _Round:
+        assert self.scaler is not None
+        return _ROUNDS.setdefault(self.scaler, _Round(WeakSet([self])))
+
+    def _update(self) -> None:
+        assert self.scaler is not None
+        self.scaler.update()
+        self._round.done.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """All counts, and the state of the scaler."""
@@ -120,36 +152,40 @@ class Guard:
         Raises:
             FloatingPointError: for the last of `patience` skipped steps in a row.
         """
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
         params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = get_total_norm([p.grad for p in params])
+        scaler = self.scaler if params else None  # which cannot do without gradients, as after a batch left out
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        held = [one for one in map(_held, params) if one.grad.numel()]
+        norm = get_total_norm([one.grad for one in held])
         self.tally.norm = float(whole(norm))
         self.tally.steps += 1
         finite = math.isfinite(self.tally.norm)
         if finite:
-            self.tally.clipped += self._clip(params, norm)
+            self.tally.clipped += bool(held) and self._clip(held, norm)
             told = () if loss is None else (lambda: loss,)  # gradients are there already: it computes nothing
-            if self.scaler is None:
+            if scaler is None:
                 self.optimizer.step(*told)
             else:
-                self.scaler.step(self.optimizer, *told)
-        if self.scaler is not None:
-            self.scaler.update()
+                scaler.step(self.optimizer, *told)
+        if scaler is not None:
+            self._round.done.add(self)
+            if self._round.done >= self._round.guards:
+                self._update()
         self._in_a_row = 0 if finite else self._in_a_row + 1
         if not finite:
             self._skipped()
         return finite
 
-    def _clip(self, params: list[Tensor], norm: Tensor) -> bool:
+    def _clip(self, held: list[Any], norm: Tensor) -> bool:
         clipped = False
         if self.clip.norm is not None:
             clipped = float(whole(norm)) > self.clip.norm
-            clip_grads_with_norm_(params, self.clip.norm, norm)
+            clip_grads_with_norm_(held, self.clip.norm, norm)
         if self.clip.value is not None:
-            largest = get_total_norm([p.grad for p in params if p.grad is not None], math.inf)
+            largest = get_total_norm([one.grad for one in held], math.inf)
             clipped |= float(whole(largest)) > self.clip.value
-            clip_grad_value_(params, self.clip.value)
+            clip_grad_value_(held, self.clip.value)
         return clipped
 
     def _skipped(self) -> None:
@@ -165,3 +201,17 @@ class Guard:
                 f"the gradients of {self._in_a_row} steps in a row were not finite; go back to an earlier checkpoint, "
                 "with a smaller learning rate or in higher precision"
             )
+
+
+class _Held(NamedTuple):
+    """What torch's functions for clipping read of a parameter."""
+
+    grad: Tensor
+
+
+def _held(p: Tensor) -> _Held:
+    """The gradient of `p`; of a sparse one its elements, which are summed up first where some come twice."""
+    if p.grad is not None and p.grad.layout is torch.sparse_coo:
+        p.grad = p.grad.coalesce()
+    assert p.grad is not None
+    return _Held(p.grad if p.grad.layout is torch.strided else p.grad.values())

@@ -35,6 +35,9 @@ class Muon(adamw.AdamW):
     give `ProgramOptimizer` the predicate ``where=BASELINES["muon"].where`` and named parameters, or the group
     ``use_fallback=True``; its `routes` say what goes where.
 
+    `OneCycleLR` and `CyclicLR` cycle ``betas[0]`` here, which is AdamW's, and `momentum` of the program; to leave both
+    as they are, make them with ``cycle_momentum=False``.
+
     Args:
         params: parameters or parameter groups.
         lr: learning rate of both rules.

@@ -38,7 +38,8 @@ class ScheduleFreeAdamW(HandWritten):
 
     With parameters of 16 bits, use ``state_dtype=torch.float32``: the sum of squared rates outgrows their precision.
 
-    Checkpoints know from the groups' entry ``training`` whether the parameters hold y.
+    Checkpoints know from the groups' entry ``training`` whether the parameters hold y, and from ``mixed`` which share
+    of x is in it: ``betas[0]`` may change on the way, as `torch.optim.lr_scheduler.OneCycleLR` changes it.
     """
 
     def __init__(
@@ -66,6 +67,10 @@ class ScheduleFreeAdamW(HandWritten):
     def _before_step(self, ready: Sequence[Sequence[Tensor]]) -> None:
         if not all(group["training"] for group in self.param_groups):
             raise RuntimeError("the parameters hold averages; call optimizer.train() before the next step")
+        for group in self.param_groups:
+            if _mixed(group) != group["betas"][0]:
+                self._move(group, 1 - group["betas"][0] / _mixed(group))
+            group["mixed"] = group["betas"][0]
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         lr, (beta1, beta2), z, v = group["lr"], group["betas"], state["z"], state["v"]
@@ -99,14 +104,18 @@ class ScheduleFreeAdamW(HandWritten):
 
     def _switch(self, *, training: bool) -> None:
         for group in self.param_groups:
-            beta1 = group["betas"][0]
-            for p in group["params"] if group["training"] != training else ():
-                if state := self.state.get(p):
-                    whole = _towards_z(p, state, 1 - beta1 if training else 1 - 1 / beta1)
-                    p.copy_(whole)
-                    if REST in state:
-                        state[REST].copy_(whole - p)
+            if group["training"] != training:
+                self._move(group, 1 - _mixed(group) if training else 1 - 1 / _mixed(group))
             group["training"] = training
+
+    def _move(self, group: dict[str, Any], weight: float) -> None:
+        """Move what the parameters of a group hold by `weight` of the way to z."""
+        for p in group["params"]:
+            if state := self.state.get(p):
+                whole = _towards_z(p, state, weight)
+                p.copy_(whole)
+                if REST in state:
+                    state[REST].copy_(whole - p)
 
 
 @contextmanager
@@ -114,7 +123,7 @@ def averaged(optimizer: Optimizer) -> Iterator[None]:
     """Within the block parameters hold the averages x, for evaluation and saving; after it, exactly what they held.
 
     `optimizer` is a `ScheduleFreeAdamW`, or a `ProgramOptimizer` with the program of this module, for which this is
-    the way to the averages: ``x = y + (1 - 1/β₁) · (z - y)``.
+    the way to the averages: ``x = y + (1 - 1/β₁) · (z - y)``. β₁ of the program must stay the same all the way.
 
     Raises:
         ValueError: for an optimizer without a slot ``z``, and for ``beta1 = 0``, with which x is not kept.
@@ -122,7 +131,7 @@ def averaged(optimizer: Optimizer) -> Iterator[None]:
     held: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
         for group in optimizer.param_groups:
-            beta1 = group["betas"][0] if "betas" in group else group.get("beta1", 0)
+            beta1 = _mixed(group)
             moved = [p for p in group["params"] if optimizer.state.get(p)]  # what has not moved is its own average
             if moved and not (beta1 and "z" in optimizer.state[moved[0]]):
                 raise ValueError("expected an optimizer with a slot z and beta1 above 0, as Schedule-Free AdamW is")
@@ -142,6 +151,11 @@ def is_schedule_free(optimizer: Optimizer) -> bool:
     trained = getattr(optimizer, "program", None)
     own = isinstance(trained, Program) and trained.body == program().body
     return own or isinstance(optimizer, ScheduleFreeAdamW)
+
+
+def _mixed(group: dict[str, Any]) -> float:
+    """The share of x in what the parameters of a group hold between steps: β₁ of the latest one."""
+    return group.get("mixed") or (group["betas"][0] if "betas" in group else group.get("beta1", 0))
 
 
 def _towards_z(p: Tensor, state: dict[str, Any], weight: float) -> Tensor:

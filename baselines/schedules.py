@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from types import MappingProxyType
 
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -25,7 +26,7 @@ Factor = Callable[[int], float]
 def constant(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0) -> LRScheduler:
     """Factor 1."""
     _check(total_steps, warmup_steps)
-    return _scheduler(optimizer, warmup_steps, lambda done: 1.0)
+    return _scheduler(optimizer, warmup_steps, _one)
 
 
 def warmup(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0) -> LRScheduler:
@@ -42,9 +43,7 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, floor:
     _check(total_steps, warmup_steps)
     _check_share("floor", floor)
     span = max(1, total_steps - warmup_steps)
-    return _scheduler(
-        optimizer, warmup_steps, lambda done: floor + (1 - floor) * (1 + math.cos(math.pi * min(1, done / span))) / 2
-    )
+    return _scheduler(optimizer, warmup_steps, partial(_half_cosine, span, floor))
 
 
 def linear(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0) -> LRScheduler:
@@ -69,7 +68,7 @@ def step(
     size = math.ceil((total_steps - warmup_steps) / 3) if step_size is None else step_size
     if size < 1 and step_size is not None:
         raise ValueError(f"step_size must be at least 1, got {step_size}")
-    return _scheduler(optimizer, warmup_steps, lambda done: gamma ** (done // max(1, size)))
+    return _scheduler(optimizer, warmup_steps, partial(_power, gamma, max(1, size)))
 
 
 def exponential(
@@ -80,7 +79,7 @@ def exponential(
     if gamma is None:
         gamma = 0.01 ** (1 / max(1, total_steps - warmup_steps))
     _check_share("gamma", gamma)
-    return _scheduler(optimizer, warmup_steps, lambda done: gamma**done)
+    return _scheduler(optimizer, warmup_steps, partial(_power, gamma, 1))
 
 
 def inverse_square_root(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0) -> LRScheduler:
@@ -90,8 +89,7 @@ def inverse_square_root(optimizer: Optimizer, total_steps: int, warmup_steps: in
     optimizer's own. Without warm-up, W is 1.
     """
     _check(total_steps, warmup_steps)
-    width = max(1, warmup_steps)
-    return _scheduler(optimizer, warmup_steps, lambda done: math.sqrt(width / (warmup_steps + done + 1)))
+    return _scheduler(optimizer, warmup_steps, partial(_inverse_root, warmup_steps))
 
 
 def wsd(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, decay_steps: int | None = None) -> LRScheduler:
@@ -106,8 +104,7 @@ def wsd(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, decay_ste
         raise ValueError(
             f"decay_steps must lie between 0 and {total_steps - warmup_steps}, the steps after the warm-up, got {decay}"
         )
-    end = total_steps - warmup_steps
-    return _scheduler(optimizer, warmup_steps, lambda done: min(1.0, max(0, end - done) / decay) if decay else 1.0)
+    return _scheduler(optimizer, warmup_steps, partial(_line, total_steps - warmup_steps, decay))
 
 
 SCHEDULES: MappingProxyType[str, Callable[..., LRScheduler]] = MappingProxyType(
@@ -150,10 +147,32 @@ def square_root_scaling(
 
 
 def _scheduler(optimizer: Optimizer, warmup_steps: int, after: Factor) -> LRScheduler:
-    def factor(done: int) -> float:
-        return (done + 1) / warmup_steps if done < warmup_steps else after(done - warmup_steps)
+    """Of functions of this module with their arguments, which pickles hold, as they hold no function in a function."""
+    return LambdaLR(optimizer, partial(_factor, warmup_steps, after))
 
-    return LambdaLR(optimizer, factor)
+
+def _factor(warmup_steps: int, after: Factor, done: int) -> float:
+    return (done + 1) / warmup_steps if done < warmup_steps else after(done - warmup_steps)
+
+
+def _one(done: int) -> float:
+    return 1.0
+
+
+def _half_cosine(span: int, floor: float, done: int) -> float:
+    return floor + (1 - floor) * (1 + math.cos(math.pi * min(1, done / span))) / 2
+
+
+def _power(gamma: float, size: int, done: int) -> float:
+    return float(gamma ** (done // size))
+
+
+def _inverse_root(warmup_steps: int, done: int) -> float:
+    return math.sqrt(max(1, warmup_steps) / (warmup_steps + done + 1))
+
+
+def _line(end: int, decay: int, done: int) -> float:
+    return min(1.0, max(0, end - done) / decay) if decay else 1.0
 
 
 def _check(total_steps: int, warmup_steps: int) -> None:

@@ -14,6 +14,13 @@ class UserError(Exception):
     """
 
 
+class FailedError(UserError):
+    """What was asked for was done as asked, and failed: a program that does not train, say.
+
+    The command line prints it and exits with code 1.
+    """
+
+
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
 

@@ -17,6 +17,7 @@ from primitives.builder import Builder, Expr
 from primitives.kinds import SIGNALS, Kind, ProgramError, Slot
 from primitives.op import PUSHED, Op
 from primitives.ops import OPS
+from primitives.parameters import ASIDE
 from primitives.program import Arg, Const, Program, fold
 
 
@@ -76,9 +77,11 @@ class Extended(Builder):
 
     def fresh(self, wish: str) -> str:
         """`wish`, or something like it, as a name that nothing has."""
-        while wish[:40] in self._kinds:
-            wish = f"z_{wish}"
-        return wish[:40]
+        name, count = wish[:40], 1
+        while name in self._kinds:
+            count += 1
+            name = f"{wish[:36]}_{count}"
+        return name
 
     def of_kind(self, x: Expr, like: Expr) -> Expr:
         """`x` spread to the shape of `like`."""
@@ -150,7 +153,7 @@ def derivative(program: Program, wrt: str, *, memory: bool = False) -> Program:
     tangents: dict[str, Any] = {}
     if memory:
         for slot in _depend(program, wrt):
-            tangents[slot.name] = b.slot(b.fresh(f"d_{slot.name}"), slot.kind)
+            tangents[slot.name] = b.slot(b.fresh(f"{ASIDE}d_{slot.name}"), slot.kind)
         seeds = dict(tangents)
     dots = differentiate(b, wrt, seeds)
     for name, tangent in tangents.items():

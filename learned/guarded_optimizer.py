@@ -6,7 +6,6 @@ None of it costs a pass over memory in a usual step (see `learned.spikes` and `l
 from __future__ import annotations
 
 import math
-import warnings
 from numbers import Real
 from typing import Any
 
@@ -21,6 +20,7 @@ from learned.rules import CAP, TRUSTED, cap, halfway_back
 from learned.spikes import FIRST_SPIKE, RISING, counted, damping, follow, sampled
 from learned.watched_optimizer import WatchedOptimizer
 from primitives.parameters import global_norm
+from primitives.user_warnings import warn
 
 
 class GuardedOptimizer(WatchedOptimizer):
@@ -123,7 +123,7 @@ class GuardedOptimizer(WatchedOptimizer):
             self._warned = True
             text = f"{of_what} not finite: nothing is learned from such steps, and what was learned stays as it is"
             advice = "if they go on, go back to a checkpoint or begin anew, with a lower lr"
-            warnings.warn(f"{text}; {advice}", RuntimeWarning, stacklevel=2)
+            warn(f"{text}; {advice}", RuntimeWarning)
 
     def _fall_back(self, risen: Number, begins: Number, failed: Number, device: torch.device) -> None:
         """Go back half the way where losses have risen, or let the trial of the given rate begin or end."""

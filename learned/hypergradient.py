@@ -17,7 +17,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -54,8 +53,7 @@ class LearnedOptimizer(FollowingOptimizer):
             if only `lr` is learned; by default that of the rule's row then, else 1.
 
     Raises:
-        ProgramError: at construction, for anything that is unknown or out of range, or for sharded parameters; in a
-            step, if no parameter has a gradient.
+        ProgramError: at construction, for anything that is unknown or out of range, or for sharded parameters.
 
     Attributes:
         hypergradient: derivative of the last step's loss with respect to the learned rate of the step before, or None.
@@ -108,11 +106,6 @@ class LearnedOptimizer(FollowingOptimizer):
     def _check(self, group: dict[str, Any]) -> None:
         if any(is_sharded(p) for p in group["params"]):
             raise ProgramError("a rate cannot be learned from shards of parameters; learn it without sharding them")
-        if any(self._dtype(p) is torch.float16 for p in group["params"]):
-            raise ProgramError(
-                "float16 cannot hold the sums that a rate is learned from: pass state_dtype=torch.float32, or keep the "
-                "parameters in float32 and compute in float16 with torch.autocast"
-            )
         for hyper in self._hypers():
             if hyper.name in self.what and not starts(hyper.scale, value := float(group[hyper.name])):
                 raise ProgramError(f"{hyper.name} is {value:g}, and would stay so; learn from another value")
@@ -160,8 +153,6 @@ class LearnedOptimizer(FollowingOptimizer):
         self._until = self._until_learning()
         self.resting = self._until > 1
         super()._before_step(ready)
-        if not any(self._ready):
-            raise ProgramError("no parameter has a gradient: call loss.backward() before optimizer.step()")
         if self._moved is None or not self._moved.holds(ready):
             self._moved, self._measured = Moved(ready), None
         for group in self.param_groups:
@@ -173,8 +164,8 @@ class LearnedOptimizer(FollowingOptimizer):
         if self._guarded:
             self._guard(self._moved)
 
-    def _step(self) -> None:
-        super()._step()
+    def _move(self, ready: list[list[Tensor]]) -> None:
+        super()._move(ready)
         self.hypergradient = None
         assert self._moved is not None
         now = self.param_groups[0]["learning"]["steps"]

@@ -91,6 +91,7 @@ class MetaOptimizer(Optimizer):
             raise ProgramError(f"this checkpoint is not of this learned rule: it differs in {', '.join(names)}")
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "rule"})
 
+    @torch._disable_dynamo  # as of hand-written optimizers: torch.compile mixes up what has the same shapes
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient; returns the closure's loss, if one is given."""
@@ -100,7 +101,7 @@ class MetaOptimizer(Optimizer):
                 loss = closure()
         ready = with_gradients(self.param_groups)
         if not any(ready):
-            raise ProgramError("no parameter has a gradient: call loss.backward() before optimizer.step()")
+            return loss
         for group in self.param_groups:
             if not math.isfinite(group["lr"]):
                 raise ProgramError(f"lr has become {group['lr']}; it must be a finite number, and nothing has moved")

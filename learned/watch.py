@@ -16,6 +16,7 @@ from functools import lru_cache
 from learned.derivative import Extended, derivative, differentiate
 from primitives.builder import Expr
 from primitives.kinds import Kind
+from primitives.parameters import ASIDE
 from primitives.program import Arg, Const, Program
 
 SUMS = ("dot", "g2", "u2", "n2", "gu", "p2", "stale")
@@ -61,19 +62,20 @@ def watched(program: Program, what: tuple[str, ...] = ("lr",)) -> Watched:
     alive: list[Expr] = []
 
     def measure(name: str, value: Expr) -> Expr:
-        slot = b.slot(b.fresh(name.replace(" ", "_")), Kind.SCALAR)
+        slot = b.slot(b.fresh(ASIDE + name.replace(" ", "_")), Kind.SCALAR)
         slot.next = value
         sums[name] = slot.arg
         alive.append(b.less(b.square(slot), -1.0))  # always 0, whatever it holds; liveness does not see that
         return slot
 
     def last(name: str, value: Expr) -> Expr:
-        slot = b.slot(b.fresh(f"last_{name}"))
+        slot = b.slot(b.fresh(f"{ASIDE}last_{name}"))
         slot.next = value
         return slot
 
     update = b.update
-    factor, rate = b.slot(b.fresh("factor"), Kind.SCALAR, 1.0), b.slot(b.fresh("rate"), Kind.SCALAR)
+    factor = b.slot(b.fresh(f"{ASIDE}factor"), Kind.SCALAR, 1.0)
+    rate = b.slot(b.fresh(f"{ASIDE}rate"), Kind.SCALAR)
     factor.next, rate.next = factor, b.lr * factor
     step = update
     if "lr" in what:
@@ -86,7 +88,7 @@ def watched(program: Program, what: tuple[str, ...] = ("lr",)) -> Watched:
         measure("dot", b.dot(g, before))
     measure("u2", measure("n2", b.dot(step, step)))  # as it was before
     measure("gu", b.dot(g, step))
-    rested = b.slot(b.fresh("rested"), Kind.SCALAR)
+    rested = b.slot(b.fresh(f"{ASIDE}rested"), Kind.SCALAR)
     rested.next = 0.0 * rested
     measure("stale", rested)
     measure("g2", b.dot(g, g))

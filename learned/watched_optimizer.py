@@ -14,7 +14,7 @@ from primitives import Hyper, Program, ProgramOptimizer
 from primitives.bound import Bound
 from primitives.numbers import Numbers
 from primitives.options import with_fallback
-from primitives.parameters import begin
+from primitives.parameters import ASIDE, begin
 
 
 class WatchedOptimizer(ProgramOptimizer):
@@ -94,23 +94,6 @@ class WatchedOptimizer(ProgramOptimizer):
     def _of(self, program: Program) -> Watched:
         return next(w for w in self._watches.values() if program in (w.program, w.resting))
 
-    def _extra(self) -> set[str]:
-        return {name for part in with_fallback(self.program) for name in self._watched(part).extra}
-
-    def _check_saved(self, saved: dict[str, Any]) -> None:
-        extra = self._extra()
-        plain = {i: {k: v for k, v in state.items() if k not in extra} for i, state in saved["state"].items()}
-        super()._check_saved(saved | {"state": plain})
-
-    def state_dict(self) -> dict[str, Any]:
-        """As `ProgramOptimizer`'s, which loads it; what only learning needs stands apart in each parameter's state."""
-        saved, extra = super().state_dict(), self._extra()
-        states: dict[Any, Any] = {}
-        for i, state in saved["state"].items():
-            own = {k: v for k, v in state.items() if k in extra}
-            states[i] = {k: v for k, v in state.items() if k not in extra} | {"learning": own}
-        return saved | {"state": states}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load as `ProgramOptimizer` does; also from a plain optimizer, learning then starts from the factor 1.
 
@@ -120,10 +103,11 @@ class WatchedOptimizer(ProgramOptimizer):
         complete, factors = [set(watch.extra) for watch in watches], {watch.factor for watch in watches}
         states = {}
         for i, state in state_dict["state"].items():
-            learned = state.get("learning", {})
+            older = {ASIDE + name: value for name, value in state.get("learning", {}).items()}
+            learned = older | {k: v for k, v in state.items() if k.startswith(ASIDE)}
             if learned.keys() not in complete:
                 learned = {k: v for k, v in learned.items() if k in factors}
-            states[i] = {k: v for k, v in state.items() if k != "learning"} | learned
+            states[i] = {k: v for k, v in state.items() if k != "learning" and not k.startswith(ASIDE)} | learned
         super().load_state_dict(state_dict | {"state": states})
         for p, state in self.state.items():
             watch = self._watch(p)

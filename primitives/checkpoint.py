@@ -11,6 +11,7 @@ from torch import Tensor
 
 from primitives.kinds import RESERVED, SIGNALS, ProgramError
 from primitives.options import merged_hypers
+from primitives.parameters import ASIDE
 from primitives.program import Program
 from primitives.routing import Route
 
@@ -50,7 +51,7 @@ def check_fits(saved: Mapping[str, Any], program: Program, parameters: Sequence[
         if not state or rule is None:
             continue  # which begins with its next gradient
         slots = {s.name: s.kind.shape(p.shape) for s in rule.state}
-        found = sorted(k for k in state if k not in SIGNALS and k not in RESERVED)
+        found = sorted(k for k in state if k in slots or not (k in SIGNALS or k in RESERVED or k.startswith(ASIDE)))
         if found != sorted(slots) or "step" not in state:
             raise ProgramError(
                 f"{other}: its state of {which} is {_listed(sorted(state))}, but this one's "

@@ -134,10 +134,13 @@ class _Rule:
             if slot.init == "g":
                 value = f"jnp.where(step == 1, g, {value})"
             reads.append(f"{variables[slot.name]} = {value}")
-        returns = [
-            f"{quoted(s.name)}: jnp.broadcast_to({value}, state[{quoted(s.name)}].shape).astype(g.dtype),"
-            for s, value in zip(self.program.state, self.following, strict=True)
-        ]
+        returns: list[str] = []
+        for slot, arg, value in zip(self.program.state, self.program.next_state, self.following, strict=True):
+            fresh = type(arg) is int and self.program.next_state.index(arg) == len(returns)
+            own = f"jnp.broadcast_to({value}, state[{quoted(slot.name)}].shape).astype(g.dtype)"
+            if not fresh and arg != slot.name:  # two buffers that are one cannot both be donated
+                own = f"jnp.array({own}, copy=True)"
+            returns.append(f"{quoted(slot.name)}: {own},")
         step = function(
             f"_rule{self.suffix}(g, p, state, step, learning_rate, hypers, total_steps, group_norm)",
             "What the learning rate multiplies, and the state after the step.",
@@ -148,7 +151,7 @@ class _Rule:
 
 def _initial_value(init: float | str, kind: Kind) -> str:
     if init == "p":
-        return "jnp.asarray(p)"
+        return "jnp.array(p, copy=True)"  # parameters and state may both be donated
     if init == "g":
         return "jnp.zeros_like(p)"  # the first step replaces it by the gradient
     if kind is Kind.TENSOR:
@@ -173,7 +176,7 @@ def _transformation(name: str, programs: list[Program]) -> str:
         "TOTAL": "total_steps" if timed else "None",
         "NEEDS_PARAMS": _NEEDS_PARAMS if "p" in live else "",
         "CHECK_SHAPE": _check_shape(programs[0]) if programs[0].needs_matrix and not has_fallback else "",
-        "NORM": "optax.global_norm(updates)" if "global_norm" in live else "None",
+        "NORM": "optax.global_norm(wide)" if "global_norm" in live else "None",
         "WHICH": is_unfit(programs[0], "g") if has_fallback else "0",
         "INIT_WHICH": is_unfit(programs[0], "p") if has_fallback else "0",
         "FALLBACK": ", (_initial_fallback, _rule_fallback)" if has_fallback else "",
@@ -221,6 +224,11 @@ def _number(value):
     return np.float64(value) if isinstance(value, (int, float)) else jnp.asarray(value)
 
 
+def _wide(x):
+    """`x` in at least single precision if it is float16, in which epsilon is 0."""
+    return x.astype(jnp.float32) if x.dtype == jnp.float16 else x
+
+
 def @NAME@(learning_rate=0.001@SIGNATURE@):
     """The rule as an `optax.GradientTransformation` whose updates already hold the learning rate."""@CHECK_TOTAL@
     hypers = {
@@ -231,7 +239,7 @@ def @NAME@(learning_rate=0.001@SIGNATURE@):
             raise ValueError(f"{name} must be a number in [{low}, {high}), got {value!r}")
 
     def init(params):@CHECK_SHAPE@
-        slots = jax.tree_util.tree_map(lambda p: _RULES[@INIT_WHICH@][0](p), params)
+        slots = jax.tree_util.tree_map(lambda p: _RULES[@INIT_WHICH@][0](_wide(jnp.asarray(p))), params)
         return State(jnp.zeros((), dtype=jnp.int32), slots)
 
     def update(updates, state, params=None):@NEEDS_PARAMS@
@@ -240,11 +248,17 @@ def @NAME@(learning_rate=0.001@SIGNATURE@):
         slots = tree.flatten_up_to(state.slots)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         step = (state.count + 1).astype(float)
+        wide = []  # gradients in the dtype of state and arithmetic, which is that of the parameters
+        for g, p, old in zip(gradients, own, slots):
+            kept = jax.tree_util.tree_leaves(old)
+            like = _wide(jnp.asarray(p)) if p is not None else kept[0] if kept else _wide(g)
+            wide.append(g.astype(like.dtype))
         norm = @NORM@
         moves, following = [], []
-        for g, p, old in zip(gradients, own, slots):
-            move, new = _RULES[@WHICH@][1](g, p, old, step, rate, hypers, @TOTAL@, norm)
-            moves.append((-_number(rate).astype(g.dtype) * move).astype(g.dtype))
+        for given, g, p, old in zip(gradients, wide, own, slots):
+            whole = None if p is None else _wide(jnp.asarray(p))
+            move, new = _RULES[@WHICH@][1](g, whole, old, step, rate, hypers, @TOTAL@, norm)
+            moves.append((-_number(rate).astype(g.dtype) * move).astype((given if p is None else p).dtype))
             following.append(new)
         state = State(state.count + 1, tree.unflatten(following))
         return tree.unflatten(moves), state

@@ -31,7 +31,7 @@ def torch_module(program: Program, name: str, about: list[str]) -> str:
     templates = [op.torch for rule in rules for op in rule.ops]
     blocks = [
         "\n".join(about),
-        "import math\n\nimport torch\nfrom torch.optim import Optimizer",
+        "import difflib\nimport math\n\nimport torch\nfrom torch.optim import Optimizer",
         *_constants(programs),
         *helpers(templates),
         *(source for rule in rules for source in rule.functions()),
@@ -212,7 +212,13 @@ _ROUTES = """
     Parameters of fewer than two dimensions are trained by the functions whose names end in `_fallback`."""
 
 _CLASS = '''_RULES = ((_initial, _numbers, _rule)@FALLBACK@,)
-_OPTIONS = ("params", "param_names", "name", "maximize", "total_steps", "initial_lr")
+_OPTIONS = ("params", "param_names", "maximize", "total_steps")
+_OTHERS = ("alpha", "amsgrad", "betas", "centered", "dampening", "eps", "momentum", "nesterov", "weight_decay")
+
+
+def _is_like_an_option(name):
+    near = difflib.get_close_matches(name, _RANGES, 1, 0.8)
+    return bool(near) and f"_{near[0]}_" not in f"_{name}_"
 
 
 class @NAME@(Optimizer):
@@ -228,16 +234,21 @@ class @NAME@(Optimizer):
 @DEFAULTS@        })
 
     def add_param_group(self, param_group):
-        """Add a group as torch does; unknown options and values outside their range raise `ValueError`."""
+        """Add a group as torch does; options of other rules and values outside their range raise `ValueError`.
+
+        Notes of schedulers and libraries, as "max_lr" and "lr_scale", may stand in a group.
+        """
         for option, value in {**self.defaults, **param_group}.items():
             if option in _RANGES:
                 low, high = _RANGES[option]
                 number = isinstance(value, (int, float, torch.Tensor)) and not isinstance(value, bool)
                 if not (number and math.isfinite(value) and low <= value < high):
                     raise ValueError(f"{option} must be a number in [{low}, {high}), got {value!r}")
-            elif option not in _OPTIONS:
+            elif option not in _OPTIONS and (option in _OTHERS or _is_like_an_option(option)):
                 raise ValueError(f"unknown option {option!r}; choose from {', '.join(_RANGES)}")
-        super().add_param_group(param_group)@CHECK_SHAPE@
+        super().add_param_group(param_group)
+        if any(p.dtype is torch.float16 for p in self.param_groups[-1]["params"]):
+            raise ValueError("float16 rounds epsilon to 0; keep parameters in float32 and use autocast")@CHECK_SHAPE@
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -254,7 +265,7 @@ class @NAME@(Optimizer):
         for group in self.param_groups:
             lr, ready = _number(group["lr"]), {}
             for p in group["params"]:
-                if p.grad is None:
+                if p.grad is None or not p.numel():
                     continue
                 g, state, which = -p.grad if group["maximize"] else p.grad, self.state[p], @WHICH@
                 initial, numbers, rule = _RULES[which]

@@ -57,7 +57,8 @@ class Native:
         self._sums = {kind: [i for i in summed if self._nodes[i].kind is kind] for kind in Kind}
         macros = {"T": dtype, "P": held, "SLOTS": "".join(f"T* s{i}; " for i in range(self.slots))}
         lines = [f"#define {name} {text}" for name, text in macros.items()]
-        self.source = "\n".join([*lines, Path(__file__).with_name("native.hpp").read_text(), *self._functions()])
+        header = Path(__file__).with_name("native.hpp").read_text(encoding="utf-8")
+        self.source = "\n".join([*lines, header, *self._functions()])
 
     def scratch(self, rows: int, cols: int, chunks: int) -> int:
         """Numbers of the state's dtype that a parameter needs beside its state."""

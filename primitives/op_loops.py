@@ -50,12 +50,12 @@ def loops() -> Loops | None:
     folder = Path(__file__).parent
     library = build("\n".join([
         f"#define T double\n#define P T\n#define SLOTS\n#define ROWS {ROWS}\n#define COLS {COLS}",
-        (folder / "native.hpp").read_text(),
+        (folder / "native.hpp").read_text(encoding="utf-8"),
         "static const struct { int64_t size, rows, cols; } t = {ROWS * COLS, ROWS, COLS};",
         *functions,
         f"#define FUNCTIONS {', '.join(f'f{i}' for i in range(len(functions)))}",
         f"#define ELEMENTWISE {', '.join(str(int(not kinds)) for _, kinds in numbers)}",
-        (folder / "together.hpp").read_text(),
+        (folder / "together.hpp").read_text(encoding="utf-8"),
     ]))  # fmt: skip
     return None if library is None else Loops(library, MappingProxyType(numbers))
 

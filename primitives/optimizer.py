@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from primitives.checkpoint import check_fits
@@ -24,6 +25,7 @@ from primitives.parameters import (
     load_unrounded,
     local,
     placed_like,
+    state_dtype,
     with_gradients,
 )
 from primitives.program import Program
@@ -44,14 +46,17 @@ class ProgramOptimizer(Optimizer):
             Copies may hold any predicate, pickles only a function of a module, no lambda.
         lr: learning rate, positive or zero; schedulers change it as they do for any torch optimizer.
         compile: compile the step: the first one takes a second, all others run in place at the speed of memory.
-        state_dtype: dtype of state and arithmetic, by default the parameter's. With ``torch.float32``, parameters in
-            bfloat16 also keep what rounding takes from them (``state["p"]``), so that small updates add up.
+        state_dtype: dtype of state and arithmetic, by default the parameter's, of float16 ``torch.float32``. With that,
+            parameters in 16 bits also keep what rounding takes from them (``state["p"]``), so that small updates add
+            up.
         maximize: ascend instead of descend.
         differentiable: let gradients flow through the step, into its inputs.
         total_steps: length of training, needed only by programs that read the signal `progress`.
         **hypers: values for the program's hyperparameters; defaults come from the program.
 
-    Parameters sharded by FSDP2 (any `DTensor`) are trained shard by shard.
+    Parameters sharded by FSDP2 (any `DTensor`) are trained shard by shard. Those of lazy modules are trained once they
+    have a shape. `OneCycleLR` and `CyclicLR` cycle a hyperparameter called `momentum`; for programs without one, make
+    them with ``cycle_momentum=False``.
 
     Raises:
         ProgramError: for unknown hyperparameters or values outside their scale, and for sharded parameters if the
@@ -129,6 +134,7 @@ class ProgramOptimizer(Optimizer):
         parameters = [p for group in self.param_groups for p in group["params"]]
         check_fits(saved, self.program, list(zip(parameters, self.routes, strict=True)))
 
+    @torch._disable_dynamo  # state is taken from one place to another, which torch.compile does not follow
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient; returns the closure's loss, if one is given."""
@@ -143,6 +149,11 @@ class ProgramOptimizer(Optimizer):
 
     def _step(self) -> None:
         ready = with_gradients(self.param_groups)
+        if any(ready):
+            self._move(ready)
+
+    def _move(self, ready: list[list[Tensor]]) -> None:
+        """The step itself, of at least one parameter; of each group those that have a gradient."""
         self._before_step(ready)
         signals = {}
         if "global_norm" in self._reads():
@@ -172,7 +183,7 @@ class ProgramOptimizer(Optimizer):
         return state
 
     def _dtype(self, p: Tensor) -> torch.dtype:
-        return self.state_dtype or p.dtype
+        return state_dtype(p, self.state_dtype)
 
     def _before_step(self, ready: list[list[Tensor]]) -> None:
         """For subclasses: called once a step with what it will move, of each group, before any of it has moved."""
@@ -265,7 +276,9 @@ class ProgramOptimizer(Optimizer):
         return chosen
 
     def _routed(self, p: Tensor) -> Route:
-        if p not in self._routes:  # put in another's place, as what shards models does
+        if p not in self._routes:  # put in another's place, as what shards models does, or lazy until now
+            if is_lazy(p):
+                raise ProgramError("a lazy parameter has no shape yet; run the model once on a batch before this")
             self._routes = self._decided(self.param_groups)
         return self._routes[p]
 
@@ -273,9 +286,10 @@ class ProgramOptimizer(Optimizer):
         found: dict[Tensor, Route] = {}
         for group in groups:
             params = group["params"]
-            named = zip(group.get("param_names", [""] * len(params)), params, strict=True)
+            pairs = zip(group.get("param_names", [""] * len(params)), params, strict=True)
+            named = [(name, p) for name, p in pairs if not is_lazy(p)]  # others wait until they have a shape
             where = (lambda name, p: False) if group.get("use_fallback") else self.where
-            found |= zip(params, routing(self.program, named, where), strict=True)
+            found |= zip((p for _, p in named), routing(self.program, named, where), strict=True)
         return found
 
 

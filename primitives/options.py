@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
 from primitives.kinds import ProgramError
 from primitives.program import Program, check_hypers
@@ -35,15 +40,36 @@ def merged_hypers(program: Program, values: dict[str, Any]) -> dict[str, float]:
     return merged
 
 
+_OPTIONS = ("lr", "maximize", "use_fallback", "differentiable", "compile", "state_dtype", "total_steps", "where")
+
+
+def is_note(name: str, known: Collection[str]) -> bool:
+    """Whether a group's entry `name` is a note that others keep there, as torch's optimizers let them.
+
+    Schedulers leave ``initial_lr`` and ``max_lr``, libraries ``lr_scale`` and ``layer_id``. What is `known`, what
+    changes the steps of an optimizer of torch, and what looks like either, is no note.
+    """
+    options = {*known, *torch_options(), "learning_rate"}
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.8)
+    return name not in options and (not near or f"_{near[0]}_" in f"_{name}_")  # as max_momentum is of momentum
+
+
+@cache
+def torch_options() -> frozenset[str]:
+    """Options of torch's optimizers, without those that choose among implementations of one and the same step."""
+    kinds = [c for c in vars(torch.optim).values() if inspect.isclass(c) and issubclass(c, Optimizer)]
+    names = {name for c in kinds for name in inspect.signature(c).parameters}
+    return frozenset(names - {"foreach", "fused", "capturable"})
+
+
 def check_group(program: Program, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuse a parameter group whose options are unknown or out of range.
 
     Raises:
         ProgramError: naming the option.
     """
-    options = {**group}
-    for name in ("params", "param_names", "name", "initial_lr"):  # schedulers leave initial_lr in groups
-        options.pop(name, None)
+    known = {*merged_hypers(program, {}), *_OPTIONS}
+    options = {n: value for n, value in group.items() if n not in ("params", "param_names") and not is_note(n, known)}
     lr = options.pop("lr", defaults["lr"])
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ProgramError(f"lr must be one number, got a tensor of shape {tuple(lr.shape)}")

@@ -17,6 +17,10 @@ REST = "p"
 """Key of the state for what rounding takes from a parameter; no slot can have it, because the word is a signal."""
 
 
+ASIDE = "learning_"
+"""How keys of the state begin that only learning hyperparameters needs; a program's own optimizer leaves them aside."""
+
+
 def local(x: Tensor) -> Tensor:
     """What this process holds of a distributed tensor; any other tensor itself."""
     return x.to_local() if hasattr(x, "to_local") else x
@@ -41,6 +45,14 @@ def placed_like(old: Tensor, value: Tensor) -> Tensor:
 def is_sharded(x: Tensor) -> bool:
     """Whether this process holds only some elements of `x`."""
     return any(not placement.is_replicate() for placement in getattr(x, "placements", ()))
+
+
+def shards_refused(p: Tensor, rule: str) -> ProgramError:
+    """The error for a shard of a parameter that a `rule` (``"this program"``) can train only as a whole."""
+    return ProgramError(
+        f"{rule} mixes the elements of a parameter, of which a shard of {tuple(p.shape)} has only some; shard with an "
+        "elementwise program, or do not shard"
+    )
 
 
 def with_gradients(groups: Iterable[dict[str, Any]]) -> list[list[Tensor]]:
@@ -76,7 +88,7 @@ def global_norm(gradients: Iterable[Tensor | None], wide: bool = False) -> Tenso
 
 def _norm(gradients: Sequence[Tensor], dtypes: Sequence[torch.dtype | None]) -> Tensor:
     norms = [whole(torch.linalg.vector_norm(g, dtype=dtype)) for g, dtype in zip(gradients, dtypes, strict=True)]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), dtype=torch.float32)
 
 
 def whole(x: Tensor) -> Tensor:
@@ -84,14 +96,27 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
+def state_dtype(p: Tensor, chosen: torch.dtype | None) -> torch.dtype:
+    """Dtype of the state and arithmetic of `p`: what was `chosen`, else that of `p`, but at least float32 for float16.
+
+    In float16 an epsilon of 1e-8 is 0, as is the square of a gradient below 2e-4, and the quotient of both is NaN.
+    """
+    return chosen or (torch.float32 if p.dtype is torch.float16 else p.dtype)
+
+
 def check_state_dtype(dtype: torch.dtype | None, parameters: Iterable[Tensor]) -> None:
-    """`ProgramError` if arithmetic in `dtype` would round a parameter with every step."""
+    """`ProgramError` if arithmetic in `dtype` would round a parameter with every step, or small numbers to 0."""
     for p in parameters:
         if dtype is not None and torch.promote_types(dtype, p.dtype) != dtype:
             raise ProgramError(
                 f"state_dtype {dtype} cannot hold a parameter of {p.dtype}, which every step would round; "
                 f"choose {torch.promote_types(dtype, p.dtype)} or leave it out"
             )
+    if dtype is torch.float16:
+        raise ProgramError(
+            "state_dtype torch.float16 rounds epsilon and squares of small gradients to 0, and steps become NaN; "
+            "choose torch.float32 or leave it out"
+        )
 
 
 def load_unrounded(

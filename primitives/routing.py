@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from primitives.kinds import ProgramError
-from primitives.parameters import is_sharded
+from primitives.parameters import is_sharded, shards_refused
 from primitives.program import Program
 
 LARGEST_SIDE = 10_000
@@ -80,10 +80,7 @@ def routing(
         try:
             chosen = route(program, parameter.shape, wanted=wanted)
             if (chosen.reduces or chosen.needs_matrix) and is_sharded(parameter):
-                raise ProgramError(
-                    f"this program mixes the elements of a parameter, of which a shard of {tuple(parameter.shape)} has "
-                    "only some; shard with an elementwise program, or do not shard"
-                )
+                raise shards_refused(parameter, "this program")
         except ProgramError as error:
             raise ProgramError(f"parameter {name!r}: {error}" if name else str(error)) from None
         routes.append(Route(name, tuple(parameter.shape), "program" if chosen is program else "fallback"))

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 class Split(Protocol):
@@ -56,7 +57,7 @@ class Task:
         summary: one line on data and model.
         model: makes a freshly initialised model from torch's global random state. Its forward pass takes one batch of
             inputs; it must be a pure function of parameters and inputs (no dropout, no batch statistics), so that
-            many members can be trained as one.
+            many members can be trained as one. What does not require gradients is not trained.
         data: loads the splits; called once, then cached by the callable itself.
         loss: mean loss of a batch from outputs and targets, in nats where it is a cross-entropy.
         metric: name and unit of the loss.
@@ -85,7 +86,22 @@ def initial_model(task: Task, seed: int) -> nn.Module:
     """The task's model with the weights that `seed` gives; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return task.model()
+        return new_model(task)
+
+
+def new_model(task: Task) -> nn.Module:
+    """A model with weights from the present random state; a first example gives lazy modules their shapes."""
+    model = task.model()
+    if any(is_lazy(x) for x in (*model.parameters(), *model.buffers())):
+        inputs, _ = task.data().train.batch(torch.zeros(1, dtype=torch.int64))
+        with torch.no_grad():
+            model(inputs)
+    return model
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of `model` that are trained, by name: those that require gradients and have elements."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and p.numel()}
 
 
 @lru_cache(maxsize=64)

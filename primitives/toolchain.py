@@ -7,10 +7,11 @@ import os
 import platform
 import shutil
 import subprocess
-import warnings
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from primitives.user_warnings import warn
 
 # No errno and no traps, which nobody reads; everything else as IEEE has it: NaN, infinity, order, no fused roundings.
 _FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
@@ -34,12 +35,12 @@ def build(source: str) -> ctypes.CDLL | None:
         return None
     with TemporaryDirectory(prefix="optforge-") as folder:
         text, library = Path(folder, "step.cpp"), Path(folder, "step.so")
-        text.write_text(source)
+        text.write_text(source, encoding="utf-8")
         for extra in (("-fopenmp", _NATIVE), (_NATIVE,), ()):
             arguments = [command, *_FLAGS, *extra, "-o", str(library), str(text)]
             done = subprocess.run(arguments, capture_output=True, stdin=subprocess.DEVNULL)
             if done.returncode == 0:
                 return ctypes.CDLL(str(library))
     said = done.stderr.decode(errors="replace").strip()[:400]
-    warnings.warn(f"{command} fails to compile, and slower code is used instead: {said}", stacklevel=2)
+    warn(f"{command} fails to compile, and slower code is used instead: {said}", UserWarning)
     return None

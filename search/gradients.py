@@ -9,6 +9,7 @@ activations alone fill the cache, each block holds one: stacked, they would only
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -19,8 +20,9 @@ from torch.func import functional_call, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from primitives import Task
-from primitives.task import initial_model
+from primitives.task import initial_model, trainable
 from search.replay import Replay
+from search.sequential import as_dtype
 
 CACHE_BYTES = 4 << 20  # activations of a block on a CPU; measured: 2 to 5 MB are equally fast, 15 MB are not
 DEVICE_SHARE = 0.3  # of a GPU's free memory, for the activations of a block
@@ -151,12 +153,31 @@ def graph(
 ) -> Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]:
     """The function from arena ``[members, elements]``, inputs and targets of one seed to losses and gradients.
 
-    The gradients are as many as the model has parameters, each ``[members, *shape]``. A model that cannot be recorded
-    (see `torch.fx.experimental.proxy_tensor.make_fx`) is run as it is.
+    The gradients are as many as the model has parameters that require them, each ``[members, *shape]``. A model that
+    cannot be recorded (see `torch.fx.experimental.proxy_tensor.make_fx`), or does something else with other inputs, is
+    run as it is.
     """
+    gradients = unrecorded(task, members, dtype, device, precision)
+    arena = _flat(initial_model(task, 0).to(device, dtype)).repeat(members, 1)
+    try:
+        recorded = make_fx(gradients)(arena, _zeros(inputs, device), _zeros(targets, device))
+        recorded = _without_idle_calls(recorded)
+        examples = _examples(task, inputs.shape[0], inputs, targets, device)
+        if _alike(recorded(arena, *examples), gradients(arena, *examples)):
+            return recorded
+    except Exception as error:  # whatever a model does that cannot be recorded
+        if out_of_memory(error):
+            raise
+    return gradients
+
+
+def unrecorded(
+    task: Task, members: int, dtype: torch.dtype, device: torch.device, precision: str = "float32"
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
+    """What `graph` records."""
     model = initial_model(task, 0).to(device, dtype)
-    names = [name for name, _ in model.named_parameters()]
-    shapes = [p.shape for p in model.parameters()]
+    names = list(trainable(model))
+    shapes = [p.shape for p in trainable(model).values()]
 
     def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -169,16 +190,56 @@ def graph(
                 losses = loss(dict(zip(names, (p[0] for p in pieces), strict=True)), x, y)[None]
             else:
                 losses = vmap(loss, in_dims=(0, None, None))(dict(zip(names, pieces, strict=True)), x, y)
-            return losses.detach(), *torch.autograd.grad(losses.sum(), pieces)
+            found = torch.autograd.grad(losses.sum(), pieces, materialize_grads=True)  # some may have no part in it
+            return losses.detach(), *found
 
-    arena = nn.utils.parameters_to_vector(model.parameters()).detach().repeat(members, 1)
+    return gradients
+
+
+@lru_cache(maxsize=64)
+def cannot_be_stacked(task: Task) -> str:
+    """Why members cannot be trained as one on `task`, in words; empty if they can.
+
+    Found out once, by two members on two examples: stacked, they must have the losses and gradients that they have one
+    at a time. What is not trained must be the same for all seeds.
+    """
+    models = [initial_model(task, seed) for seed in (0, 1)]
+    others = [[x for name, x in m.state_dict(keep_vars=True).items() if not x.requires_grad] for m in models]
+    if not all(map(torch.equal, *others)):
+        return "what its model does not train differs between seeds"
+    cpu, dtype = torch.device("cpu"), torch.float32
+    arena = torch.stack([_flat(m.to(dtype)) for m in models])
     try:
-        recorded = make_fx(gradients)(arena, _zeros(inputs, device), _zeros(targets, device))
-    except Exception as error:  # whatever a model does that cannot be recorded
+        first, second = task.data().train.batch(torch.arange(min(2, len(task.data().train))))
+        examples = _examples(task, len(first), Like.of(as_dtype(first, dtype)), Like.of(second), cpu)
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            stacked = unrecorded(task, 2, dtype, cpu)(arena, *examples)
+            alone = [unrecorded(task, 1, dtype, cpu)(member, *examples) for member in arena.split(1)]
+    except Exception as error:  # whatever a model does that vmap does not
         if out_of_memory(error):
             raise
-        return gradients
-    return _without_idle_calls(recorded)
+        said = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {said[0][:200]}"
+    same = _alike(stacked, [torch.cat(pair) for pair in zip(*alone, strict=True)])
+    return "" if same else "stacked, members have other losses or gradients than one at a time"
+
+
+def _alike(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether these are the same up to rounding."""
+    return all(torch.allclose(x, y, 1e-3, 1e-5, equal_nan=True) for x, y in zip(found, expected, strict=True))
+
+
+def _examples(task: Task, count: int, inputs: Like, targets: Like, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A batch of `count` examples."""
+    train = task.data().train
+    x, y = train.batch(torch.arange(count) % len(train))
+    return x.to(device, inputs.dtype), y.to(device, targets.dtype)
+
+
+def _flat(model: nn.Module) -> Tensor:
+    """What of a model is trained, as one vector."""
+    return nn.utils.parameters_to_vector(trainable(model).values()).detach()
 
 
 def views(arena: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:

@@ -16,10 +16,11 @@ from lightning.pytorch import Callback
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what Lightning tells about hardware, processes and data loading, and its use of a deprecated class.
+    """Silence what Lightning tells about hardware, processes, loading and modes, and its use of a deprecated class.
 
-    Also what torch says of models sharded by FSDP whose output is a view: it matters only to changes in place; and what
-    optimizers say of losses that are not finite, which end the run with a sentence of its own.
+    Also what torch says of models sharded by FSDP whose output is a view: it matters only to changes in place; of what
+    vmap does one by one; and what optimizers say of losses that are not finite, which end the run with a sentence of
+    its own.
     """
     loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
@@ -28,6 +29,8 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers", module="lightning")
+            warnings.filterwarnings("ignore", message="Found .* in eval mode", module="lightning")
+            warnings.filterwarnings("ignore", message=".*performance drop .* batching rule")
             warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", module="lightning")
             warnings.filterwarnings("ignore", message=".*not finite: nothing is learned")
             warnings.filterwarnings("ignore", message=".*returned a view tensor", module="torch.distributed")

@@ -10,7 +10,7 @@ from torch.func import functional_call, vmap
 from torch.utils.data import Dataset
 
 from primitives import Task
-from primitives.task import Split, batch_indices, initial_model
+from primitives.task import Split, batch_indices, initial_model, trainable
 from search.gradients import views
 from search.sequential import as_dtype
 
@@ -41,7 +41,7 @@ def measure(task: Task, arena: Tensor, split: Split) -> tuple[Tensor, Tensor]:
     The accuracy is 0 for tasks without classes.
     """
     model = initial_model(task, 0).to(arena.device, arena.dtype)
-    names, shapes = zip(*((name, p.shape) for name, p in model.named_parameters()), strict=True)
+    names, shapes = zip(*((name, p.shape) for name, p in trainable(model).items()), strict=True)
     members = arena.flatten(0, 1)  # one dimension: some of torch's losses are wrong under two vmaps
     parameters = dict(zip(names, views(members, shapes), strict=True))
     first, _ = split.batch(torch.zeros(1, dtype=torch.int64))

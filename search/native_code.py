@@ -74,10 +74,10 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     folder = Path(primitives.native.__file__).parent
     source = [
         f"#define T {_TYPES[dtype]}\n#define P T\n#define SLOTS\n#define MOST_VALUES {MOST_VALUES}",
-        (folder / "native.hpp").read_text(),
+        (folder / "native.hpp").read_text(encoding="utf-8"),
         *loops,
         f"#define LOOPS {', '.join(names)}",
-        Path(__file__).with_name("native_rules.hpp").read_text(),
+        Path(__file__).with_name("native_rules.hpp").read_text(encoding="utf-8"),
     ]
     return build("\n".join(source))
 

@@ -69,7 +69,7 @@ class NativeRules:
             assert global_norm is not None
             rows = self._rows(self.rules[n])
             self._numbers[n][0].copy_(
-                self._known(self.rules[n], torch.tensor(index + 1.0), global_norm[:, rows, 0].double())
+                self._known(self.rules[n], torch.tensor(index + 1), global_norm[:, rows, 0].double())
             )
         self._table[:, _K] = self._begin + index * self._stride
         self._step(len(self.rules), self._table.data_ptr(), self._scratch.data_ptr())
@@ -118,7 +118,7 @@ class NativeRules:
             changes = "global_norm" in program.live.names
             if changes:
                 self._changing.append(n)
-                numbers = self._known(rule, torch.tensor(1.0), self.arena.new_ones(seeds, own)).unsqueeze(0)
+                numbers = self._known(rule, torch.tensor(1), self.arena.new_ones(seeds, own)).unsqueeze(0)
             else:
                 numbers = self._known(rule, all_steps)
             self._numbers.append(numbers.contiguous())

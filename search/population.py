@@ -18,10 +18,12 @@ from primitives import Program, Task
 from primitives.routing import can_train
 from primitives.task import parameter_shapes
 from search.fitness import Fitness, Protocol, Status, summarise
+from search.gradients import cannot_be_stacked
 from search.lightning_fit import fit, quiet
 from search.measure import Batches, measure
 from search.native_code import library
-from search.population_training import PopulationTraining
+from search.one_at_a_time import Member, padded, tell_the_cost
+from search.population_training import CURVE_POINTS, PopulationTraining
 from search.race import NO_RACE, Behind, Race
 
 MEMORY = 1 << 30  # bytes of weights, gradients and state at once on a CPU; a constant, so that batches are the same
@@ -161,6 +163,9 @@ def train_members(
 ) -> Outcome:
     """Train every member from every seed at once and measure it on `splits`.
 
+    What cannot be stacked (see `search.gradients.cannot_be_stacked`) is trained one member after the other: to the end,
+    whatever the race.
+
     Args:
         task: what is trained.
         members: programs with their learning rates. Members with the same program next to each other are stepped
@@ -177,17 +182,22 @@ def train_members(
     begin = time.perf_counter()
     steps = steps or task.steps
     data = task.data()
+    if reason := cannot_be_stacked(task):
+        tell_the_cost(task.name, reason)
+        return _one_at_a_time(task, members, seeds, steps, dtype, splits, race, watch)
     trainer = quiet_trainer()
     device = trainer.strategy.root_device
     native = device.type == "cpu" and library(dtype) is not None
     training = PopulationTraining(task, members, seeds, steps, dtype, race, standards, precision, native,
                                   data.valid if watch else None)  # fmt: skip
     batches = DataLoader(Batches(data.train, task.batch_size, steps, seeds, dtype), batch_size=None)
-    start = measure(task, training.arena[:, :1].to(device), data.valid)[0][0]
+    with quiet():
+        start = measure(task, training.arena[:, :1].to(device), data.valid)[0][0]
     with quiet(), matmul_precision("high" if precision == "tf32" else torch.get_float32_matmul_precision()):
         fit(trainer, training, batches)
     arena = training.arena.to(device)  # Lightning has taken it from there
-    measured = {name: measure(task, arena, getattr(data, name)) for name in splits}
+    with quiet():
+        measured = {name: measure(task, arena, getattr(data, name)) for name in splits}
     return Outcome(
         losses={name: training.everyone(loss, dim=0, missing=math.inf) for name, (loss, _) in measured.items()},
         accuracy={name: training.everyone(hits, dim=0) for name, (_, hits) in measured.items() if task.accuracy},
@@ -200,6 +210,47 @@ def train_members(
         seconds=time.perf_counter() - begin,
         dropped=tuple(training.dropped),
         windows=tuple(training.windows),
+    )
+
+
+def _one_at_a_time(
+    task: Task,
+    members: Sequence[tuple[Program, float]],
+    seeds: Sequence[int],
+    steps: int,
+    dtype: torch.dtype,
+    splits: Sequence[str],
+    race: Race,
+    watch: bool,
+) -> Outcome:
+    begin, data, device = time.perf_counter(), task.data(), quiet_trainer().strategy.root_device
+    points = [i for i in range(steps) if i * CURVE_POINTS // steps != (i + 1) * CURVE_POINTS // steps]
+    shape = (len(members), len(seeds))
+    start = torch.zeros(len(seeds))
+    diverged_at = torch.full(shape, -1, dtype=torch.int64)
+    losses, valid = torch.full((steps, *shape), math.nan), torch.full((len(points), *shape), math.nan)
+    nothing = torch.tensor([math.inf, math.nan], dtype=torch.float64)[:, None, None]
+    measured = {name: nothing.repeat(1, *shape) for name in splits}
+    for m, (program, lr) in enumerate(members):
+        for s, seed in enumerate(seeds):
+            run = Member(task, program, lr, seed, steps, dtype, device)
+            if m == 0:
+                start[s] = run.measure(data.valid)[0]
+            valid[:, m, s] = torch.tensor(run.train(data.valid if watch else None, points))
+            losses[:, m, s], diverged_at[m, s] = padded(run.losses, steps), run.diverged_at
+            for name in splits:
+                if run.diverged_at < 0:
+                    measured[name][:, m, s] = torch.tensor(run.measure(getattr(data, name)))
+    return Outcome(
+        losses={name: found[0] for name, found in measured.items()},
+        accuracy={name: found[1] for name, found in measured.items() if task.accuracy},
+        start=start,
+        diverged_at=diverged_at,
+        curve=losses[points],
+        valid_curve=valid if watch else torch.empty(0),
+        seconds=time.perf_counter() - begin,
+        dropped=(None,) * len(members),
+        windows=tuple(losses[first:end].mT for first, end, _ in race.steps(steps)),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from primitives import Program, Task
-from primitives.task import Split, initial_model
+from primitives.task import Split, initial_model, trainable
 from search.gradients import Gradients
 from search.measure import CHUNK, measure
 from search.race import Behind, Look, Race
@@ -48,8 +48,8 @@ class PopulationTraining(lightning.LightningModule):
         groups = [(program, [lr for _, lr in run]) for program, run in groupby(members, key=lambda m: m[0])]
         self.plan = Plan(groups, steps, native)
         models = [initial_model(task, seed).to(dtype) for seed in seeds]
-        self.shapes = [p.shape for p in models[0].parameters()]
-        flat = torch.stack([nn.utils.parameters_to_vector(m.parameters()).detach() for m in models])
+        self.shapes = [p.shape for p in trainable(models[0]).values()]
+        flat = torch.stack([nn.utils.parameters_to_vector(trainable(m).values()).detach() for m in models])
         never = torch.full((len(seeds), len(members)), -1, dtype=torch.int64)
         self.register_buffer("arena", flat[:, None].repeat(1, len(members), 1), persistent=False)
         self.register_buffer("diverged_at", never, persistent=False)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -86,9 +90,43 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path) -> None:
     file = tmp_path / "trials.sqlite"
     first = tune_constants(SLOW, TASK, 0.1, trials=1 + BATCH, steps=20, storage=file)
     assert first.trials == 1 + BATCH
-    study = optuna.load_study(study_name="constants", storage=f"sqlite:///{file}")
-    study.ask()  # and dies
+    (name,) = optuna.get_all_study_names(f"sqlite:///{file}")
+    optuna.load_study(study_name=name, storage=f"sqlite:///{file}").ask()  # and dies
     assert tune_constants(SLOW, TASK, 0.1, trials=1 + 2 * BATCH, steps=20, storage=file) == whole
+
+
+def test_a_storage_answers_for_nothing_but_what_it_was_asked(tmp_path: Path) -> None:
+    """Each change in turn, against the same without a storage."""
+    file = tmp_path / "trials.sqlite"
+    other = replace(TASK, loss=lambda outputs, targets: 2 * TASK.loss(outputs, targets))
+    base: dict[str, Any] = {"program": SLOW, "task": TASK, "lr": 0.1, "trials": 3, "steps": 10}
+    changes: list[dict[str, Any]] = [
+        {}, {"lr": 0.2}, {"steps": 12}, {"seed": 1}, {"seeds": (7, 8)}, {"sampler": "cmaes"},
+        {"program": SLOW.with_defaults(beta=0.9)}, {"task": other}, {"task": replace(TASK, batch_size=3)},
+        {"source": "edited"},
+    ]  # fmt: skip
+    for number, change in enumerate(changes):
+        asked = base | change
+        assert tune_constants(**asked, storage=file) == tune_constants(**asked)
+        assert len(optuna.get_all_study_names(f"sqlite:///{file}")) == number + 1
+
+
+def test_two_that_tune_in_one_new_file_come_to_the_same(tmp_path: Path) -> None:
+    words = ["tune", "adamw", "--task", "quadratic", "--trials", "3", "--steps", "5", "--storage", "a?b%41{c}.db"]
+    command = [sys.executable, "-m", "experiments.cli", *words]
+    both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=150) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said[0][0] == said[1][0]
+    assert {path.name for path in tmp_path.iterdir()} == {"a?b%41{c}.db", "a?b%41{c}.db.lock"}
+
+
+def test_nothing_that_trains_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "wild.txt").write_text("optforge 1\nx0 = mul(g, 1e20)\nupdate x0\n")
+    words = ["tune", str(tmp_path / "wild.txt"), "--task", "quadratic", "--trials", "2", "--steps", "20", "--lr", "1"]
+    result = CliRunner().invoke(app, [*words, "--json", str(tmp_path / "found.json")])
+    assert result.exit_code == 1 and "none of 2 trials trained to the end" in result.output
+    assert json.loads((tmp_path / "found.json").read_text())["loss"] is None
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -59,10 +59,12 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range, rank: 
         optimizer.step()
 
 
-def alone(program: Program, steps: int = STEPS) -> list[Tensor]:
+def alone(program: Program | Callable[..., torch.optim.Optimizer], steps: int = STEPS) -> list[Tensor]:
     """What one process makes of the model."""
     net = model()
-    train(net, ProgramOptimizer(net.named_parameters(), program, 0.1), range(steps))
+    by_hand = not isinstance(program, Program)
+    optimizer = program(net.parameters(), lr=0.1) if by_hand else ProgramOptimizer(net.named_parameters(), program, 0.1)
+    train(net, optimizer, range(steps))
     return [p.detach() for p in net.parameters()]
 
 
@@ -87,6 +89,20 @@ def fsdp(rank: int) -> dict[str, list[Tensor]]:
             optimizer = ProgramOptimizer(net.named_parameters(), program, 0.1, compile=compiled)
             train(net, optimizer, range(STEPS), rank)
             trained[f"{name}, {'compiled' if compiled else 'eager'}"] = whole(net)
+    return trained
+
+
+def hand(rank: int) -> dict[str, list[Tensor] | str]:
+    trained: dict[str, list[Tensor] | str] = {}
+    for name, row in BASELINES.items():
+        net = sharded()
+        try:
+            optimizer = row.optimizer(net.parameters(), lr=0.1)
+        except ProgramError as error:
+            trained[name] = str(error)
+            continue
+        train(net, optimizer, range(STEPS), rank)
+        trained[name] = whole(net)
     return trained
 
 
@@ -139,7 +155,7 @@ def resumed(rank: int) -> dict[str, list[Tensor]]:
     return trained
 
 
-WORK: tuple[Callable[[int], Any], ...] = (fsdp, ddp, refused, routed, resumed)
+WORK: tuple[Callable[[int], Any], ...] = (fsdp, hand, ddp, refused, routed, resumed)
 
 
 def work(rank: int, folder: str) -> None:
@@ -178,6 +194,18 @@ def test_fsdp2_trains_as_one_process_does(outcomes: list[dict[str, Any]], name: 
     expected = alone(ELEMENTWISE[name])
     for outcome in outcomes:
         torch.testing.assert_close(outcome["fsdp"][f"{name}, {mode}"], expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_fsdp2_trains_hand_written_optimizers_or_refuses_those_that_need_whole_matrices(
+    outcomes: list[dict[str, Any]], name: str
+) -> None:
+    for outcome in outcomes:
+        found = outcome["hand"][name]
+        if name in ("adafactor", "muon"):
+            assert "mixes the elements of a parameter, of which a shard" in found
+        else:
+            torch.testing.assert_close(found, alone(BASELINES[name].optimizer), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -333,6 +333,69 @@ def test_optax_files_equal_the_interpreter():
                 torch.testing.assert_close(x[ok], y[ok], rtol=1e-6, atol=1e-9, msg=lambda m, p=program: f"{m}\n{p}")
 
 
+# Steps of jit whose parameters and state are donated, on a model of mixed precision; then the dtypes before and after,
+# and whether lax.scan, which refuses a carry that changes its dtype, takes the step.
+_JAX_HABITS = """
+import jax, jax.numpy as jnp, optax
+for case in cases:
+    given, held = (jnp.dtype(name) for name in case["dtypes"])
+    rule = load(case)(1e-2, **case["options"])
+    parameters = [jnp.array(x, dtype=held) for x in case["start"]]
+    state = rule.init(parameters)
+    before = jax.tree_util.tree_map(lambda x: x.dtype.name, (parameters, state))
+    def step(parameters, state):
+        gradients = [jnp.zeros(p.shape, given).at[0].set(0.1) for p in parameters]
+        updates, state = rule.update(gradients, state, parameters)
+        return optax.apply_updates(parameters, updates), state
+    parameters, state = step(parameters, state)
+    donated = jax.jit(step, donate_argnums=(0, 1))
+    for _ in range(2):
+        parameters, state = donated(parameters, state)
+    after = jax.tree_util.tree_map(lambda x: x.dtype.name, (parameters, state))
+    (parameters, state), _ = jax.lax.scan(lambda c, _: (step(*c), None), (parameters, state), None, length=2)
+    finite = all(bool(jnp.isfinite(x).all()) for x in jax.tree_util.tree_leaves((parameters, state)))
+    results.append([before == after, finite, sorted(set(jax.tree_util.tree_leaves(after[1])))])
+"""
+
+
+@NEEDS_JAX
+@pytest.mark.parametrize(
+    ("given", "held", "state"),
+    [
+        ("bfloat16", "float32", "float32"),
+        ("float32", "bfloat16", "bfloat16"),
+        ("float16", "float16", "float32"),
+        ("float32", "float32", "float32"),
+    ],
+)
+def test_optax_files_keep_the_dtype_of_state_and_let_everything_be_donated(given, held, state):
+    """Also of rules with slots that begin at the parameter, or that become one and the same value."""
+    twins = parse_program(
+        "optforge 1\nslot a = p tensor\nslot b = p tensor\nslot c = g tensor\nslot d = 0 tensor\nx0 = add(a, b)\n"
+        "x1 = add(c, d)\nx2 = add(x0, x1)\nx3 = mul(x2, 0.01)\nupdate x3\nnext a = x3\nnext b = x3\nnext c = g\n"
+        "next d = g\n"
+    )
+    names = ["adamw", "schedule-free-adamw", "prodigy", "adan", "adafactor", "sgd"]
+    cases = [
+        {
+            "source": export(program, "mine", "optax"),
+            "name": "mine",
+            "start": [[[1.0, 2.0], [3.0, 4.0]], [1.0, 2.0]],
+            "dtypes": [given, held],
+            "options": {},
+        }
+        for program in (*(NAMES[name] for name in names), twins)
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", _BEGIN + _JAX_HABITS + _END], input=json.dumps(cases), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = dict(zip([*names, "twins"], json.loads(done.stdout), strict=True))
+    stateless = ["int32"]
+    assert {name: row for name, row in found.items() if row[:2] != [True, True]} == {}
+    assert {name: row[2] for name, row in found.items() if row[2] not in (stateless, [state, "int32"])} == {}
+
+
 @pytest.mark.parametrize("name", OPS)
 def test_every_op_has_a_jax_meaning(name):
     text = expression(OPS[name], [f"a{i}" for i in range(OPS[name].arity)])

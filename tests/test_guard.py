@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from strategies import assert_same
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
@@ -175,6 +176,76 @@ def test_accumulated_gradients_are_one_step() -> None:
         models.append(copy.deepcopy(model))
         assert guard.tally.steps == 5
     torch.testing.assert_close(weights(models[0]), weights(models[1]), rtol=1e-12, atol=1e-14)
+
+
+def test_guards_that_share_a_scaler_update_it_once_for_both() -> None:
+    """Against torch's order for several optimizers: step, step, update; with a scale that grows, and an overflow."""
+
+    def run(guarded: bool) -> tuple[list[Tensor], float]:
+        model, head = network(), nn.Linear(4, 1)
+        head.load_state_dict({"weight": torch.ones(1, 4), "bias": torch.zeros(1)})
+        optimizers = [torch.optim.SGD(part.parameters(), lr=0.05) for part in (model, head)]
+        scaler = GradScaler("cpu", init_scale=2.0**8, growth_interval=3)
+        guards = [Guard(optimizer, scaler=scaler) for optimizer in optimizers]
+        for number, (inputs, _) in enumerate(batches(12)):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            scaler.scale(head(torch.tanh(model(inputs))).square().mean()).backward()
+            if number == 5:
+                next(head.parameters()).grad.fill_(math.inf)  # type: ignore[union-attr]
+            if guarded:
+                assert [guard.step() for guard in guards] == [True, number != 5]
+            else:
+                for optimizer in optimizers:
+                    scaler.step(optimizer)
+                scaler.update()
+        return weights(model) + weights(head), scaler.get_scale()
+
+    assert_same(run(True), run(False))
+
+
+def test_a_guard_that_steps_more_often_than_another_of_its_scaler_updates_it_too() -> None:
+    """As of a GAN whose critic makes two steps for one of the generator."""
+    a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    scaler = GradScaler("cpu", init_scale=8.0, growth_interval=1)
+    first, second = (Guard(torch.optim.SGD([p], lr=0.1), scaler=scaler) for p in (a, b))
+    for _ in range(2):
+        first.optimizer.zero_grad()
+        first.scale(a.sum()).backward()
+        assert first.step()
+    second.scale(b.sum()).backward()
+    assert second.step()
+    torch.testing.assert_close((a.detach(), b.detach()), (torch.full((2,), 0.8), torch.full((2,), 0.9)))
+    assert scaler.get_scale() == 32.0
+
+
+@pytest.mark.parametrize("clip", [Clip(), Clip(norm=1.0), Clip(value=0.5), Clip(norm=2.0, value=0.5)])
+def test_sparse_gradients_are_clipped_as_dense_ones(clip: Clip) -> None:
+    ends, tallies = [], []
+    for sparse in (True, False):
+        table = nn.Embedding.from_pretrained(torch.ones(5, 2), freeze=False, sparse=sparse)
+        guard = Guard(torch.optim.SGD(table.parameters(), lr=1.0), clip)
+        for rows in ([1, 1, 3], [0, 2, 2]):  # a row that comes twice counts as the sum
+            guard.optimizer.zero_grad()
+            table(torch.tensor(rows)).sum().backward()
+            assert guard.step()
+        ends.append(weights(table))
+        tallies.append((guard.tally.steps, int(guard.tally.clipped), guard.tally.norm))
+    assert_same(*ends)
+    assert tallies[0] == tallies[1] and tallies[0][2] == pytest.approx(math.sqrt(10))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_step_without_gradients_is_no_step(scaled: bool, empty: bool) -> None:
+    """As after a batch that Lightning leaves out, or of a parameter without elements alone."""
+    p = nn.Parameter(torch.zeros(0, 3) if empty else torch.ones(3))
+    guard = Guard(AdamW([p]), Clip(norm=1.0, value=1.0), GradScaler("cpu", init_scale=8.0) if scaled else None)
+    for _ in range(2):
+        p.grad = torch.zeros_like(p) if empty and not scaled else None
+        assert guard.step()
+    guard.scale(p.sum()).backward()
+    assert guard.step() and guard.tally.skipped == 0 and guard.tally.steps == 3
 
 
 def test_nothing_is_logged_without_a_reason(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,7 +23,6 @@ from experiments.training.options import RunOptions
 from experiments.training.train import train
 from learned import LearnedOptimizer, learn
 from learned.reasons import LARGE, Moves
-from primitives import ProgramError
 
 ADAMW = BASELINES["adamw"].program
 DIGITS = TASKS["digits"]
@@ -122,12 +121,6 @@ def test_reasons_for_rates_of_their_own(per):
     agree = "times the common rate: its gradients agree {} with the steps before them than those of the others"
     assert " raised from 1 to " in steady[0] and all(s.endswith(agree.format("more")) for s in steady)
     assert " lowered from 10 to " in turning[0] and all(s.endswith(agree.format("less")) for s in turning)
-
-
-def test_a_step_without_gradients_is_refused():
-    optimizer = learn([nn.Parameter(torch.ones(2))], ADAMW, 0.1)
-    with pytest.raises(ProgramError, match=r"call loss.backward\(\) before optimizer.step\(\)"):
-        optimizer.step()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_teaches_nothing():

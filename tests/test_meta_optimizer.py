@@ -333,8 +333,6 @@ def test_what_a_learned_rule_cannot_do_is_told_before_anything_moves():
     with pytest.raises(ProgramError, match="change the sign of the loss"):
         MetaOptimizer([{"params": [p], "maximize": True}])
     optimizer = MetaOptimizer([p])
-    with pytest.raises(ProgramError, match="no parameter has a gradient"):
-        optimizer.step()
     p.grad = torch.ones(2)
     optimizer.param_groups[0]["lr"] = math.nan
     with pytest.raises(ProgramError, match="lr has become nan"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -182,6 +183,20 @@ def test_goes_on_from_a_checkpoint(name: str) -> None:
 def test_misuse_is_told(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SCHEDULES[name](SGD([nn.Parameter(torch.zeros(1))], lr=0.1), **{"total_steps": TOTAL, **options})
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_pickles_go_on_with_the_same_rates(name: str) -> None:
+    optimizer = AdamW([nn.Parameter(torch.ones(2))], lr=0.3)
+    schedule = SCHEDULES[name](optimizer, 12, 3)
+    optimizer.step()
+    for _ in range(5):
+        schedule.step()
+    copied = pickle.loads(pickle.dumps(schedule))
+    for _ in range(7):
+        schedule.step()
+        copied.step()
+        assert copied.get_last_lr() == schedule.get_last_lr()
 
 
 def test_the_table_cannot_change() -> None:

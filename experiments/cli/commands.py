@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
+import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +18,14 @@ from experiments.cli.meta import distil, meta_train
 from experiments.cli.programs import ProgramName, certify, equivalent, export, show, simplify, trajectories
 from experiments.cli.report import report
 from experiments.cli.search import score, search, tune
-from experiments.errors import UserError, disk_error
+from experiments.errors import FailedError, UserError, disk_error
 from experiments.tasks.places import look_up
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-INTERRUPTED = 130
+FAILED = 1
 MISUSE = 2
+INTERRUPTED = 130
 MAX_SEED = 2**63 - 1  # what torch's generators take
 
 app = typer.Typer(
@@ -29,7 +33,9 @@ app = typer.Typer(
     help="Search, learn and compare deep-learning optimizers.\n\n"
     "PROGRAM is an optimizer's name (adamw), a program file (mine.txt), or a rank in the hall of fame "
     "of a search (runs/first#1).",
-    epilog="Begin with: optforge search --minutes 2",
+    epilog="Begin with: optforge search --minutes 2\n\n"
+    "Exit codes: 0 done; 1 diverged or failed; 2 what was asked for does not exist or fit, or the disk has no room; "
+    "130 interrupted. See also: optforge equivalent --help",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -39,7 +45,8 @@ app = typer.Typer(
 def command(function: F) -> F:
     """Make `function` a command whose foreseeable failures are a sentence and an exit code, not a traceback.
 
-    Exit codes: 2 for what the person asking can mend, 130 for Ctrl-C.
+    Exit codes: 0 where it did what was asked and that ended well, 1 where training diverged or something failed, 2 for
+    what the person asking can mend, 130 for Ctrl-C. `function` returns its own, or nothing for 0.
     """
 
     @functools.wraps(function)
@@ -47,7 +54,7 @@ def command(function: F) -> F:
         try:
             for name in [kwargs.get("task") or "", *(kwargs.get("tasks") or "").split(",")]:
                 look_up(name, kwargs.get("data"))
-            function(*args, **kwargs)
+            code = function(*args, **kwargs)
         except KeyboardInterrupt:
             typer.echo("interrupted; what was finished is kept", err=True)
             raise typer.Exit(INTERRUPTED) from None
@@ -59,7 +66,9 @@ def command(function: F) -> F:
                 if not isinstance(error, ProgramError):
                     raise
             typer.echo(f"optforge: {error}", err=True)
-            raise typer.Exit(MISUSE) from None
+            raise typer.Exit(FAILED if isinstance(error, FailedError) else MISUSE) from None
+        if code:
+            raise typer.Exit(code)
 
     app.command()(guarded)
     return function
@@ -132,8 +141,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, as it was begun.")] = False,
     run_dir: RunDir = None,
     json_file: JsonFile = None,
-) -> None:
-    """Train a task's model once, with TensorBoard logs.
+) -> int:
+    """Train a task's model once, with TensorBoard logs; the exit code is 1 if the loss has diverged.
 
     Schedules: constant, warmup, cosine, linear, step, exponential, inverse-square-root, wsd.
     Meta-trained rules: lstm-classifiers, mlp-classifiers, lstm-quadratics, mlp-quadratics, any .safetensors file.
@@ -157,8 +166,7 @@ def train(
         if others := [name for name in given if name not in ("resume", "run_dir", "json_file")]:
             words = ", ".join("--" + name.replace("_", "-") for name in others)
             raise UserError(f"--resume goes on with the options that the run was begun with; leave out {words}")
-        resume_command(run_dir, json_file)
-        return
+        return FAILED if resume_command(run_dir, json_file) else 0
     names = [name.strip() for name in learn.split(",")] if learn is not None else None
     if per is not None and names is None:
         raise UserError(f"--per {per} says what has a learned rate of its own; add --learn lr")
@@ -166,7 +174,7 @@ def train(
     how |= {"accumulate": accumulate, "precision": precision, "monitor": monitor, "settings": settings or []}
     how |= {"per": per or "global", "devices": devices, "strategy": strategy, "checkpoint_every": checkpoint_every}
     how |= {"data": data, "run_dir": run_dir, "json_file": json_file}
-    train_command(optimizer, task, lr=lr, steps=steps, seed=seed, learn=names, **how)
+    return FAILED if train_command(optimizer, task, lr=lr, steps=steps, seed=seed, learn=names, **how) else 0
 
 
 command(search)
@@ -250,6 +258,10 @@ def digest(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
 def main() -> None:
     """Entry point of the console command."""
     threading.excepthook = _of_a_thread
+    os.environ["MPLBACKEND"] = "agg"  # pictures go to files, and a notebook's backend need not exist here
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # of characters that it does not have
     app()
 
 

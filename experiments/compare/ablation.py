@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.compare.comparison import finite_or_null
 from experiments.compare.statistics import Interval, mean_interval
-from experiments.errors import UserError
+from experiments.errors import FailedError, UserError
 from experiments.files import check_can_write, write_atomic
 from experiments.programs.names import resolve_program
 from primitives import Const, Instr, Kind, Program, print_program
@@ -70,7 +70,7 @@ def ablate_command(name: str, *, task: str, seeds: int, steps: int | None, json_
     """`optforge ablate`: print the effect of each statement and what remains; write it as JSON if asked to.
 
     Raises:
-        UserError: if something named does not exist, or the program does not train.
+        UserError: if something named does not exist; FailedError if the program does not train.
     """
     import torch
 
@@ -87,7 +87,7 @@ def ablate_command(name: str, *, task: str, seeds: int, steps: int | None, json_
     try:
         found = ablate(program, Population(protocol), progress=lambda words: print(words, file=sys.stderr))
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise FailedError(str(error)) from None
     rows = [(e, "no longer trains" if e.interval is None else f"{e.difference:+.4g}") for e in found.effects]
     print(f"mean change of the {task} validation loss when a statement is left out, over {seeds} seeds:")
     for effect, change in rows:

@@ -26,7 +26,7 @@ from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from experiments.tasks import TASKS, get_task, task_names
 from experiments.training.options import device_type
 from primitives import print_program
-from primitives.task import initial_model
+from primitives.task import initial_model, trainable
 
 ALWAYS = ("adamw", "lion")
 """Baselines that are rows of every comparison on the command line."""
@@ -71,6 +71,8 @@ class Asked:
 
 def compare_command(programs: Sequence[str], asked: Asked) -> int:
     """Compare AdamW, Lion and `programs`; prints the verdict and tables, and writes the report.
+
+    Returns the exit code: 1 if all reported runs have failed, else 0.
 
     Raises:
         UserError: if something named does not exist, or what was asked for makes no comparison.
@@ -130,7 +132,7 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
     if plan.tune_seeds > SEEDS[0] - TUNE_SEEDS[0]:
         raise UserError(f"--tune-seeds must be at most {SEEDS[0] - TUNE_SEEDS[0]}, got {plan.tune_seeds}")
     for name in tasks:
-        shapes = [tuple(p.shape) for p in initial_model(get_task(name), SEEDS[0]).parameters()]
+        shapes = [tuple(p.shape) for p in trainable(initial_model(get_task(name), SEEDS[0])).values()]
         for row in plan.rows:
             check_trains(row.name, row.program, shapes)
     return replace(plan, fingerprints={name: fingerprint(name) for name in tasks})
@@ -160,7 +162,7 @@ def _resumed(programs: Sequence[str], asked: Asked) -> tuple[Path, Plan]:
         raise UserError("--resume needs the --run-dir of the comparison that is to go on")
     folder = existing_run_dir(asked.run_dir)
     try:
-        begun = dict(json_format.loads((folder / PLAN).read_text()))
+        begun = dict(json_format.loads((folder / PLAN).read_text(encoding="utf-8")))
         storage, data = begun.pop("storage", _shown(asked.storage)), begun.pop("data", {})
         plan = Plan.from_json(begun)
         fingerprints = {name: dict(was) for name, was in (plan.fingerprints or data).items()}
@@ -221,7 +223,7 @@ def _run(plan: Plan, folder: Path, asked: Asked) -> int:
     except LedgerError as error:
         raise UserError(str(error)) from None
     try:
-        url = asked.storage or f"sqlite:///{(folder / DATABASE).resolve()}"
+        url = asked.storage or (folder / DATABASE).resolve()
         with jobs_progress() as progress:
             results = work_together(url, plan, asked.workers, progress, alone=asked.storage is None)
         seconds = Jobs(url, study_name(plan)).seconds()
@@ -235,7 +237,7 @@ def _run(plan: Plan, folder: Path, asked: Asked) -> int:
         lock.close()
     print_contest(found)
     print(f"report: {written.html}")
-    return 0
+    return int(all(run.failed for c in found.comparisons for entry in c.entries for run in entry.runs))
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from experiments.compare.comparison import SEEDS
 from experiments.provenance import data_hash
 from experiments.tasks import get_task
 from primitives import Task
-from primitives.task import initial_model
+from primitives.task import initial_model, trainable
 
 
 def fingerprint(name: str) -> dict[str, str]:
@@ -21,13 +21,18 @@ def fingerprint(name: str) -> dict[str, str]:
 
     What those do not show, as a loss may be imported from anywhere, shows in the loss before training.
     """
-    task = get_task(name)
+    found = task_fingerprint(get_task(name))
+    return found | {"file": _sha256(Path(name).expanduser().read_bytes())} if name.endswith(".py") else found
+
+
+def task_fingerprint(task: Task) -> dict[str, str]:
+    """The same of a task, without its file."""
     model = initial_model(task, SEEDS[0])
     shapes = [tuple(p.shape) for p in model.parameters()]
     found = data_hash(task.data())
     found["model"] = _sha256(f"{shapes} {task.steps} {task.batch_size}".encode())
     found["loss"] = _sha256(_first_loss(task, model).encode())
-    return found | {"file": _sha256(Path(name).expanduser().read_bytes())} if name.endswith(".py") else found
+    return found
 
 
 def _first_loss(task: Task, model: nn.Module) -> str:
@@ -37,7 +42,9 @@ def _first_loss(task: Task, model: nn.Module) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEEDS[0])  # for a loss that draws numbers
         loss = task.loss(model(inputs), targets)
-    gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True) if loss.requires_grad else ()
+    gradients = (
+        torch.autograd.grad(loss, list(trainable(model).values()), allow_unused=True) if loss.requires_grad else ()
+    )
     norm = sum(float(g.square().sum()) for g in gradients if g is not None) ** 0.5
     return f"{loss.item():.3e} {norm:.3e}"
 

@@ -47,7 +47,7 @@ def origin(text: str, name: str) -> dict[str, Any] | None:
         config, programs, seconds = _search(Path(folder))
         chosen_by = _chosen_by(Path(folder))
         seen(Path(folder))  # which is needed when all is trained; damage is told of now
-        fame = json.loads((Path(folder) / HALL_OF_FAME).read_text())
+        fame = json.loads((Path(folder) / HALL_OF_FAME).read_text(encoding="utf-8"))
         rate = next((float(row["lr"]) for row in fame if int(row["rank"]) == int(rank)), 0.0)
         tasks, steps = search_tasks(config), steps_each(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, sqlite3.Error) as error:
@@ -94,7 +94,7 @@ def _search(run_dir: Path) -> tuple[dict[str, Any], int, float]:
     except LedgerError as error:
         if not (run_dir / "search.json").is_file():
             raise ValueError(str(error)) from None
-        found = json.loads((run_dir / "search.json").read_text())["search"]
+        found = json.loads((run_dir / "search.json").read_text(encoding="utf-8"))["search"]
         return found["config"], int(found["programs"]), float(found["seconds"])
     try:
         return dict(ledger.config), sum(1 for _ in ledger), ledger.seconds()
@@ -107,7 +107,7 @@ def _search(run_dir: Path) -> tuple[dict[str, Any], int, float]:
 def _stages(run_dir: Path) -> list[dict[str, Any]]:
     """The stages of the funnel over a search, if it got to its end."""
     file = run_dir / FUNNEL_RESULT
-    return list(json.loads(file.read_text())["stages"]) if file.is_file() else []
+    return list(json.loads(file.read_text(encoding="utf-8"))["stages"]) if file.is_file() else []
 
 
 def _chosen_by(run_dir: Path) -> list[str]:
@@ -146,7 +146,7 @@ def seen(run_dir: Path) -> dict[str, set[str]]:
         finally:
             db.close()
     elif stages := _stages(run_dir):
-        fame = json.loads((run_dir / HALL_OF_FAME).read_text())
+        fame = json.loads((run_dir / HALL_OF_FAME).read_text(encoding="utf-8"))
         keys = {str(row.get("number")): parse_program(row["program"]).pruned().key for row in fame}
         for stage in stages:
             for task in stage["tasks"]:
@@ -158,7 +158,7 @@ def seen(run_dir: Path) -> dict[str, set[str]]:
 
 def _compared(run_dir: Path) -> dict[str, set[str]]:
     file, found = run_dir / SEEN, dict[str, set[str]]()
-    for task, keys in (json.loads(file.read_text()) if file.is_file() else {}).items():
+    for task, keys in (json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}).items():
         found.setdefault(task_key(task), set()).update(map(str, keys))
     return found
 

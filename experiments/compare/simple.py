@@ -18,7 +18,7 @@ from experiments.compare.verdict import verdict_sentence
 from experiments.programs import baseline_name, unique_names
 from experiments.provenance import data_hash, provenance
 from primitives import Program, Task
-from primitives.task import initial_model
+from primitives.task import initial_model, trainable
 
 
 def compare(
@@ -73,7 +73,7 @@ def compare(
     )
     names = unique_names([name for name, _ in programs])
     rules = [program for _, program in programs]
-    shapes = [tuple(p.shape) for p in initial_model(task, protocol.seeds[0]).parameters()]
+    shapes = [tuple(p.shape) for p in trainable(initial_model(task, protocol.seeds[0])).values()]
     for name, program in zip(names, rules, strict=True):
         check_trains(name, program, shapes)
     elements = sum(math.prod(s) for s in shapes)

@@ -7,12 +7,16 @@ that dies takes its claim with it, and nothing else.
 
 from __future__ import annotations
 
+import sqlite3
+import sys
 import threading
+import time
 import uuid
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -24,6 +28,7 @@ from experiments.errors import UserError
 
 HEARTBEAT = 20  # seconds
 _LOCK_WAIT = 60  # seconds for which SQLite waits for another process
+_CREATION_WAIT = 20  # seconds for which this process waits for the tables that another one is creating
 
 Point = tuple[float, ...]
 
@@ -32,29 +37,29 @@ class Jobs:
     """The jobs of one comparison in an Optuna storage.
 
     Args:
-        url: of the database, as in ``sqlite:///FILE`` or ``postgresql://HOST/NAME``.
+        url: of the database, as in ``sqlite:///FILE`` or ``postgresql://HOST/NAME``, or the path of an SQLite file.
         study: name of the study; made if there is none.
 
     Raises:
         UserError: if the database cannot be used.
     """
 
-    def __init__(self, url: str, study: str) -> None:
+    def __init__(self, url: str | Path, study: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.token = uuid.uuid4().hex
-        waits = {"connect_args": {"timeout": _LOCK_WAIT}} if url.startswith("sqlite") else {"pool_pre_ping": True}
         try:
             with quiet():
-                self._storage = RDBStorage(url, engine_kwargs=waits, heartbeat_interval=HEARTBEAT)
+                self._storage = open_storage(url, heartbeat_interval=HEARTBEAT)
                 weakref.finalize(self, _close, self._storage)
             self._study = optuna.create_study(study_name=study, storage=self._storage, load_if_exists=True)
         except Exception as error:  # whatever the driver of that database raises
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if isinstance(error, ImportError) and url.startswith("postgresql"):
+            if isinstance(error, ImportError) and str(url).startswith("postgresql"):
                 reason = (
                     "PostgreSQL needs a driver: pip install 'psycopg[binary]', and postgresql+psycopg://user@host/name"
                 )
-            raise UserError(f"--storage {url.split('@')[-1]} cannot be used: {reason[:200]}") from None
+            named = f"--storage {url.split('@')[-1]}" if isinstance(url, str) else url
+            raise UserError(f"{named} cannot be used: {reason[:200]}") from None
 
     def results(self) -> dict[str, Any]:
         """What came of each finished job, by its name."""
@@ -130,6 +135,40 @@ class Jobs:
         return self._study.get_trials(deepcopy=False, states=states)
 
 
+def open_storage(where: str | Path, **options: Any) -> RDBStorage:
+    """The Optuna storage at an address, or in the SQLite file at a path.
+
+    A path is no part of an address, in which ``?``, ``%`` and braces mean something. Where another process creates the
+    tables at the same moment, this one waits until they are there.
+
+    Args:
+        where: an address like ``postgresql://HOST/NAME``, or a path.
+        options: of Optuna's `RDBStorage`.
+    """
+    address = str(where)
+    engine: dict[str, Any] = {"pool_pre_ping": True}
+    if isinstance(where, Path):
+        file = where.resolve()
+        address = "sqlite:///file"  # which says only what kind it is
+        engine = {"creator": lambda: sqlite3.connect(file, timeout=_LOCK_WAIT, check_same_thread=False)}
+    elif where.startswith("sqlite"):
+        engine = {"connect_args": {"timeout": _LOCK_WAIT}}
+    end = time.monotonic() + _CREATION_WAIT
+    while True:
+        try:
+            return RDBStorage(address, engine_kwargs=dict(engine), **options)
+        except Exception as error:  # whatever the driver of that database raises
+            if not _is_being_created(error) or time.monotonic() > end:
+                raise
+        time.sleep(0.2)
+
+
+def _is_being_created(error: Exception) -> bool:
+    """Whether another process has made a table or row meanwhile, or some but not all of them."""
+    named = {type(e).__name__ for e in (error, error.__cause__)}
+    return bool(named & {"IntegrityError", "AssertionError"}) or "already exists" in str(error)
+
+
 def _close(storage: RDBStorage) -> None:
     """A server keeps connections that nobody closes."""
     storage.remove_session()
@@ -175,6 +214,33 @@ def proposals(
             study.add_trial(create_trial(params=params, distributions=cube, value=loss))
         found = [study.ask(cube).params for _ in range(count)]
     return [tuple(params[f"x{k}"] for k in range(dimensions)) for params in found]
+
+
+@contextmanager
+def alone_with(file: Path) -> Iterator[None]:
+    """Hold `file` against other processes of this machine that ask for it so; wait for them, and say so.
+
+    The lock is on a file beside it, of the same name and ``.lock``; without effect on systems that have no such locks.
+
+    Raises:
+        UserError: if no file can be written there.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    try:
+        lock = file.with_name(f"{file.name}.lock").open("ab")
+    except OSError as error:
+        raise UserError(f"{file} cannot be used for trials: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"optforge: note: waiting for another process that uses {file}", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

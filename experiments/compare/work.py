@@ -8,6 +8,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,11 @@ def study_name(plan: Plan) -> str:
     return "optforge-" + hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def work(url: str, plan: Plan, report: Report = lambda what, done, total: None) -> None:
+def work(url: str | Path, plan: Plan, report: Report = lambda what, done, total: None) -> None:
     """Take and do jobs of `plan` from the storage at `url` until all are done, here or elsewhere.
 
-    `report` is called before each job. A process that was started by another one ends with it.
+    `url` is an address, or the path of an SQLite file; `report` is called before each job. A process that was started
+    by another one ends with it.
     """
     torch.set_num_threads(1)  # processes share the cores; within one, members are stacked
     jobs = Jobs(url, study_name(plan))
@@ -70,7 +72,7 @@ def work(url: str, plan: Plan, report: Report = lambda what, done, total: None) 
 _WORDS = {"tune": "tuning", "final": "reported runs", "rates": "learning rates", "costs": "costs"}
 
 
-def work_together(url: str, plan: Plan, workers: int, report: Report, *, alone: bool) -> dict[str, Any]:
+def work_together(url: str | Path, plan: Plan, workers: int, report: Report, *, alone: bool) -> dict[str, Any]:
     """`work` in this process and in `workers` − 1 more; returns all results.
 
     With `alone`, no other machine uses the storage, so that claims from before are of processes that have died. If a

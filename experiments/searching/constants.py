@@ -9,8 +9,11 @@ interrupted tuning goes on where it was.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +23,8 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.compare.batches import Progress
-from experiments.compare.tuning import quiet
+from experiments.compare.fingerprints import task_fingerprint
+from experiments.compare.tuning import alone_with, open_storage, quiet
 from experiments.errors import UserError
 from primitives import Const, Hyper, Program, Task, print_program
 from search.draft import Draft, nudged
@@ -138,6 +142,7 @@ def tune_constants(
     storage: Path | None = None,
     report: Progress | None = None,
     what: str = "constants",
+    source: str = "",
 ) -> TunedConstants:
     """Tune the numbers of `program` and its learning rate on `task`, by validation loss at the end of the run.
 
@@ -150,9 +155,12 @@ def tune_constants(
         steps: length of a run; the task's own by default.
         sampler: ``"tpe"`` (tree-structured Parzen estimator) or ``"cmaes"`` (covariance matrix adaptation).
         seed: of the sampler.
-        storage: SQLite file for the study; kept in memory by default.
+        storage: SQLite file for the study; kept in memory by default. A study belongs to the program, the task as it
+            is, and all other arguments but the number of trials: with others, another one is begun in the same file.
+            Of two processes with one file, the second waits.
         report: called after each batch.
-        what: name of the stage in `report`, and of the study.
+        what: name of the stage in `report`, and the beginning of the study's name.
+        source: hash of what the task is made of beside what it shows, as of its file.
 
     Raises:
         ValueError: for an unknown sampler or fewer trials than one.
@@ -171,25 +179,28 @@ def tune_constants(
         values = [place.moved(x) for place, x in zip(where, others, strict=True)]
         return with_numbers(program, where, values), float(f"{lr * FACTOR**first:.4g}") if first else lr
 
+    said = [print_program(program), task_fingerprint(task), source, lr, steps, list(seeds), sampler, seed]
+    name = f"{what} {hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]}"
     # the untuned program, which is also the standard of the race; in a study that goes on it is trained once more
     found = train_members(task, [(program, lr)], seeds, steps=steps, race=RACE.patient())
     standards = [window[..., 0] for window in found.windows]
     race = RACE if len(standards) == len(RACE.looks) and all(s.isfinite().all() for s in standards) else NO_RACE
-    study = _study(storage, what)
-    if not _ended(study):
-        study.enqueue_trial(dict.fromkeys(cube, 0.0), skip_if_exists=True)
-        _tell(study, [study.ask(cube)], found)
-    while (done := len(_ended(study))) < trials:
-        if report is not None:
-            report(what, done * len(seeds), trials * len(seeds))
-        with quiet():
-            study.sampler = _sampler(sampler, seed + done)
-            batch = [study.ask(cube) for _ in range(min(BATCH, trials - done))]
-        options: dict[str, Any] = {"race": race, "standards": standards if race.looks else ()}
-        _tell(study, batch, train_members(task, [member(t) for t in batch], seeds, steps=steps, **options))
+    with nullcontext() if storage is None else alone_with(storage):
+        study = _study(storage, name)
+        if not _ended(study):
+            study.enqueue_trial(dict.fromkeys(cube, 0.0), skip_if_exists=True)
+            _tell(study, [study.ask(cube)], found)
+        while (done := len(_ended(study))) < trials:
+            if report is not None:
+                report(what, done * len(seeds), trials * len(seeds))
+            with quiet():
+                study.sampler = _sampler(sampler, seed + done)
+                batch = [study.ask(cube) for _ in range(min(BATCH, trials - done))]
+            options: dict[str, Any] = {"race": race, "standards": standards if race.looks else ()}
+            _tell(study, batch, train_members(task, [member(t) for t in batch], seeds, steps=steps, **options))
+        ended = _ended(study)[:trials]
     if report is not None:
         report(what, trials * len(seeds), trials * len(seeds))
-    ended = _ended(study)[:trials]
     losses = [math.inf if t.state is not TrialState.COMPLETE or t.value is None else t.value for t in ended]
     best = losses.index(min(losses))
     tuned, rate = member(ended[best])
@@ -209,9 +220,9 @@ def tune_constants(
 
 def _study(storage: Path | None, name: str) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = None if storage is None else f"sqlite:///{storage}"
     try:
-        study = optuna.create_study(storage=url, study_name=name, load_if_exists=True)
+        kept = None if storage is None else open_storage(storage)
+        study = optuna.create_study(storage=kept, study_name=name, load_if_exists=True)
         for trial in study.get_trials(states=(TrialState.RUNNING,)):  # of a process that is no more
             study.tell(trial.number, state=TrialState.FAIL)
     except Exception as error:  # whatever the database says

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.errors import UserError
+from experiments.errors import FailedError, UserError
 from experiments.files import check_can_write, write_atomic
 
 if TYPE_CHECKING:
@@ -31,10 +32,13 @@ def tune_command(
 
     Raises:
         UserError: for an unknown program, task or sampler, or a file that cannot be written.
+        FailedError: at the end, if no trial had a finite loss.
     """
     import torch
 
+    from experiments.compare.comparison import finite_or_null
     from experiments.compare.console import comparison_progress
+    from experiments.compare.fingerprints import fingerprint
     from experiments.programs import resolve_program, usual_rate
     from experiments.searching.constants import SAMPLERS, tune_constants
     from experiments.tasks import get_task
@@ -45,9 +49,11 @@ def tune_command(
     check_can_write("--json", json_file)
     if sampler not in SAMPLERS:
         raise UserError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
+    check_can_write("--storage", storage)
     name, found = resolve_program(program)
     rate = usual_rate(name) if lr is None else lr
     options: dict[str, Any] = {"trials": trials, "steps": steps, "sampler": sampler, "seed": seed, "storage": storage}
+    options["source"] = fingerprint(task).get("file", "")
     with comparison_progress() as progress:
         tuned = tune_constants(found, get_task(task), rate, report=progress, what=f"numbers of {name}", **options)
     print(sentence(name, tuned))
@@ -57,7 +63,9 @@ def tune_command(
         write_atomic(output, print_program(tuned.program))
         print(f"program: {output}, at learning rate {tuned.lr:g}")
     if json_file is not None:
-        write_atomic(json_file, json.dumps(tuned.as_json(), indent=1) + "\n")
+        write_atomic(json_file, json.dumps(finite_or_null(tuned.as_json()), indent=1) + "\n")
+    if not math.isfinite(tuned.loss):
+        raise FailedError(f"none of {tuned.trials} trials trained to the end; try a smaller --lr")
 
 
 def sentence(name: str, tuned: TunedConstants) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from experiments.errors import UserError
-from primitives.task import Task, initial_model
+from primitives.task import Task, initial_model, new_model, trainable
 
 GROUP = "optforge.tasks"
 """Entry points that each name one `Task`; the name of the entry point is that of the task."""
@@ -86,11 +86,14 @@ def _tried(task: Task, where: str, path: Path | None = None) -> Task:
     Its data are loaded once.
     """
     task = replace(task, data=functools.cache(task.data))
+    task = replace(task, model=functools.partial(new_model, task))  # whose lazy modules have their shapes
     try:
         train = task.data().train
         inputs, targets = train.batch(torch.arange(min(2, len(train))))
         model = initial_model(task, 0)
+        before = [x.clone() for x in model.buffers()]
         loss = task.loss(model(inputs), targets)
+        pure = _is_pure(model, inputs, before)
     except UserError:
         raise
     except Exception as error:
@@ -101,16 +104,35 @@ def _tried(task: Task, where: str, path: Path | None = None) -> Task:
         raise UserError(f"the loss of {where} is {what}; one number is expected, the mean over the batch")
     if not loss.isfinite():
         raise UserError(f"the loss of {where} is {loss.item()} before training; a finite number is expected")
-    for module in model.modules():
-        if isinstance(module, _UNFIT) and module.training:
-            raise UserError(
-                f"the model of {where} has {type(module).__name__}; outputs may depend on nothing but "
-                "parameters and inputs, so that many members can be trained as one: leave it out, or take LayerNorm"
-            )
+    unfit = next((type(m).__name__ for m in model.modules() if m.training and _draws_or_remembers(m)), None)
+    if unfit or not pure:
+        has = f"has {unfit}" if unfit else "draws random numbers, as by dropout, or changes its buffers"
+        raise UserError(
+            f"the model of {where} {has}; outputs may depend on nothing but parameters and inputs, so that runs can be "
+            "compared: leave it out, or take LayerNorm"
+        )
+    if not trainable(model):
+        raise UserError(f"the model of {where} has no parameter that requires a gradient, and cannot be trained")
     return task
 
 
-_UNFIT = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.dropout._DropoutNd)
+def _draws_or_remembers(module: torch.nn.Module) -> bool:
+    """Whether outputs of a module of torch depend on chance, or on other examples of the batch."""
+    if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    return isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+
+
+def _is_pure(model: torch.nn.Module, inputs: torch.Tensor, before: list[torch.Tensor]) -> bool:
+    """Whether buffers are as they were `before`, and outputs the same whatever the random state."""
+    if not all(map(torch.equal, before, model.buffers())):
+        return False
+    found = []
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for seed in range(2):
+            torch.manual_seed(seed)
+            found.append(model(inputs))
+    return not isinstance(found[0], torch.Tensor) or torch.equal(*found) or bool(found[0].isnan().any())
 
 
 def _line(error: BaseException, path: Path | None) -> str:

@@ -41,7 +41,7 @@ def train_command(
     json_file: Path | None,
     resume: bool = False,
     **others: Any,
-) -> None:
+) -> str:
     """Train once and print how it went; an optimizer meant for full batches gets them.
 
     `settings` are values of hyperparameters, as in ``["beta1=0.95"]``; `others` are further `RunOptions`;
@@ -51,6 +51,9 @@ def train_command(
     program, and where the numbers come from. `json_file` gets a copy of the latter. With checkpoints, it has
     `command.json` from the beginning: what was asked for, for `resume_command`. Of several processes that train
     together one writes and prints.
+
+    Returns:
+        Why the run has diverged; empty if it has not.
 
     Raises:
         UserError, ProgramError: before anything is written, if what was asked for does not exist or fit.
@@ -95,7 +98,7 @@ def train_command(
             resume=resume,
         )
         if not first:
-            return
+            return result.reason
         record = _record(name, rule, learn, result) | {"full_batch": full_batch, "options": asdict(options)}
         text = json.dumps(record, indent=2) + "\n"
         if isinstance(rule, Program):
@@ -111,10 +114,13 @@ def train_command(
         if first:
             remove_if_empty(folder)
     print(_summary(name, result, problem.metric, folder, " on the whole training set" if full_batch else ""))
+    return result.reason
 
 
-def resume_command(run_dir: Path | None, json_file: Path | None) -> None:
+def resume_command(run_dir: Path | None, json_file: Path | None) -> str:
     """Go on with the run in `run_dir` from its latest checkpoint, or from its start if it has none yet.
+
+    Returns what `train_command` does.
 
     Raises:
         UserError: if there is no such run, it has ended, or it keeps no checkpoints.
@@ -134,7 +140,7 @@ def resume_command(run_dir: Path | None, json_file: Path | None) -> None:
         raise UserError(f"{folder / COMMAND} is damaged, so the run cannot go on") from None
     if hashes is not None and data_hash(get_task(with_data(task, data)).data()) != hashes:
         raise UserError(f"the data of {task} are no longer those that the run in {folder} was begun with")
-    train_command(**asked, data=data, run_dir=folder, json_file=json_file, resume=True)
+    return train_command(**asked, data=data, run_dir=folder, json_file=json_file, resume=True)
 
 
 def _is_first_process() -> bool:

@@ -235,7 +235,7 @@ def _config(options: MetaOptions) -> dict[str, Any]:
 
 def _agreed(options: MetaOptions, folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{folder} is no run directory of meta-train: it has no readable {CONFIG}") from None
     for name, value in _given(options).items():
