@@ -17,7 +17,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
-from experiments.searching.quit_key import QuitKey
 from primitives import Program
 from primitives.program import Const
 from primitives.pseudocode import pseudo_code
@@ -82,7 +81,6 @@ class SearchView:
         self.begun_with = search.statistics.verdicts.copy()
         living = search.evolution.population
         self.diversity = Diversity(living, search.history[-living:])
-        self.key = QuitKey()
         self.progress = Progress(
             TextColumn("search"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
             TextColumn("ETA"), TimeRemainingColumn(), console=self.console,
@@ -93,7 +91,6 @@ class SearchView:
 
     def __enter__(self) -> SearchView:
         if self.console.is_terminal:
-            self.key.__enter__()
             self.live.start()
         return self
 
@@ -102,7 +99,6 @@ class SearchView:
     ) -> None:
         if self.console.is_terminal:
             self.live.stop()
-            self.key.__exit__()
         self.writer.close()
 
     def update(self, finished: Finished) -> None:
@@ -187,8 +183,7 @@ class SearchView:
         parts: list[Progress | Text | Panel] = [self.progress, *map(Text, lines)]
         if self.search.best:
             parts.append(Panel(pseudo_code(self.search.best[0].program), title="best so far", expand=False))
-        if self.key.listens:
-            parts.append(Text("q or Ctrl-C ends the search and keeps everything", style="dim"))
+        parts.append(Text("Ctrl-C ends the search and keeps everything", style="dim"))
         return Group(*parts)
 
     def _log(self, finished: Finished) -> None:
