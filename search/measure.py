@@ -66,5 +66,9 @@ def measure(task: Task, arena: Tensor, split: Split) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def initial_loss(task: Task, seed: int) -> float:
     """Validation loss of the weights that `seed` gives, before training."""
-    inputs, targets = task.data().valid.batch(torch.arange(len(task.data().valid)))
-    return float(task.loss(initial_model(task, seed)(inputs), targets))
+    model, split = initial_model(task, seed), task.data().valid
+    loss = 0.0
+    for indices in torch.arange(len(split)).split(1024):
+        inputs, targets = split.batch(indices)
+        loss += float(task.loss(model(inputs), targets)) * len(indices)
+    return loss / len(split)

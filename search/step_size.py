@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from primitives import Program, Task
-from primitives.task import batch_indices, initial_model
+from primitives.task import batch_indices, initial_model, trainable
 from search.gradients import Gradients
 from search.native_code import library
 from search.sequential import as_dtype
@@ -37,12 +37,13 @@ def step_sizes(task: Task, programs: Sequence[Program], seed: int, steps: int = 
 def _measured(task: Task, programs: Sequence[Program], seed: int, steps: int) -> list[float]:
     dtype, train = torch.float64, task.data().train
     model = initial_model(task, seed).to(dtype)
-    start = nn.utils.parameters_to_vector(model.parameters())
+    parameters = trainable(model).values()
+    start = nn.utils.parameters_to_vector(parameters)
     single = start[None, None].contiguous()
     arena = start.repeat(1, len(programs), 1)
     gradient, own = torch.zeros_like(arena), torch.zeros_like(single)
     plan = Plan([(program, [RATE]) for program in programs], steps, native=library(dtype) is not None)
-    rules = StackedRules(plan, [p.shape for p in model.parameters()], arena, gradient)
+    rules = StackedRules(plan, [p.shape for p in parameters], arena, gradient)
     gradients = Gradients(task)
     for index, batch in enumerate(batch_indices(len(train), task.batch_size, steps, seed)):
         inputs, targets = (as_dtype(x, dtype)[None] for x in train.batch(batch))

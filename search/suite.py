@@ -41,6 +41,10 @@ BOUND = 1.0
 """Largest score of one task, in nats, for or against a program: a factor e in the loss."""
 
 
+class UnusableTask(ValueError):
+    """Nothing can be scored on a task, whatever the program; the message says why."""
+
+
 @dataclass(frozen=True)
 class Suite:
     """Evaluator that trains programs on several tasks beside a reference, with a new seed for every generation.
@@ -93,8 +97,10 @@ class Suite:
         ]
         *found, reference = self.make(protocol)(scaled)
         if reference.status is not Status.OK:
-            raise ValueError(f"the reference cannot be trained on {protocol.task.name}: {reference.reason}")
+            raise UnusableTask(f"the reference cannot be trained on {protocol.task.name}: {reference.reason}")
         start = initial_loss(protocol.task, seed)
+        if not (math.isfinite(start) and start > 0):
+            raise UnusableTask(f"the loss of {protocol.task.name} before training must be positive, got {start:g}")
         return [
             own if own.status is Status.FAILED else part_of(protocol, own, reference, start, size)
             for own, size in zip(found, sizes, strict=False)
@@ -141,7 +147,7 @@ def combined(parts: Sequence[Part | Fitness]) -> Fitness:
     scored = [part for part in parts if isinstance(part, Part)]
     rates = [math.log(part.lr) for part in scored if math.isfinite(part.lr)]
     if not rates:
-        return Fitness(math.inf, Status.DIVERGED, "the loss became non-finite on every task", parts=tuple(scored))
+        return Fitness(math.inf, Status.DIVERGED, "the loss became non-finite at every rate of every task", parts=tuple(scored))
     score = math.fsum(part.score for part in scored) / len(scored)
     lr = math.exp(math.fsum(rates) / len(rates))
     edge = sum(part.edge for part in scored) > len(scored) / 2

@@ -18,10 +18,18 @@ from search.population import Population
 from search.schedule import scheduled
 from search.sequential import Sequential
 from search.step_size import step_sizes
-from search.suite import BOUND, FLOOR, RELATIVE_RATES, Suite, best_of_neighbours, generation_seed
+from search.suite import (
+    BOUND,
+    FLOOR,
+    RELATIVE_RATES,
+    Suite,
+    UnusableTask,
+    best_of_neighbours,
+    generation_seed,
+)
 
 ADAMW, LION, MUON = (BASELINES[name].program for name in ("adamw", "lion", "muon"))
-UPHILL = parse_program("optforge 1\nx0 = neg(g)\nupdate x0\n")
+SHRINKING = parse_program("optforge 1\nx0 = mul(p, 0.1)\nx1 = mul(g, 1e-6)\nx2 = add(x0, x1)\nupdate x2\n")
 NAMES = ("proxy-teacher", "proxy-curves")
 
 
@@ -125,6 +133,27 @@ def test_reference_that_cannot_train_is_an_error() -> None:
         Suite((), ADAMW)
 
 
+def test_task_whose_loss_is_no_number_is_an_error() -> None:
+    (protocol,) = protocols("proxy-teacher")
+    task = replace(protocol.task, loss=lambda outputs, targets: (outputs - targets).square().mean() - 100.0)
+    with pytest.raises(UnusableTask, match="the loss of proxy-teacher before training must be positive, got -"):
+        Suite((replace(protocol, task=task),), ADAMW)([LION])
+
+
+def test_frozen_parameters_have_no_part_in_the_size_of_steps() -> None:
+    def frozen() -> torch.nn.Module:
+        model = TASKS["proxy-teacher"].model()
+        for p in list(model.parameters())[:2]:
+            p.requires_grad_(False)
+        return model
+
+    b = Builder()
+    task = replace(TASKS["proxy-teacher"], model=frozen)
+    p = torch.cat([p.flatten() for p in initial_model(task, 3).parameters() if p.requires_grad]).detach().double()
+    (found,) = step_sizes(task, [b.build(b.sign(b.g))], 3, steps=1)
+    assert found == pytest.approx(math.sqrt(len(p)) / float(p.norm()), rel=1e-6)
+
+
 def test_step_size_of_sign_descent_is_the_root_of_the_number_of_parameters() -> None:
     b = Builder()
     task = TASKS["quadratic"]
@@ -151,8 +180,8 @@ def test_steps_and_schedule_are_the_protocols() -> None:
 
 
 def test_cut_programs_keep_the_score_of_the_tasks_they_were_trained_on() -> None:
-    whole = Suite(protocols(*NAMES), ADAMW)([LION, UPHILL, MUON])
-    cut = Suite(protocols(*NAMES), ADAMW, cuts=((1, 0.5),))([LION, UPHILL, MUON])
+    whole = Suite(protocols(*NAMES), ADAMW)([LION, SHRINKING, MUON])
+    cut = Suite(protocols(*NAMES), ADAMW, cuts=((1, 0.5),))([LION, SHRINKING, MUON])
     assert [len(f.parts) for f in cut] == [2, 1, 2]
     assert cut[1].score == pytest.approx(whole[1].parts[0].score) and cut[1].score > 0.5
     for a, b in ((cut[0], whole[0]), (cut[2], whole[2])):
@@ -163,7 +192,7 @@ def test_cut_programs_keep_the_score_of_the_tasks_they_were_trained_on() -> None
 
 def test_cut_of_a_program_does_not_depend_on_its_company() -> None:
     suite = Suite(protocols(*NAMES), ADAMW, cuts=((1, 0.02),))
-    together = suite([LION, UPHILL, MUON, ADAMW])
-    apart = [suite([program])[0] for program in (LION, UPHILL, MUON, ADAMW)]
+    together = suite([LION, SHRINKING, MUON, ADAMW])
+    apart = [suite([program])[0] for program in (LION, SHRINKING, MUON, ADAMW)]
     assert [len(f.parts) for f in together] == [len(f.parts) for f in apart]
     assert [f.score for f in together] == pytest.approx([f.score for f in apart], abs=1e-4)

@@ -37,6 +37,7 @@ def run_search(options: SearchOptions) -> bool:
     from search.cache import DuplicateCache
     from search.engine import Budget, Search
     from search.ledger import LedgerError
+    from search.suite import UnusableTask
 
     torch.set_num_threads(1)  # the workers have the other cores; two threads that wait for each other lose tenfold
     check_can_write("--json", options.json)
@@ -82,7 +83,7 @@ def run_search(options: SearchOptions) -> bool:
             raise UserError("the time was over before the first batch; go on with --resume and more --minutes")
         elif finished:
             raise UserError(f"none of {search.statistics.trained} programs could be trained; try another --start")
-    except LedgerError as error:
+    except (LedgerError, UnusableTask) as error:
         raise UserError(str(error)) from None
     finally:
         workers.close()

@@ -43,6 +43,7 @@ def score_command(
     from experiments.programs import resolve_program, unique_names
     from experiments.searching.run import cautions, evaluator
     from experiments.tasks import task_names
+    from search.suite import UnusableTask
     from search.workers import Workers
 
     torch.set_num_threads(1)
@@ -62,6 +63,8 @@ def score_command(
                 progress("scores", seed * len(pieces), total)
                 outcomes.append([fitness for job in row for fitness in pool.result(job)])
             progress("scores", total, total)
+        except UnusableTask as error:
+            raise UserError(str(error)) from None
         finally:
             pool.close()
     by_program = list(zip(labels, zip(*outcomes, strict=True), strict=True))
