@@ -85,7 +85,7 @@ class Member:
 
 def padded(losses: Sequence[float], steps: int) -> Tensor:
     """Losses of a run that may have ended early, ``[steps]``; NaN after it."""
-    return torch.tensor([*losses, *[math.nan] * (steps - len(losses))])
+    return torch.tensor([*losses, *[math.nan] * (steps - len(losses))], dtype=torch.float64)
 
 
 __all__ = ["Member", "padded", "tell_the_cost"]

@@ -226,9 +226,9 @@ def _one_at_a_time(
     begin, data, device = time.perf_counter(), task.data(), quiet_trainer().strategy.root_device
     points = [i for i in range(steps) if i * CURVE_POINTS // steps != (i + 1) * CURVE_POINTS // steps]
     shape = (len(members), len(seeds))
-    start = torch.zeros(len(seeds))
+    start = torch.zeros(len(seeds), dtype=dtype)
     diverged_at = torch.full(shape, -1, dtype=torch.int64)
-    losses, valid = torch.full((steps, *shape), math.nan), torch.full((len(points), *shape), math.nan)
+    losses, valid = (torch.full((n, *shape), math.nan, dtype=dtype) for n in (steps, len(points)))
     nothing = torch.tensor([math.inf, math.nan], dtype=torch.float64)[:, None, None]
     measured = {name: nothing.repeat(1, *shape) for name in splits}
     for m, (program, lr) in enumerate(members):

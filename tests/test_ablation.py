@@ -57,3 +57,15 @@ def test_a_program_that_does_not_train_and_a_single_seed_are_refused() -> None:
         ablate(LION, fixed({}))
     with pytest.raises(ValueError, match="at least two"):
         ablate(LION, fixed({len(LION.body): (1.0,)}))
+
+
+def test_a_statement_that_could_not_be_evaluated_is_not_said_to_be_needed_for_training() -> None:
+    def evaluate(programs: Sequence[Program]) -> list[Fitness]:
+        whole = Fitness(1.0, Status.OK, by_seed=(1.0, 1.0, 1.0))
+        return [
+            whole if len(p.body) == len(LION.body) else Fitness(float("inf"), Status.FAILED, "memory ran out")
+            for p in programs
+        ]
+
+    found = ablate(LION, evaluate)
+    assert {(e.failed, e.interval, e.harmless) for e in found.effects} == {("memory ran out", None, False)}

@@ -137,7 +137,7 @@ def test_export_of_a_program_with_a_hostile_file_name(run, tmp_path):
     code, out, _ = run("export", name)
     body = ast.parse(out).body
     assert code == 0 and not any(isinstance(n, ast.Expr) for n in body)
-    assert {a.name for n in body if isinstance(n, ast.Import) for a in n.names} == {"math", "torch"}
+    assert {a.name for n in body if isinstance(n, ast.Import) for a in n.names} == {"difflib", "math", "torch"}
 
 
 def test_export_refuses_other_formats_and_places(run):

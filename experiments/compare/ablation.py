@@ -39,6 +39,7 @@ class Effect:
         program: what remains.
         harmless: whether the program is neither significantly worse without it nor worse by more than the tolerance
             (few seeds and an outlier make anything insignificant).
+        failed: why it could not be evaluated, which says nothing of the statement; empty if it could.
     """
 
     statement: str
@@ -47,6 +48,7 @@ class Effect:
     interval: Interval | None
     program: Program
     harmless: bool
+    failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def ablate_command(name: str, *, task: str, seeds: int, steps: int | None, json_
     except ValueError as error:
         raise FailedError(str(error)) from None
     rows = [(e, "no longer trains" if e.interval is None else f"{e.difference:+.4g}") for e in found.effects]
+    rows = [(e, f"failed: {e.failed[:60]}" if e.failed else change) for e, change in rows]
     print(f"mean change of the {task} validation loss when a statement is left out, over {seeds} seeds:")
     for effect, change in rows:
         interval = "" if effect.interval is None else f"[{effect.interval.low:+.3g}, {effect.interval.high:+.3g}]"
@@ -157,7 +160,8 @@ def _effects(
         text = f"x{index} = {program.body[index]}"
         difference = float(paired.mean())
         harmless = interval is not None and interval.low <= 0 and difference <= tolerance * reference.score
-        effect = Effect(text, show_arg(arg), difference, interval, variant, harmless)
+        failed = fitness.reason if fitness.status is Status.FAILED else ""
+        effect = Effect(text, show_arg(arg), difference, interval, variant, harmless, failed)
         if index not in best or effect.difference < best[index].difference:
             best[index] = effect
     return [best[i] for i in sorted(best)]
