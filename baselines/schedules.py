@@ -53,7 +53,7 @@ def linear(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0) -> LRS
     """
     _check(total_steps, warmup_steps)
     span = max(1, total_steps - warmup_steps)
-    return _scheduler(optimizer, warmup_steps, lambda done: max(0.0, 1 - done / span))
+    return _scheduler(optimizer, warmup_steps, partial(_line, span, span))
 
 
 def step(

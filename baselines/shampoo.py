@@ -67,6 +67,9 @@ class Shampoo(adamw.AdamW):
         state = super()._start(p, group)
         return state | squares(p, left="root_l", right="root_r") if is_matrix(p) else state
 
+    def _mixes(self, p: Tensor, group: dict[str, Any]) -> bool:
+        return is_matrix(p)
+
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         if "l" not in state:
             super()._apply(group, params, grads, state, step)
@@ -92,7 +95,7 @@ class Shampoo(adamw.AdamW):
 
 def is_matrix(p: Tensor) -> bool:
     """Whether both sides of `p` have square matrices."""
-    return p.ndim >= 2 and max(len(p), p[0].numel()) <= LARGEST_SIDE
+    return p.ndim >= 2 and p.numel() > 0 and max(len(p), p[0].numel()) <= LARGEST_SIDE
 
 
 def squares(p: Tensor, left: str, right: str) -> dict[str, Tensor]:

@@ -63,6 +63,9 @@ class SOAP(adamw.AdamW):
         state = super()._start(p, group)
         return state | squares(p, left="q_l", right="q_r") if is_matrix(p) else state
 
+    def _mixes(self, p: Tensor, group: dict[str, Any]) -> bool:
+        return is_matrix(p)
+
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         if "l" not in state:
             super()._apply(group, params, grads, state, step)

@@ -192,12 +192,12 @@ def block_mean(x: Tensor, blocks: Tensor, dims: Sequence[int]) -> Tensor:
     """Every entry of a row or column statistic replaced by the mean of its block.
 
     Zhang et al. 2024, Adam-mini, arXiv:2406.16793, algorithm 1, give each block, such as the rows of one attention
-    head, one second moment. The n entries are cut into `blocks` stretches, rounded and from 1 to n, of lengths that
+    head, one second moment. The n entries are cut into `blocks` stretches (rounded, from 1 to n, 1 for NaN) of lengths that
     differ by at most 1. Half precision is computed in float32.
     """
     wide = x.reshape(*x.shape[: x.ndim - len(dims)], -1).to(torch.promote_types(x.dtype, torch.float32))
     n = wide.shape[-1]
-    count = torch.clamp(torch.round(flat(blocks, x, dims, 1)), 1, n)
+    count = torch.clamp(torch.round(flat(blocks, x, dims, 1)).nan_to_num(1.0), 1, n)
     block = torch.floor(torch.arange(n, dtype=wide.dtype, device=x.device) * count / n).to(torch.int64)
     block = torch.broadcast_to(block, wide.shape)
     total = torch.scatter_add(torch.zeros_like(wide), -1, block, wide)

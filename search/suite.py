@@ -147,7 +147,9 @@ def combined(parts: Sequence[Part | Fitness]) -> Fitness:
     scored = [part for part in parts if isinstance(part, Part)]
     rates = [math.log(part.lr) for part in scored if math.isfinite(part.lr)]
     if not rates:
-        return Fitness(math.inf, Status.DIVERGED, "the loss became non-finite at every rate of every task", parts=tuple(scored))
+        return Fitness(
+            math.inf, Status.DIVERGED, "the loss became non-finite at every rate of every task", parts=tuple(scored)
+        )
     score = math.fsum(part.score for part in scored) / len(scored)
     lr = math.exp(math.fsum(rates) / len(rates))
     edge = sum(part.edge for part in scored) > len(scored) / 2

@@ -134,7 +134,7 @@ def test_a_cache_restored_from_its_programs_judges_as_before() -> None:
 
 
 def test_an_evaluator_does_not_take_one_rate_for_another() -> None:
-    def size(programs: list[Program]) -> list[Fitness]:
+    def size(programs: list[Program], generation: int) -> list[Fitness]:
         return [Fitness(float(len(p.body)), Status.OK) for p in programs]
 
     cached = Cached(size)  # type: ignore[arg-type]

@@ -264,7 +264,7 @@ def test_the_defaults_of_the_command_line_are_those_of_a_run(tmp_path: Path) -> 
         (["--set", "eps=nan"], "hyper eps: nan is outside"),
         (["--set", "lr=0.1"], "the learning rate has an option of its own: --lr"),
         (["--set", "beta1=0.5", "--set", "beta1=0.6"], "--set gives beta1 twice"),
-        (["--schedule", "linear"], "unknown schedule 'linear'"),
+        (["--schedule", "sine"], "unknown schedule 'sine'"),
         (["--warmup", "7"], "a warm-up of 7 steps does not fit into a run of 6"),
         (["--optimizer", "gradient-descent", "--accumulate", "2"], "there is nothing to accumulate"),
     ],

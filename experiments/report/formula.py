@@ -12,7 +12,7 @@ _MARGIN = 2.0
 _COMMANDS = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}  # matplotlib's path codes
 _REPLACED = {
     r"\begin{cases}": r"\left\{ ", r"\end{cases}": r"\right.", r"\\": r",\; ", "&": r"\;",
-    r"\text": r"\mathrm", r"\frac": r"\dfrac", r"\lVert": r"\|", r"\rVert": r"\|",
+    r"\text": r"\mathrm", r"\frac": r"\dfrac", r"\lVert": r"\|", r"\bmod": r"\;\mathrm{mod}\;", r"\rVert": r"\|",
 }  # fmt: skip
 _WRAPPING = re.compile(r"\\(?:begin|end)\{(?:aligned|gathered)\}")
 
