@@ -59,15 +59,12 @@ class MARS(Adam):
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         beta1, previous = group["betas"][0], state["previous"]
-        if step == 1:
-            torch._foreach_copy_(previous, grads)
-        corrected = torch._foreach_sub(grads, previous)
-        torch._foreach_copy_(previous, grads)
+        corrected = torch._foreach_sub(grads, grads if step == 1 else previous)
+        for old, g in zip(previous, grads, strict=True):  # shards know no _foreach_copy_
+            old.copy_(g)
         torch._foreach_mul_(corrected, group["gamma"] * beta1 / (1 - beta1))
         torch._foreach_add_(corrected, grads)
-        sizes = torch._foreach_norm(corrected)
-        torch._foreach_clamp_min_(sizes, 1)
-        torch._foreach_div_(corrected, sizes)
+        torch._foreach_div_(corrected, torch._foreach_clamp_min(torch._foreach_norm(corrected), 1))
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         self._adam(group, params, list(corrected), state, step)
 

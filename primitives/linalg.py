@@ -192,8 +192,8 @@ def block_mean(x: Tensor, blocks: Tensor, dims: Sequence[int]) -> Tensor:
     """Every entry of a row or column statistic replaced by the mean of its block.
 
     Zhang et al. 2024, Adam-mini, arXiv:2406.16793, algorithm 1, give each block, such as the rows of one attention
-    head, one second moment. The n entries are cut into `blocks` stretches (rounded, from 1 to n, 1 for NaN) of lengths that
-    differ by at most 1. Half precision is computed in float32.
+    head, one second moment. The n entries are cut into `blocks` stretches of lengths that differ by at most 1; their
+    number is rounded, at least 1 (also for NaN) and at most n. Half precision is computed in float32.
     """
     wide = x.reshape(*x.shape[: x.ndim - len(dims)], -1).to(torch.promote_types(x.dtype, torch.float32))
     n = wide.shape[-1]
