@@ -68,7 +68,7 @@ def panels(comparison: Comparison, search: dict[str, Any] | None = None) -> list
         caption = "Lowest validation loss in tuning among the first k trials: what a smaller budget would have found."
         found.append(Panel("Best of k trials", caption, lambda ax: _draw_best_of(ax, comparison)))
     if search is not None and search.get("curve"):
-        caption = "Lowest validation loss among the programs evaluated so far."
+        caption = "Best score among the programs evaluated so far; lower is better."
         found.append(Panel("Search", caption, lambda ax: _draw_search(ax, search, comparison)))
     return found
 
@@ -334,7 +334,7 @@ def _draw_search(axes: Any, search: dict[str, Any], comparison: Comparison) -> N
         style = _style(names.index(name) if name in names else len(names) + index)
         axes.axhline(score, color=style["color"], linestyle=DASHES[1 + index % 4], linewidth=1.6, label=_short(name))
     axes.set_xlabel("programs evaluated")
-    axes.set_ylabel("validation loss")
+    axes.set_ylabel("score of the search")
     _legend(axes)
 
 
