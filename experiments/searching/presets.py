@@ -42,9 +42,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "seconds": {"programs": 96, "minutes": 1.0},
         # time bounds a slow machine; elsewhere the number of programs ends it, which makes it reproducible
-        "minutes": {"programs": 640, "minutes": 3.5},
+        "minutes": {"programs": 240, "minutes": 3.0},
         "hour": {
-            "programs": 9_600,
+            "programs": 4_800,
             "minutes": 55.0,
             "population": 300,
             "batch": 32,
