@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from primitives import Program
 from search.fitness import Evaluator, Fitness, Part, Protocol, Status
+from search.funnel import BOUND, FLOOR
 from search.measure import initial_loss
 from search.population import Population
 from search.schedule import scheduled
@@ -27,18 +28,12 @@ The best rate of 19 known optimizers on the proxies lies between 1.6 % and 40 % 
 updates are scaled.
 """
 
-FLOOR = 1e-3
-"""Share of the loss before training below which losses count as equal: a task solved to that is solved."""
-
 CUTS = ((3, 0.1), (6, 0.05))
 """After how many tasks a program is given up whose mean score so far is above a bound.
 
 Of 64 children of AdamW, 56 % passed the first bound and 47 % both, among them all that ended below 0.01. The rank
 correlation of the mean over the first three tasks with that over all eight was 0.96.
 """
-
-BOUND = 1.0
-"""Largest score of one task, in nats, for or against a program: a factor e in the loss."""
 
 
 class UnusableTask(ValueError):

@@ -14,13 +14,12 @@ from experiments.tasks import TASKS
 from primitives import Builder, Program, parse_program
 from primitives.task import initial_model
 from search.fitness import Evaluator, Fitness, Protocol, Status
+from search.funnel import BOUND, FLOOR
 from search.population import Population
 from search.schedule import scheduled
 from search.sequential import Sequential
 from search.step_size import step_sizes
 from search.suite import (
-    BOUND,
-    FLOOR,
     RELATIVE_RATES,
     Suite,
     UnusableTask,
