@@ -21,14 +21,16 @@ def search(
         str | None,
         typer.Option("--tasks", "--task", metavar="NAME,…", help="Tasks to score on.", show_default="proxies"),
     ] = None,
-    programs: Annotated[Number, typer.Option(min=1, metavar="N", help="Stop after so many evaluated programs.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0, metavar="M", help="Stop after so much time.")] = None,
+    programs: Annotated[Number, typer.Option(min=1, metavar="N", help="Number of programs to train in all.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, metavar="M", help="Time limit of this call, in minutes.")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Named settings: seconds, minutes, hour or gpu.")
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option(metavar="PROGRAM,…", help="What evolution starts from, one or several.", show_default="adamw"),
+        typer.Option(metavar="PROGRAM,…", help="Programs to start from.", show_default="adamw"),
     ] = None,
     ops: Annotated[
         str | None,
@@ -59,17 +61,23 @@ def search(
             show_default="evolution",
         ),
     ] = None,
-    population: Annotated[Number, typer.Option(min=2, metavar="N", help="Programs alive at once.")] = None,
+    population: Annotated[Number, typer.Option(min=2, metavar="N", help="Population size.")] = None,
     tournament: Annotated[
         Number,
-        typer.Option(min=1, metavar="N", help="Programs drawn for each parent; the best of them has the child."),
+        typer.Option(min=1, metavar="N", help="Tournament size: programs that compete to become a parent."),
     ] = None,
-    islands: Annotated[Number, typer.Option(min=1, metavar="N", help="Lineages that do not mix.")] = None,
+    islands: Annotated[
+        Number, typer.Option(min=1, metavar="N", help="Number of islands: lineages that do not mix.")
+    ] = None,
     migrate_every: Annotated[
-        Number, typer.Option(min=0, metavar="M", help="Every so many programs of an island, one is its neighbour's.")
+        Number,
+        typer.Option(min=0, metavar="M", help="Migrate one program between islands every M candidates; 0 for never."),
     ] = None,
     restart_every: Annotated[
-        Number, typer.Option(min=0, metavar="N", help="Begin anew every so many programs: from the start or the best.")
+        Number,
+        typer.Option(
+            min=0, metavar="N", help="Restart interval, in programs: from the start or the best; 0 for never."
+        ),
     ] = None,
     descent: Annotated[
         bool, typer.Option("--descent", help="Train only what goes downhill on simulated quadratics.")
@@ -79,10 +87,12 @@ def search(
     ] = False,
     precision: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Of training: float32, or tf32 or bf16, for GPUs.", show_default="float32"),
+        typer.Option(
+            metavar="NAME", help="Precision of training: float32, or tf32 or bf16 for GPUs.", show_default="float32"
+        ),
     ] = None,
     seed: Annotated[
-        Number, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Of all randomness.", show_default="0")
+        Number, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Random seed.", show_default="0")
     ] = None,
     batch: Annotated[Number, typer.Option(min=1, metavar="N", help="Programs trained together.")] = None,
     lag: Annotated[Number, typer.Option(min=1, metavar="N", help="Batches in flight at once.")] = None,
@@ -94,16 +104,18 @@ def search(
         typer.Option(metavar="ADDRESS", help="Evaluate on this Ray cluster, as in: head:6379, auto, local."),
     ] = None,
     steps: Annotated[
-        Number, typer.Option(min=1, metavar="N", help="Length of a run.", show_default="each task's own")
+        Number, typer.Option(min=1, metavar="N", help="Steps of each run.", show_default="each task's own")
     ] = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="For all that is written.", show_default="a new one in runs/"),
+        typer.Option(metavar="DIR", help="Output directory.", show_default="a new one in runs/"),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --run-dir.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the search in --run-dir.")] = False,
     funnel: Annotated[
         bool | None,
-        typer.Option("--funnel/--no-funnel", help="Then send the best through other tasks.", show_default="by preset"),
+        typer.Option(
+            "--funnel/--no-funnel", help="Send the best through further tasks afterwards.", show_default="by preset"
+        ),
     ] = None,
     tune: Annotated[
         Number,
@@ -115,13 +127,13 @@ def search(
         ),
     ] = None,
     stop_overfitting: Annotated[
-        bool, typer.Option("--stop-overfitting", help="End where only the search's own task still improves.")
+        bool, typer.Option("--stop-overfitting", help="Stop where only the search's own score still improves.")
     ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there as JSON.")
     ] = None,
 ) -> None:
-    """Evolve update rules on several tasks at once; ends with the best beside tuned AdamW and Lion.
+    """Evolve update rules, scored on several tasks at once; ends with the best on fresh seeds and unseen tasks.
 
     Whichever of --programs and --minutes is reached first ends the search. Ctrl-C does too; --resume goes on.
 
