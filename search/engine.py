@@ -116,7 +116,10 @@ class Search:
         self.statistics.trained += 1
         self.statistics.statements += len(record.program.body)
         self.statistics.dead += len(record.program.body) - len(record.program.live.instructions)
-        self.statistics.diverged += fitness.status is not Status.OK
+        self.statistics.failed += fitness.status is Status.FAILED
+        self.statistics.diverged += fitness.status not in (Status.OK, Status.FAILED)
+        if fitness.status is Status.FAILED and not self.statistics.failure:
+            self.statistics.failure = fitness.reason
         if fitness.status is Status.OK:
             insort(self.best, record, key=lambda r: (r.fitness.score, r.number))
             del self.best[KEPT:]

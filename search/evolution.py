@@ -280,6 +280,8 @@ class Statistics:
     verdicts: Counter[Verdict] = field(default_factory=Counter)
     trained: int = 0
     diverged: int = 0
+    failed: int = 0  # the evaluation broke, which says nothing about the program
+    failure: str = ""  # why, of the first
     statements: int = 0  # of trained programs
     dead: int = 0  # of these, without effect on the update
 

@@ -82,6 +82,19 @@ def run(
         ledger.close()
 
 
+def test_failed_evaluations_are_counted_apart_from_divergence(tmp_path: Path) -> None:
+    def broken(programs: Sequence[Program], generation: int) -> list[Fitness]:
+        return [Fitness(math.inf, (Status.FAILED, Status.DIVERGED)[i % 2], f"reason {i}") for i in range(len(programs))]
+
+    ledger = Ledger.create(tmp_path, {})
+    search = Search(evolution(), ledger, Workers(lambda: broken, 0))
+    for _ in search.run(Budget(programs=16)):
+        pass
+    ledger.close()
+    assert (search.statistics.failed, search.statistics.diverged) == (8, 8)
+    assert search.statistics.failure == "reason 0" and search.best == []
+
+
 def test_the_same_seed_gives_the_same_ledger(tmp_path: Path) -> None:
     assert run(tmp_path / "a", 100) == run(tmp_path / "b", 100)
     assert run(tmp_path / "a", 100) != run(tmp_path / "c", 96)

@@ -262,7 +262,7 @@ def _funnel(
             every=settings.every, workers=settings.workers, report=progress,
         )  # fmt: skip
     statistics = search.statistics
-    sound = statistics.trained - statistics.diverged
+    sound = statistics.trained - statistics.diverged - statistics.failed
     before = [("probes and cache", statistics.generated, statistics.trained), (config["task"], sound, len(entrants))]
     print_table(funnel_report.stage_table(found, before))
     print_notes(funnel_report.sentences(found))
@@ -289,6 +289,7 @@ def _summary(config: dict[str, Any], search: Search, comparison: Comparison) -> 
             "generated": statistics.generated,
             "duplicates": statistics.duplicates,
             "diverged": statistics.diverged,
+            "failed": statistics.failed,
             **{v.value.replace("_", " "): statistics.verdicts[v] for v in Verdict},
         },
         "redundant statements": statistics.redundancy,

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.errors import UserError
+from experiments.errors import FailedError, UserError
 from experiments.files import check_can_write
 from experiments.searching.options import SearchOptions, agreed, configuration, evolution, keep_budget, with_preset
 from experiments.searching.presets import SCHEDULE, WARMUP
 from experiments.tasks import get_task
 
 if TYPE_CHECKING:
+    from search.engine import Search
     from search.fitness import Evaluator
     from search.ledger import Ledger
     from search.pool import Executor
@@ -82,7 +83,7 @@ def run_search(options: SearchOptions) -> bool:
         elif finished and not search.statistics.trained:
             raise UserError("the time was over before the first batch; go on with --resume and more --minutes")
         elif finished:
-            raise UserError(f"none of {search.statistics.trained} programs could be trained; try another --start")
+            raise FailedError(_nothing_trained(search))
     except (LedgerError, UnusableTask) as error:
         raise UserError(str(error)) from None
     finally:
@@ -91,6 +92,14 @@ def run_search(options: SearchOptions) -> bool:
         if not finished:
             signal.signal(signal.SIGINT, previous)
     return finished
+
+
+def _nothing_trained(search: Search) -> str:
+    """Why there is no result: a task that cannot be trained is no fault of the programs."""
+    statistics = search.statistics
+    if statistics.failed:
+        return f"{statistics.failed} of {statistics.trained} programs could not be evaluated: {statistics.failure}"
+    return f"none of {statistics.trained} programs could be trained: all diverged; try another --start"
 
 
 def _open(options: SearchOptions) -> tuple[Ledger, dict[str, Any]]:

@@ -137,7 +137,9 @@ class SearchView:
         rate = (statistics.trained - self.before) / seconds
         return (
             f"{statistics.trained} programs trained ({rate:.1f}/s), {statistics.generated} generated, "
-            f"{statistics.duplicates} duplicates, {statistics.diverged} diverged, {score}"
+            f"{statistics.duplicates} duplicates, {statistics.diverged} diverged, "
+            + (f"{statistics.failed} failed, " if statistics.failed else "")
+            + score
         )
 
     def _rates(self) -> dict[str, float]:
