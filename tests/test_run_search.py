@@ -269,6 +269,26 @@ def test_several_tasks_are_scored_with_new_seeds_in_each_batch(tmp_path: Path) -
         run_search(SearchOptions(run_dir=tmp_path / "run", ops="lion45", resume=True))
 
 
+def test_search_on_a_task_that_has_changed_is_not_resumed(tmp_path: Path) -> None:
+    task = tmp_path / "mine.py"
+    text = """
+import torch
+from primitives import Splits, Task, TensorSplit
+def data():
+    x = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
+    return Splits(*(TensorSplit(part, FACTOR * part.sum(1, keepdim=True)) for part in x.split(40)))
+TASK = Task(name="mine", summary="s", model=lambda: torch.nn.Linear(4, 1), data=data,
+            loss=torch.nn.functional.mse_loss, metric="mse", steps=5, batch_size=8, licence="none")
+"""
+    task.write_text(text.replace("FACTOR", "1.0"))
+    run_search(options(tmp_path / "run", tasks=str(task), programs=16))
+    task.write_text(text.replace("FACTOR", "3.0"))
+    with pytest.raises(UserError, match=r"mine\.py is another task than .* was begun with: its .*file changed"):
+        run_search(SearchOptions(run_dir=tmp_path / "run", tasks=str(task), resume=True, programs=32))
+    task.write_text(text.replace("FACTOR", "1.0"))
+    assert run_search(SearchOptions(run_dir=tmp_path / "run", tasks=str(task), resume=True, programs=32, workers=0))
+
+
 def test_single_or_repeated_tasks_get_a_caution() -> None:
     (one,) = cautions(["proxy-teacher"])
     assert "proxy-teacher is the only task" in one

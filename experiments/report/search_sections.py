@@ -212,7 +212,7 @@ def _counters(run: SearchRun) -> Table:
 
 
 def _provenance(run: SearchRun, label: str) -> Table:
-    config = {k: v for k, v in run.config.items() if k != "programs"}
+    config = {k: v for k, v in run.config.items() if k not in ("programs", "fingerprints")}
     found: dict[str, Any] = {
         "run directory": run.folder.name,
         "programs trained": len(run.rows),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.compare.fingerprints import changes, fingerprint
 from experiments.errors import UserError, unknown
 from experiments.files import write_atomic
 from experiments.programs import resolve_program
@@ -150,6 +151,7 @@ def configuration(options: SearchOptions) -> dict[str, Any]:
                 f"the start program {name.strip()} uses {', '.join(missing)}, which --ops leaves out; add "
                 f"{'them' if len(missing) > 1 else 'it'}, or start from another program"
             )
+    config["fingerprints"] = {name: fingerprint(name) for name in config["tasks"]}
     return dict(json.loads(json.dumps(config)))
 
 
@@ -161,6 +163,12 @@ def agreed(options: SearchOptions, stored: dict[str, Any]) -> dict[str, Any]:
     """The resumed run's own configuration, if what was asked for agrees with it."""
     if options.tasks is None and any(name.endswith(".py") for name in stored["tasks"]):
         raise UserError(f"{options.run_dir} trains what the Python file {stored['task']} says; name it: --tasks FILE")
+    for name, known in stored.get("fingerprints", {}).items():
+        if changed := changes(known, fingerprint(name)):
+            raise UserError(
+                f"{name} is another task than {options.run_dir} was begun with: its {' and '.join(changed)} changed; "
+                "undo that, or begin a new run"
+            )
     for name in DEFAULTS:
         asked = getattr(options, name)
         was = stored["task"] if name == "tasks" else stored[name]
