@@ -12,10 +12,9 @@ from torch.utils.data import Dataset
 from primitives import Task
 from primitives.task import Split, batch_indices, initial_model, trainable
 from search.gradients import views
-from search.sequential import as_dtype
+from search.sequential import EVALUATION_ELEMENTS, as_dtype, measure_alone
 
 CHUNK = 10  # steps per Lightning batch: its loop costs 0.3 ms a turn, as much as a quarter of a population's step
-EVALUATION_ELEMENTS = 2**22  # inputs × members per validation chunk, to bound memory
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
@@ -63,12 +62,7 @@ def measure(task: Task, arena: Tensor, split: Split) -> tuple[Tensor, Tensor]:
     return loss, right
 
 
-@torch.no_grad()
 def initial_loss(task: Task, seed: int) -> float:
     """Validation loss of the weights that `seed` gives, before training."""
-    model, split = initial_model(task, seed), task.data().valid
-    loss = 0.0
-    for indices in torch.arange(len(split)).split(1024):
-        inputs, targets = split.batch(indices)
-        loss += float(task.loss(model(inputs), targets)) * len(indices)
-    return loss / len(split)
+    model, valid = initial_model(task, seed), task.data().valid
+    return measure_alone(task, model, valid, torch.float32, torch.device("cpu"))[0]

@@ -22,9 +22,10 @@ from search.gradients import cannot_be_stacked
 from search.lightning_fit import fit, quiet
 from search.measure import Batches, measure
 from search.native_code import library
-from search.one_at_a_time import Member, padded, tell_the_cost
+from search.one_at_a_time import padded, tell_the_cost
 from search.population_training import CURVE_POINTS, PopulationTraining
 from search.race import NO_RACE, Behind, Race
+from search.sequential import Member
 
 MEMORY = 1 << 30  # bytes of weights, gradients and state at once on a CPU; a constant, so that batches are the same
 DEVICE_SHARE = 0.5  # of a GPU's free memory, for the same

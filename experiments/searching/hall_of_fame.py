@@ -120,7 +120,8 @@ def conclude(
     standings = Standings(own, unseen)
     if ending.trials:
         entrants = _tuned(run_dir, config, entrants, ending.trials)
-    comparison, ranked = _final_comparison(config, entrants)
+    comparison = _final_comparison(config, entrants)
+    ranked = [e for e in entrants if e.record is not None]
     _write_hall_of_fame(run_dir, ranked, comparison, standings)
     summary = _summary(config, search, comparison)
     if ending.trials:
@@ -194,11 +195,8 @@ def _tuned(run_dir: Path, config: dict[str, Any], entrants: list[Finalist], tria
     return found
 
 
-def _final_comparison(config: dict[str, Any], entrants: list[Finalist]) -> tuple[Comparison, list[Finalist]]:
-    """All tuned on one ladder of learning rates, on a task that the search has not seen if it saw several.
-
-    Also the finalists, in the order that they had.
-    """
+def _final_comparison(config: dict[str, Any], entrants: list[Finalist]) -> Comparison:
+    """All tuned on one ladder of learning rates, on a task that the search has not seen if it saw several."""
     from experiments.compare import compare
     from experiments.compare.console import comparison_progress
 
@@ -210,8 +208,7 @@ def _final_comparison(config: dict[str, Any], entrants: list[Finalist]) -> tuple
         protocol: dict[str, Any] = {"schedule": SCHEDULE, "warmup": round(WARMUP * length), "steps": length}
         if len(config["tasks"]) > 1 or is_large(name):
             protocol |= LARGE_PROTOCOL
-        comparison = compare(programs, task, against=REFERENCES, progress=progress, **protocol)
-    return comparison, [e for e in entrants if e.record is not None]
+        return compare(programs, task, against=REFERENCES, progress=progress, **protocol)
 
 
 def compared_on(tasks: Sequence[str]) -> str:
