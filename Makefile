@@ -14,7 +14,7 @@ TEST_ARGS    ?= -n 2 -q
 FAULTS_ARGS  ?= -v $(addprefix tests/test_,faults.py faults_programs.py ledger.py executors.py cluster.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search compare bench bench-learned bench-gpu test faults lint types imports docs site lock clean
+.PHONY: help setup search compare bench bench-learned bench-gpu test faults lint types imports links docs site lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,19 +40,19 @@ search: setup  ## Search for an optimizer on a small task, in a fresh folder und
 	@$(BIN)/optforge search $(SEARCH_ARGS)
 
 compare: setup  ## Compare the newest search's best program with tuned AdamW and Lion on other tasks
-	@found=$$($(BIN)/python -c 'from experiments.compare.command import newest_search; print(newest_search() or "")'); \
+	@found=$$($(BIN)/python -c 'from optforge.experiments.compare.command import newest_search; print(newest_search() or "")'); \
 	if [ -z "$$found" ]; then echo "compare: there is no search under runs/ yet (make search makes one), so baselines only"; fi; \
 	$(BIN)/optforge compare $${found:+"$$found"} $(COMPARE_ARGS)
 
 bench: setup  ## Measure how long the optimizers' steps take
-	@$(BIN)/python -m experiments.bench $(BENCH_ARGS)
+	@$(BIN)/python -m optforge.experiments.bench $(BENCH_ARGS)
 
 bench-learned: setup  ## Measure how far results depend on the initial learning rate, then meta-trained optimizers
-	@$(BIN)/python -m experiments.bench.learned $(BENCH_ARGS)
-	@$(if $(BENCH_ARGS),:,$(BIN)/python -m experiments.bench.meta)
+	@$(BIN)/python -m optforge.experiments.bench.learned $(BENCH_ARGS)
+	@$(if $(BENCH_ARGS),:,$(BIN)/python -m optforge.experiments.bench.meta)
 
 bench-gpu: setup  ## Measure populations on a CUDA device, if there is one
-	@$(BIN)/python -m experiments.bench.gpu $(BENCH_ARGS)
+	@$(BIN)/python -m optforge.experiments.bench.gpu $(BENCH_ARGS)
 
 # One thread in each test process: they share the cores already.
 test: setup  ## Run the tests
@@ -67,14 +67,19 @@ lint: setup  ## Check style and formatting
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-types: setup  ## Check the type annotations
+types: setup links  ## Check the type annotations
 	@$(BIN)/mypy
 
-imports: setup  ## Check which package imports which
-	@$(BIN)/lint-imports --no-logo
+imports: setup links  ## Check which package imports which
+	@cd build/types && ../../$(BIN)/lint-imports --no-logo --config ../../pyproject.toml --cache-dir ../../.import_linter_cache
+
+# Tools that read source files need a folder that looks as the installed package does.
+links:
+	@mkdir -p build/types/optforge
+	@ln -sfn ../../../primitives ../../../baselines ../../../learned ../../../search ../../../experiments $(addprefix ../../../,$(wildcard optforge/*.py)) build/types/optforge/
 
 docs: setup  ## Write the pages and tables that describe the language and the optimizers
-	@$(BIN)/python -m experiments.docs
+	@$(BIN)/python -m optforge.experiments.docs
 
 site: setup  ## Build the documentation into site/; a link that leads nowhere is an error
 	@$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[docs]' -c constraints.txt

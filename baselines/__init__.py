@@ -1,17 +1,17 @@
 """Hand-written optimizers from the papers, each paired with its program.
 
-Every class of `BASELINES` can be imported from here: ``from baselines import AdamW``.
+Every class of `BASELINES` can be imported from here: ``from optforge.baselines import AdamW``.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from baselines.base import HandWritten
-from baselines.cautious import cautious
-from baselines.row import Baseline, NamedProgram, Oracle
-from baselines.schedule_free import averaged, is_schedule_free
-from baselines.table import BASELINES, NAMED
+from optforge.baselines.base import HandWritten
+from optforge.baselines.cautious import cautious
+from optforge.baselines.row import Baseline, NamedProgram, Oracle
+from optforge.baselines.schedule_free import averaged, is_schedule_free
+from optforge.baselines.table import BASELINES, NAMED
 
 _CLASSES: dict[str, Any] = {row.about.__name__: row.about for row in BASELINES.values()}
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from baselines.base import HandWritten, Lists
-from baselines.checks import check_bool, check_not_negative, check_positive, check_unit
-from baselines.row import Baseline, Oracle
-from primitives import Builder, Kind, Program
-from primitives.blocks import decoupled_weight_decay, momentum
-from primitives.builder import Expr
+from optforge.baselines.base import HandWritten, Lists
+from optforge.baselines.checks import check_bool, check_not_negative, check_positive, check_unit
+from optforge.baselines.row import Baseline, Oracle
+from optforge.primitives import Builder, Kind, Program
+from optforge.primitives.blocks import decoupled_weight_decay, momentum
+from optforge.primitives.builder import Expr
 
 
 class AdaFactor(HandWritten):

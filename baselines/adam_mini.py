@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.adamw import AdamW
-from baselines.base import Lists
-from baselines.row import Baseline, Oracle
-from primitives import Builder, Kind, Program
-from primitives.blocks import debias, decoupled_weight_decay, momentum, rms_normalise
-from primitives.builder import Expr
+from optforge.baselines.adamw import AdamW
+from optforge.baselines.base import Lists
+from optforge.baselines.row import Baseline, Oracle
+from optforge.primitives import Builder, Kind, Program
+from optforge.primitives.blocks import debias, decoupled_weight_decay, momentum, rms_normalise
+from optforge.primitives.builder import Expr
 
 
 class AdamMini(AdamW):

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.muon import CASES, Muon, fallback, hidden
-from baselines.normuon import rms_of_adamw, to_rms
-from baselines.row import Baseline, Oracle
-from primitives import Builder, Program
-from primitives.blocks import decoupled_weight_decay, heavy_ball, momentum, rms_normalise
-from primitives.linalg import newton_schulz
+from optforge.baselines.muon import CASES, Muon, fallback, hidden
+from optforge.baselines.normuon import rms_of_adamw, to_rms
+from optforge.baselines.row import Baseline, Oracle
+from optforge.primitives import Builder, Program
+from optforge.primitives.blocks import decoupled_weight_decay, heavy_ball, momentum, rms_normalise
+from optforge.primitives.linalg import newton_schulz
 
 
 class AdaMuon(Muon):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from baselines.adam import Adam, direction
-from baselines.base import Lists
-from baselines.row import Baseline, Oracle
-from primitives import Builder, Program
-from primitives.blocks import decoupled_weight_decay
+from optforge.baselines.adam import Adam, direction
+from optforge.baselines.base import Lists
+from optforge.baselines.row import Baseline, Oracle
+from optforge.primitives import Builder, Program
+from optforge.primitives.blocks import decoupled_weight_decay
 
 
 class AdamW(Adam):
@@ -54,7 +54,7 @@ ROWS = (
         paper="Loshchilov & Hutter 2019, arXiv:1711.05101",
         lr_range=(3e-4, 1e-2),
         when="The usual choice for transformers, and for whatever has not been tried yet. Warm up, and keep "
-        "biases and norms out of the decay (`baselines.groups`).",
+        "biases and norms out of the decay (`optforge.search.training.groups`).",
         oracles=(Oracle("torch.optim.AdamW"),),
         cases=(
             {},

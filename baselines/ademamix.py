@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from baselines.adam import Adam
-from baselines.base import HandWritten, Lists
-from baselines.checks import check_beta, check_not_negative
-from baselines.row import Baseline, Oracle
-from primitives import Builder, Program
-from primitives.blocks import debias, decoupled_weight_decay, momentum, rms_normalise
+from optforge.baselines.adam import Adam
+from optforge.baselines.base import HandWritten, Lists
+from optforge.baselines.checks import check_beta, check_not_negative
+from optforge.baselines.row import Baseline, Oracle
+from optforge.primitives import Builder, Program
+from optforge.primitives.blocks import debias, decoupled_weight_decay, momentum, rms_normalise
 
 
 class AdEMAMix(Adam):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from baselines.checks import check_bool, check_dtype
-from primitives.options import is_note
-from primitives.parameters import (
+from optforge.baselines.checks import check_bool, check_dtype
+from optforge.primitives.options import is_note
+from optforge.primitives.parameters import (
     REST,
     check_state_dtype,
     is_sharded,

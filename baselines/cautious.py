@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines import adamw, lion
-from baselines.base import HandWritten, Lists
-from baselines.row import Baseline, Oracle
-from primitives import Const, Instr, Kind, Program
-from primitives.program import Arg
+from optforge.baselines import adamw, lion
+from optforge.baselines.base import HandWritten, Lists
+from optforge.baselines.row import Baseline, Oracle
+from optforge.primitives import Const, Instr, Kind, Program
+from optforge.primitives.program import Arg
 
 
 class _Cautious(HandWritten):

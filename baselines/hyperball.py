@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from baselines import adam, adamw
-from baselines.base import HandWritten, Lists
-from baselines.checks import check_bool
-from baselines.muon import Muon, fallback, hidden
-from baselines.row import Baseline
-from primitives import Builder, Kind, Program
-from primitives.blocks import nesterov
-from primitives.builder import Expr
-from primitives.linalg import newton_schulz
+from optforge.baselines import adam, adamw
+from optforge.baselines.base import HandWritten, Lists
+from optforge.baselines.checks import check_bool
+from optforge.baselines.muon import Muon, fallback, hidden
+from optforge.baselines.row import Baseline
+from optforge.primitives import Builder, Kind, Program
+from optforge.primitives.blocks import nesterov
+from optforge.primitives.builder import Expr
+from optforge.primitives.linalg import newton_schulz
 
 
 class AdamH(adamw.AdamW):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from baselines.adam import Adam, direction
-from baselines.base import Lists
-from baselines.row import Baseline, Oracle
-from primitives import Builder, Program
-from primitives.blocks import decoupled_weight_decay, trust_ratio
+from optforge.baselines.adam import Adam, direction
+from optforge.baselines.base import Lists
+from optforge.baselines.row import Baseline, Oracle
+from optforge.primitives import Builder, Program
+from optforge.primitives.blocks import decoupled_weight_decay, trust_ratio
 
 
 class LAMB(Adam):

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from baselines import adamw
-from baselines.base import HandWritten, Lists
-from baselines.checks import check_beta, check_bool, check_not_negative, check_unit
-from baselines.row import Baseline, Oracle
-from primitives import Builder, Program
-from primitives.blocks import decoupled_weight_decay, nesterov
-from primitives.builder import Expr
-from primitives.linalg import newton_schulz
+from optforge.baselines import adamw
+from optforge.baselines.base import HandWritten, Lists
+from optforge.baselines.checks import check_beta, check_bool, check_not_negative, check_unit
+from optforge.baselines.row import Baseline, Oracle
+from optforge.primitives import Builder, Program
+from optforge.primitives.blocks import decoupled_weight_decay, nesterov
+from optforge.primitives.builder import Expr
+from optforge.primitives.linalg import newton_schulz
 
 
 class Muon(adamw.AdamW):

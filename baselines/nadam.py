@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from baselines.base import HandWritten, Lists, with_l2
-from baselines.checks import check_beta, check_not_negative
-from baselines.row import Baseline, Oracle
-from primitives import Builder, Kind, Program
-from primitives.blocks import debias, decoupled_weight_decay, momentum, rms_normalise
-from primitives.builder import Expr
+from optforge.baselines.base import HandWritten, Lists, with_l2
+from optforge.baselines.checks import check_beta, check_not_negative
+from optforge.baselines.row import Baseline, Oracle
+from optforge.primitives import Builder, Kind, Program
+from optforge.primitives.blocks import debias, decoupled_weight_decay, momentum, rms_normalise
+from optforge.primitives.builder import Expr
 
 
 class NAdam(HandWritten):

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.muon import CASES, Muon, fallback, hidden
-from baselines.row import Baseline, Oracle
-from primitives import Builder, Kind, Program
-from primitives.blocks import decoupled_weight_decay, momentum, nesterov
-from primitives.builder import Expr
-from primitives.linalg import newton_schulz
+from optforge.baselines.muon import CASES, Muon, fallback, hidden
+from optforge.baselines.row import Baseline, Oracle
+from optforge.primitives import Builder, Kind, Program
+from optforge.primitives.blocks import decoupled_weight_decay, momentum, nesterov
+from optforge.primitives.builder import Expr
+from optforge.primitives.linalg import newton_schulz
 
 
 class NorMuon(Muon):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from baselines.base import HandWritten, Lists
-from baselines.checks import check_beta, check_bool, check_not_negative, check_positive
-from baselines.row import Baseline, Oracle
-from primitives import Builder, Kind, Program
-from primitives.blocks import decoupled_weight_decay, heavy_ball, momentum, rms_normalise
+from optforge.baselines.base import HandWritten, Lists
+from optforge.baselines.checks import check_beta, check_bool, check_not_negative, check_positive
+from optforge.baselines.row import Baseline, Oracle
+from optforge.primitives import Builder, Kind, Program
+from optforge.primitives.blocks import decoupled_weight_decay, heavy_ball, momentum, rms_normalise
 
 
 class Prodigy(HandWritten):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from baselines.row import NamedProgram
-from primitives import Builder, Program
+from optforge.baselines.row import NamedProgram
+from optforge.primitives import Builder, Program
 
 
 def lion_raw(*, ablated: bool = False) -> Program:

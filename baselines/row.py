@@ -14,8 +14,8 @@ from typing import Any
 
 from torch.optim.optimizer import Optimizer
 
-from primitives import Program
-from primitives.routing import Predicate
+from optforge.primitives import Program
+from optforge.primitives.routing import Predicate
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from baselines.base import HandWritten, Lists
-from baselines.checks import check_beta, check_not_negative, check_positive
-from baselines.row import Baseline, Oracle
-from primitives import Builder, Kind, Program
-from primitives.blocks import debias, decoupled_weight_decay, momentum, rms_normalise
-from primitives.parameters import REST
+from optforge.baselines.base import HandWritten, Lists
+from optforge.baselines.checks import check_beta, check_not_negative, check_positive
+from optforge.baselines.row import Baseline, Oracle
+from optforge.primitives import Builder, Kind, Program
+from optforge.primitives.blocks import debias, decoupled_weight_decay, momentum, rms_normalise
+from optforge.primitives.parameters import REST
 
 
 class ScheduleFreeAdamW(HandWritten):

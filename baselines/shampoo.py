@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from baselines import adamw
-from baselines.base import HandWritten, Lists
-from baselines.checks import check_beta, check_not_negative
-from baselines.row import Baseline
-from primitives import Builder, Kind, Program
-from primitives.blocks import debias, decoupled_weight_decay, every, momentum
-from primitives.linalg import inverse_root
-from primitives.routing import LARGEST_SIDE
+from optforge.baselines import adamw
+from optforge.baselines.base import HandWritten, Lists
+from optforge.baselines.checks import check_beta, check_not_negative
+from optforge.baselines.row import Baseline
+from optforge.primitives import Builder, Kind, Program
+from optforge.primitives.blocks import debias, decoupled_weight_decay, every, momentum
+from optforge.primitives.linalg import inverse_root
+from optforge.primitives.routing import LARGEST_SIDE
 
 
 class Shampoo(adamw.AdamW):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from baselines.base import HandWritten, Lists
-from baselines.checks import check_not_negative, check_unit
-from baselines.row import Baseline, Oracle
-from primitives import Builder, Program
-from primitives.blocks import decoupled_weight_decay, momentum
+from optforge.baselines.base import HandWritten, Lists
+from optforge.baselines.checks import check_not_negative, check_unit
+from optforge.baselines.row import Baseline, Oracle
+from optforge.primitives import Builder, Program
+from optforge.primitives.blocks import decoupled_weight_decay, momentum
 
 
 class Signum(HandWritten):

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from baselines import adamw
-from baselines.base import HandWritten, Lists
-from baselines.checks import check_beta, check_not_negative
-from baselines.row import Baseline, Oracle
-from baselines.shampoo import is_matrix, squares
-from primitives import Builder, Kind, Program
-from primitives.blocks import debias, decoupled_weight_decay, every, momentum
-from primitives.linalg import basis
+from optforge.baselines import adamw
+from optforge.baselines.base import HandWritten, Lists
+from optforge.baselines.checks import check_beta, check_not_negative
+from optforge.baselines.row import Baseline, Oracle
+from optforge.baselines.shampoo import is_matrix, squares
+from optforge.primitives import Builder, Kind, Program
+from optforge.primitives.blocks import debias, decoupled_weight_decay, every, momentum
+from optforge.primitives.linalg import basis
 
 
 class SOAP(adamw.AdamW):

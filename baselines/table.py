@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 
-from baselines.row import Baseline, NamedProgram
+from optforge.baselines.row import Baseline, NamedProgram
 
 
 def _collect() -> list[NamedProgram]:

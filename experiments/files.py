@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from experiments.errors import UserError
+from optforge.experiments.errors import UserError
 
 
 def check_can_write(option: str, path: Path | None) -> None:

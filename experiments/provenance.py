@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from primitives.task import Splits
+    from optforge.search.training.task import Splits
 
 _PACKAGES = ("optforge", "torch", "lightning", "numpy", "scipy", "scikit-learn")
-_SOURCES = ("primitives", "baselines", "learned", "search", "experiments")
+_SOURCES = ("optforge", "primitives", "baselines", "learned", "search", "experiments")
 _HASHED_AT_ONCE = 4096
 _MAX_HASHED = 65536
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from experiments.errors import UserError, nearest
+from optforge.experiments.errors import UserError, nearest
 
 ROOT = Path("runs")
 FUNNEL = "funnel.sqlite"

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from learned.rules import named_rule
-from primitives import ProgramError
+from optforge.learned.rules import named_rule
+from optforge.primitives import ProgramError
 
 WHAT = ("lr",)
 PER = ("global", "group", "tensor")

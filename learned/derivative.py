@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from primitives.builder import Builder, Expr
-from primitives.kinds import SIGNALS, Kind, ProgramError, Slot
-from primitives.op import PUSHED, Op
-from primitives.ops import OPS
-from primitives.parameters import ASIDE
-from primitives.program import Arg, Const, Program, fold
+from optforge.primitives.builder import Builder, Expr
+from optforge.primitives.kinds import SIGNALS, Kind, ProgramError, Slot
+from optforge.primitives.op import PUSHED, Op
+from optforge.primitives.ops import OPS
+from optforge.primitives.parameters import ASIDE
+from optforge.primitives.program import Arg, Const, Program, fold
 
 
 class Extended(Builder):

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learned.guarded_optimizer import GuardedOptimizer
-from learned.measured import Measured, Moved, placed
-from learned.numeric import Number, kept, near, of, quiet, total
-from learned.rules import Seen, named_rule, on_scale, towards_parent
-from learned.spikes import follow
+from optforge.learned.guarded_optimizer import GuardedOptimizer
+from optforge.learned.measured import Measured, Moved, placed
+from optforge.learned.numeric import Number, kept, near, of, quiet, total
+from optforge.learned.rules import Seen, named_rule, on_scale, towards_parent
+from optforge.learned.spikes import follow
 
 _LIMIT = math.log(1e12)  # a factor stays within 1e-12 and 1e12, so that a rate is positive and finite
 _NOISE = 1e-12  # of a step's square, below which that of its derivative is rounding; of a decay's, on its scale

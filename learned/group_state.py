@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learned.losses import Losses
-from learned.rules import named_rule
+from optforge.learned.losses import Losses
+from optforge.learned.rules import named_rule
 
 _ZERO = torch.zeros((), dtype=torch.float64)
 

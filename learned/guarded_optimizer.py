@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from learned.losses import Losses, anew, heard, packed, set_aside, tried, trusted
-from learned.measured import Measured, Moved
-from learned.numeric import Number, kept, median, near, of
-from learned.rules import CAP, TRUSTED, cap, halfway_back
-from learned.spikes import FIRST_SPIKE, RISING, counted, damping, follow, sampled
-from learned.watched_optimizer import WatchedOptimizer
-from primitives.parameters import global_norm
-from primitives.user_warnings import warn
+from optforge.learned.losses import Losses, anew, heard, packed, set_aside, tried, trusted
+from optforge.learned.measured import Measured, Moved
+from optforge.learned.numeric import Number, kept, median, near, of
+from optforge.learned.rules import CAP, TRUSTED, cap, halfway_back
+from optforge.learned.spikes import FIRST_SPIKE, RISING, counted, damping, follow, sampled
+from optforge.learned.watched_optimizer import WatchedOptimizer
+from optforge.primitives.parameters import global_norm
+from optforge.primitives.user_warnings import warn
 
 
 class GuardedOptimizer(WatchedOptimizer):

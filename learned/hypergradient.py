@@ -20,14 +20,14 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from learned.choices import WHAT, chosen
-from learned.following import FollowingOptimizer
-from learned.group_state import complete
-from learned.measured import Moved
-from learned.numeric import quiet
-from learned.rules import RULES, starts
-from primitives import Program, ProgramError
-from primitives.parameters import is_sharded
+from optforge.learned.choices import WHAT, chosen
+from optforge.learned.following import FollowingOptimizer
+from optforge.learned.group_state import complete
+from optforge.learned.measured import Moved
+from optforge.learned.numeric import quiet
+from optforge.learned.rules import RULES, starts
+from optforge.primitives import Program, ProgramError
+from optforge.primitives.parameters import is_sharded
 
 
 class LearnedOptimizer(FollowingOptimizer):

@@ -23,8 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learned.numeric import Number, of
-from learned.rules import TRUSTED
+from optforge.learned.numeric import Number, of
+from optforge.learned.rules import TRUSTED
 
 WINDOW = 25  # steps without the given rate, at the least, and then with it
 WAITS = 50  # steps without it, at the most, until it changes little enough

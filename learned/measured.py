@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learned.numeric import Number, near
-from learned.watch import Watched
+from optforge.learned.numeric import Number, near
+from optforge.learned.watch import Watched
 
 State = dict[str, Any]
 

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from learned.meta_features import Features
-from learned.meta_models import Rule, State, Weights
-from learned.meta_tasks import Problem
-from learned.meta_training import begin
-from primitives import Builder, Const, Instr, Program
-from primitives.blocks import debias, momentum
-from primitives.builder import Expr
-from primitives.interpret import initial_slot
-from primitives.program import Arg
-from primitives.routing import route
-from primitives.source import compile_step
+from optforge.learned.meta_features import Features
+from optforge.learned.meta_models import Rule, State, Weights
+from optforge.learned.meta_tasks import Problem
+from optforge.learned.meta_training import begin
+from optforge.primitives import Builder, Const, Instr, Program
+from optforge.primitives.backends.interpret import initial_slot
+from optforge.primitives.backends.source import compile_step
+from optforge.primitives.blocks import debias, momentum
+from optforge.primitives.builder import Expr
+from optforge.primitives.program import Arg
+from optforge.primitives.routing import route
 
 DECAYS = (0.5, 0.8, 0.9, 0.95, 0.99)
 HALF = 30.0  # steps, in which exponential decay falls to 1/e

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from primitives import Builder, Kind, Program, ProgramError, parse_program, print_program
-from primitives.blocks import debias, momentum
-from primitives.builder import Expr
-from primitives.program import Arg
-from primitives.routing import can_train
-from primitives.source import Emitter, define
+from optforge.primitives import Builder, Kind, Program, ProgramError, parse_program, print_program
+from optforge.primitives.backends.source import Emitter, define
+from optforge.primitives.blocks import debias, momentum
+from optforge.primitives.builder import Expr
+from optforge.primitives.program import Arg
+from optforge.primitives.routing import can_train
 
 FIRST = (0.5, 0.9, 0.99)  # decays of averages of the gradient
 SECOND = (0.9, 0.99)  # decays of averages of its square
@@ -88,7 +88,7 @@ class Features(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _compiled(program: Program, registers: tuple[int, ...]) -> tuple[list[str], Callable[..., Any], tuple[Tensor, ...]]:
-    """What `primitives.source.compile_step` makes of a program, with `registers` returned after the state."""
+    """What `primitives.backends.source.compile_step` makes of a program, with `registers` returned after the state."""
     names = frozenset(program.names) - {s.name for s in program.state} - {"g", "p"}
     source = Emitter(program, program.shared, names)
     found = [source.cast(f"x{i}") for i in registers]

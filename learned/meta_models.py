@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from learned.meta_features import ADAM, Features, default_features
-from primitives.interpret import initial_slot
+from optforge.learned.meta_features import ADAM, Features, default_features
+from optforge.primitives.backends.interpret import initial_slot
 
 Weights = Mapping[str, Tensor]
 State = dict[str, Tensor]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from learned.meta_weights import Learned, load
-from learned.rules import RULES, Seen
-from primitives import ProgramError
-from primitives.parameters import with_gradients
+from optforge.learned.meta_weights import Learned, load
+from optforge.learned.rules import RULES, Seen
+from optforge.primitives import ProgramError
+from optforge.primitives.parameters import with_gradients
 
 HYPER_RATE = 0.02
 """κ that is usual for a learned rate on top of a meta-trained rule."""

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learned.meta_models import Rule, flatten
-from learned.meta_tasks import Params, Problem
-from learned.meta_training import Estimator, begin, unroll_all
-from primitives import ProgramError
+from optforge.learned.meta_models import Rule, flatten
+from optforge.learned.meta_tasks import Params, Problem
+from optforge.learned.meta_training import Estimator, begin, unroll_all
+from optforge.primitives import ProgramError
 
 VALIDATION = 2**32  # added to the seed, for problems that training does not see
 

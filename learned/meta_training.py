@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, vmap
 
-from learned.meta_models import Rule, State, unflatten
-from learned.meta_tasks import Params, Problem
+from optforge.learned.meta_models import Rule, State, unflatten
+from optforge.learned.meta_tasks import Params, Problem
 
 
 class Carry(NamedTuple):

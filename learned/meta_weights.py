@@ -18,12 +18,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from learned.meta_features import Features, difference
-from learned.meta_models import RULES, MLPRule, Rule
-from primitives import ProgramError
+from optforge.learned.meta_features import Features, difference
+from optforge.learned.meta_models import RULES, MLPRule, Rule
+from optforge.primitives import ProgramError
 
 FORMAT = "1"
-FOLDER = resources.files("learned") / "weights"
+FOLDER = resources.files("optforge.learned") / "weights"
 
 
 class Learned(NamedTuple):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from learned.hypergradient import LearnedOptimizer
-from learned.losses import ANEW, BEGUN, FAILED, KEPT, PATIENCE, RISEN, ROSE, STALLED, Losses
-from learned.rules import CAP, MARGIN
-from primitives.kinds import SCALES
+from optforge.learned.hypergradient import LearnedOptimizer
+from optforge.learned.losses import ANEW, BEGUN, FAILED, KEPT, PATIENCE, RISEN, ROSE, STALLED, Losses
+from optforge.learned.rules import CAP, MARGIN
+from optforge.primitives.kinds import SCALES
 
 LARGE = 0.99 * math.log(2.0)  # a factor of 2, or as much on a hyperparameter's own scale; but for rounding
 

@@ -26,9 +26,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from learned.numeric import Number, kept, of
-from primitives import ProgramError
-from primitives.kinds import SCALES
+from optforge.learned.numeric import Number, kept, of
+from optforge.primitives import ProgramError
+from optforge.primitives.kinds import SCALES
 
 Memory = dict[str, Number]
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learned.numeric import Number, kept, near, of
-from primitives.parameters import global_norm
+from optforge.learned.numeric import Number, kept, near, of
+from optforge.primitives.parameters import global_norm
 
 ONE = torch.ones((), dtype=torch.float64)
 SPIKE = 10.0  # times their usual norm, above which gradients are scaled down to it

@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from learned.derivative import Extended, derivative, differentiate
-from primitives.builder import Expr
-from primitives.kinds import Kind
-from primitives.parameters import ASIDE
-from primitives.program import Arg, Const, Program
+from optforge.learned.derivative import Extended, derivative, differentiate
+from optforge.primitives.builder import Expr
+from optforge.primitives.kinds import Kind
+from optforge.primitives.parameters import ASIDE
+from optforge.primitives.program import Arg, Const, Program
 
 SUMS = ("dot", "g2", "u2", "n2", "gu", "p2", "stale")
 """⟨g, u⟩, ‖g‖² and ‖u‖² with u of the step before, ‖u‖² and ⟨g, u⟩ of this one, ‖p‖² before it, and 1 where the step

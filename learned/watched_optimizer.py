@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learned.spikes import ONE
-from learned.watch import Watched, watched
-from primitives import Hyper, Program, ProgramOptimizer
-from primitives.bound import Bound
-from primitives.numbers import Numbers
-from primitives.options import with_fallback
-from primitives.parameters import ASIDE, begin
+from optforge.learned.spikes import ONE
+from optforge.learned.watch import Watched, watched
+from optforge.primitives import Hyper, Program, ProgramOptimizer
+from optforge.primitives.backends.bound import Bound
+from optforge.primitives.backends.numbers import Numbers
+from optforge.primitives.options import with_fallback
+from optforge.primitives.parameters import ASIDE, begin
 
 
 class WatchedOptimizer(ProgramOptimizer):

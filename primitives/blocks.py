@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from primitives.builder import Builder, Expr, SlotExpr
-from primitives.kinds import ProgramError
+from optforge.primitives.builder import Builder, Expr, SlotExpr
+from optforge.primitives.kinds import ProgramError
 
 
 def momentum(b: Builder, slot: SlotExpr, x: Expr, decay: Expr | float) -> Expr:

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from primitives.kinds import SIGNALS, Hyper, Kind, ProgramError, Slot
-from primitives.ops import get_op
-from primitives.program import Arg, Const, Instr, Program
+from optforge.primitives.kinds import SIGNALS, Hyper, Kind, ProgramError, Slot
+from optforge.primitives.ops import get_op
+from optforge.primitives.program import Arg, Const, Instr, Program
 
 
 class Expr:

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from primitives.kinds import RESERVED, SIGNALS, ProgramError
-from primitives.options import merged_hypers
-from primitives.parameters import ASIDE
-from primitives.program import Program
-from primitives.routing import Route
+from optforge.primitives.kinds import RESERVED, SIGNALS, ProgramError
+from optforge.primitives.options import merged_hypers
+from optforge.primitives.parameters import ASIDE
+from optforge.primitives.program import Program
+from optforge.primitives.routing import Route
 
 
 def check_fits(saved: Mapping[str, Any], program: Program, parameters: Sequence[tuple[Tensor, Route]]) -> None:

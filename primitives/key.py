@@ -9,8 +9,8 @@ from functools import lru_cache
 
 import torch
 
-from primitives.ops import OPS
-from primitives.program import Arg, Const, Program
+from optforge.primitives.ops import OPS
+from optforge.primitives.program import Arg, Const, Program
 
 
 def structural_key(program: Program) -> str:

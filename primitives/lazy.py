@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-from primitives.kinds import SHARED_SIGNALS
-from primitives.program import Arg, Const, Program
+from optforge.primitives.kinds import SHARED_SIGNALS
+from optforge.primitives.program import Arg, Const, Program
 
 Guard = tuple[int, bool]  # number of a condition; whether it must be true or false
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from primitives.program import Const
+from optforge.primitives.program import Const
 
 _SAME = (
     "abs", "cos", "sin", "tan", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh",

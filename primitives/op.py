@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from primitives.kinds import Kind, join
+from optforge.primitives.kinds import Kind, join
 
 S, R, C, T, LEFT, RIGHT = Kind.SCALAR, Kind.ROW, Kind.COL, Kind.TENSOR, Kind.LEFT, Kind.RIGHT
 
@@ -190,6 +190,6 @@ def namespace() -> dict[str, Any]:
 
     import torch
 
-    from primitives import linalg
+    from optforge.primitives import linalg
 
     return {"torch": torch, "math": math, "linalg": linalg}

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
-from primitives.kinds import SIGNALS, ProgramError
-from primitives.op import (
+from optforge.primitives.kinds import SIGNALS, ProgramError
+from optforge.primitives.op import (
     LEFT,
     PUSHED,
     RIGHT,
@@ -271,7 +271,7 @@ class Table(dict[str, Op]):
     """
 
     def __missing__(self, name: str) -> Op:
-        from primitives.plugins import load_plugins
+        from optforge.primitives.plugins import load_plugins
 
         load_plugins()
         row = self.get(name)
@@ -340,7 +340,7 @@ def subset(*names: str) -> tuple[str, ...]:
 
     Rows of installed plug-ins count, in every call alike.
     """
-    from primitives.plugins import load_plugins
+    from optforge.primitives.plugins import load_plugins
 
     load_plugins()
     known = subset_names() | set(OPS)

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from primitives.checkpoint import check_fits
-from primitives.compiled import Bound, Kernel, kernel
-from primitives.interpret import Stepped
-from primitives.kinds import Kind, ProgramError
-from primitives.numbers import Numbers
-from primitives.options import check_group, merged_hypers, with_fallback
-from primitives.parameters import (
+from optforge.primitives.backends.compiled import Bound, Kernel, kernel
+from optforge.primitives.backends.interpret import Stepped
+from optforge.primitives.backends.numbers import Numbers
+from optforge.primitives.checkpoint import check_fits
+from optforge.primitives.kinds import Kind, ProgramError
+from optforge.primitives.options import check_group, merged_hypers, with_fallback
+from optforge.primitives.parameters import (
     REST,
     begin,
     check_state_dtype,
@@ -28,8 +28,8 @@ from primitives.parameters import (
     state_dtype,
     with_gradients,
 )
-from primitives.program import Program
-from primitives.routing import Predicate, Route, routing
+from optforge.primitives.program import Program
+from optforge.primitives.routing import Predicate, Route, routing
 
 Move = tuple[Tensor, Tensor]  # a parameter and its gradient
 

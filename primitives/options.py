@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from primitives.kinds import ProgramError
-from primitives.program import Program, check_hypers
+from optforge.primitives.kinds import ProgramError
+from optforge.primitives.program import Program, check_hypers
 
 
 def with_fallback(program: Program) -> list[Program]:

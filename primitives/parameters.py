@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from primitives.interpret import initial_slot
-from primitives.kinds import Kind, ProgramError, Slot
+from optforge.primitives.backends.interpret import initial_slot
+from optforge.primitives.kinds import Kind, ProgramError, Slot
 
 REST = "p"
 """Key of the state for what rounding takes from a parameter; no slot can have it, because the word is a signal."""

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 
-from primitives.kinds import ProgramError
-from primitives.op import Op
+from optforge.primitives.kinds import ProgramError
+from optforge.primitives.op import Op
 
 GROUP = "optforge.ops"
 
@@ -46,7 +46,7 @@ def load_plugins(*, again: bool = False) -> None:
 
 
 def _load(point: EntryPoint) -> None:
-    from primitives.ops import OPS, register
+    from optforge.primitives.ops import OPS, register
 
     where = f"the plug-in {point.name!r} of the distribution {_distribution(point)!r}"
     try:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
-from primitives.kinds import SHARED_SIGNALS, SIGNALS, Hyper, Kind, ProgramError, Slot
-from primitives.ops import OPS, Op, get_op
+from optforge.primitives.kinds import SHARED_SIGNALS, SIGNALS, Hyper, Kind, ProgramError, Slot
+from optforge.primitives.ops import OPS, Op, get_op
 
 MAX_INSTRUCTIONS = 1000
 MAX_STATE = 64
@@ -185,7 +185,7 @@ class Program:
     @cached_property
     def key(self) -> str:
         """Structural identity, 32 hexadecimal digits; see `primitives.key.structural_key`."""
-        from primitives.key import structural_key
+        from optforge.primitives.key import structural_key
 
         return structural_key(self)
 
@@ -218,7 +218,7 @@ class Program:
         )
 
     def __str__(self) -> str:
-        from primitives.text import print_program
+        from optforge.primitives.text import print_program
 
         return print_program(self)
 

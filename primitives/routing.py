@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from primitives.kinds import ProgramError
-from primitives.parameters import is_sharded, shards_refused
-from primitives.program import Program
+from optforge.primitives.kinds import ProgramError
+from optforge.primitives.parameters import is_sharded, shards_refused
+from optforge.primitives.program import Program
 
 LARGEST_SIDE = 10_000
 """Longest side of a parameter that gets a square matrix of its own, ``max_precond_dim`` of Vyas et al. 2024, SOAP.

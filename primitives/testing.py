@@ -2,7 +2,7 @@
 
 ::
 
-    from primitives.testing import check_op
+    from optforge.primitives.testing import check_op
 
     def test_my_row():
         check_op(MY_ROW)
@@ -19,10 +19,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from primitives.kinds import Kind, join
-from primitives.linalg import jvp
-from primitives.op import Op
-from primitives.ops import DOMAINS, get_op
+from optforge.primitives.kinds import Kind, join
+from optforge.primitives.linalg import jvp
+from optforge.primitives.op import Op
+from optforge.primitives.ops import DOMAINS, get_op
 
 MATRIX_SHAPES = ((3, 4), (4, 3), (1, 5), (5, 1), (2, 3, 2))
 SHAPES = ((), (1,), (5,), *MATRIX_SHAPES)

@@ -19,8 +19,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from primitives.kinds import Hyper, Kind, ProgramError, Slot
-from primitives.program import MAX_INSTRUCTIONS, Arg, Const, Instr, Program, show_arg
+from optforge.primitives.kinds import Hyper, Kind, ProgramError, Slot
+from optforge.primitives.program import MAX_INSTRUCTIONS, Arg, Const, Instr, Program, show_arg
 
 VERSION = 1
 MAX_CHARACTERS = 1_000_000

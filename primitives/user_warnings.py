@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 
-_PASSED = frozenset(
-    {"primitives", "baselines", "learned", "search", "experiments", "torch", "lightning", "numpy", "contextlib"}
-)
+_PASSED = frozenset({"optforge", "torch", "lightning", "numpy", "contextlib"})
 """Packages between a user's line and what it leads to."""
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from search.cache import DuplicateCache, Verdict
-from search.evolution import Candidate, Evolution, Individual, SpaceExhausted, Statistics
-from search.fitness import Fitness, Status
-from search.ledger import Ledger, Record
-from search.pool import Executor, Job
+from optforge.search.duplicates.cache import DuplicateCache, Verdict
+from optforge.search.evolution.evolution import Candidate, Evolution, Individual, SpaceExhausted, Statistics
+from optforge.search.fitness.evaluator import Fitness, Status
+from optforge.search.ledger import Ledger, Record
+from optforge.search.training.executors.pool import Executor, Job
 
 KEPT = 256
 """Of the best programs; some are near twins, and a funnel takes in half as many."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
-from search.evolution import Individual
+from optforge.search.evolution.evolution import Individual
 
 FLOOR = 1e-3
 """Share of the loss before training below which losses count as equal: a task solved to that is solved."""

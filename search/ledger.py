@@ -16,11 +16,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from primitives import Program, parse_program, print_program
-from search.cache import Verdict
-from search.evolution import Candidate
-from search.fitness import Fitness, Part, Status
-from search.ledger_file import BATCH, PROGRAM, LedgerError, attach, checksum, connect, insert, lock_directory, write
+from optforge.primitives import Program, parse_program, print_program
+from optforge.search.duplicates.cache import Verdict
+from optforge.search.evolution.evolution import Candidate
+from optforge.search.fitness.evaluator import Fitness, Part, Status
+from optforge.search.ledger_file import (
+    BATCH,
+    PROGRAM,
+    LedgerError,
+    attach,
+    checksum,
+    connect,
+    insert,
+    lock_directory,
+    write,
+)
 
 
 class Record(NamedTuple):

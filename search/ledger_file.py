@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from search.cache import Verdict
+from optforge.search.duplicates.cache import Verdict
 
 VERSION = 3
 _SCHEMA = f"""

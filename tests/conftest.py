@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from experiments.report import plots
+from optforge.experiments.report import plots
 
 torch.set_num_threads(1)
+pytest.register_assert_rewrite("support")
 
 # No deadlines: the machine's load is not a property of the code. HYPOTHESIS_PROFILE=explore draws new examples.
 _COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

@@ -1,6 +1,6 @@
 """`python -m experiments.bench`: the suites of `make bench`."""
 
-from experiments.bench.suites import main
+from optforge.experiments.bench.suites import main
 
 if __name__ == "__main__":
     main()

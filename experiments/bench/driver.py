@@ -15,17 +15,17 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from baselines import BASELINES
-from experiments.tasks import get_task
-from primitives import Program, subset
-from search.cache import DuplicateCache, Identity, Verdict
-from search.draft import Space
-from search.engine import Budget, Search
-from search.evolution import Candidate, Evolution, Individual
-from search.fitness import Evaluator, Fitness, Status
-from search.ledger import Ledger
-from search.pool import Executor, Pool
-from search.workers import Workers
+from optforge.baselines import BASELINES
+from optforge.experiments.tasks import get_task
+from optforge.primitives import Program, subset
+from optforge.search.duplicates.cache import DuplicateCache, Identity, Verdict
+from optforge.search.engine import Budget, Search
+from optforge.search.evolution.evolution import Candidate, Evolution, Individual
+from optforge.search.fitness.evaluator import Evaluator, Fitness, Status
+from optforge.search.ledger import Ledger
+from optforge.search.space.draft import Space
+from optforge.search.training.executors.pool import Executor, Pool
+from optforge.search.training.executors.processes import Workers
 
 BATCH = 32
 
@@ -161,8 +161,8 @@ def no_training() -> Evaluator:
 
 def digits() -> Evaluator:
     """A population on digits, at three learning rates."""
-    from search.fitness import Protocol
-    from search.population import Population
+    from optforge.search.fitness.evaluator import Protocol
+    from optforge.search.training.population.members import Population
 
     return Population(Protocol(get_task("digits"), (1e-3, 1e-2, 1e-1), (0,)))
 

@@ -6,8 +6,8 @@ import os
 
 import torch
 
-from experiments.provenance import provenance
-from primitives import Program
+from optforge.experiments.provenance import provenance
+from optforge.primitives import Program
 
 Counts = dict[str, int]
 Pairs = list[tuple[Program, Program]]
@@ -54,7 +54,7 @@ TEXT = """\
 # How well fingerprints tell programs apart
 
 A fingerprint is a hash of what a program does on fixed probes: updates and live state over {probes} steps, {elements}
-elements each, rounded to about ten digits (`primitives/fingerprint.py`). A search trains one program of each
+elements each, rounded to about ten digits (`primitives/analysis/fingerprint.py`). A search trains one program of each
 fingerprint. Two mistakes are possible: a *collision* merges rules that differ, and a *miss* trains one rule twice.
 
 Both are measured against trajectories: {steps} steps in float64 in which the program's own updates move the parameter,

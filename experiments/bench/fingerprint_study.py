@@ -17,19 +17,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from baselines import BASELINES
-from experiments.bench.fingerprint_report import report
-from experiments.files import write_atomic
-from experiments.programs.random_programs import random_program
-from primitives import Program, subset
-from primitives.fingerprint import STEPS as PROBE_STEPS
-from primitives.fingerprint import _digits as digits
-from primitives.fingerprint import _probes as probes
-from primitives.fingerprint import behave_many
-from primitives.op_loops import SHAPE
-from primitives.together import Together
-from search.cache import depends_on_gradient
-from search.mutation import Space, mutate
+from optforge.baselines import BASELINES
+from optforge.experiments.bench.fingerprint_report import report
+from optforge.experiments.files import write_atomic
+from optforge.experiments.programs.random_programs import random_program
+from optforge.primitives import Program, subset
+from optforge.primitives.analysis.fingerprint import STEPS as PROBE_STEPS
+from optforge.primitives.analysis.fingerprint import _digits as digits
+from optforge.primitives.analysis.fingerprint import _probes as probes
+from optforge.primitives.analysis.fingerprint import behave_many
+from optforge.primitives.backends.op_loops import SHAPE
+from optforge.primitives.backends.together import Together
+from optforge.search.duplicates.cache import depends_on_gradient
+from optforge.search.space.mutation import Space, mutate
 
 STEPS = 50
 SCALES = (1e-5, 1e-3, 1e-1, 1.0, 100.0)  # of gradients in each trial; the last is beyond what training shows

@@ -17,13 +17,13 @@ from statistics import median
 
 import torch
 
-from experiments.bench.suites import LADDER, Figure, adamw_loop, different_programs
-from experiments.files import write_atomic
-from experiments.provenance import provenance
-from experiments.tasks import get_task
-from primitives import Program
-from search.gradients import PRECISIONS
-from search.population import train_members
+from optforge.experiments.bench.suites import LADDER, Figure, adamw_loop, different_programs
+from optforge.experiments.files import write_atomic
+from optforge.experiments.provenance import provenance
+from optforge.experiments.tasks import get_task
+from optforge.primitives import Program
+from optforge.search.training.population.gradients import PRECISIONS
+from optforge.search.training.population.members import train_members
 
 STEPS = 200
 RATES = (32, 256)  # of each program: a GPU wants thousands of members

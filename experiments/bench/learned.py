@@ -21,16 +21,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from baselines import BASELINES
-from experiments.bench.comparison_optimizers import OPTIMIZERS
-from experiments.bench.learned_suite import OFFLINE, cost, not_worse
-from experiments.bench.learned_tables import insert, tables
-from experiments.files import write_atomic
-from experiments.provenance import provenance
-from experiments.tasks.models import MLP
-from experiments.tasks.places import data_folder
-from experiments.tasks.transformers import GPT
-from learned import LearnedOptimizer, learn
+from optforge.baselines import BASELINES
+from optforge.experiments.bench.comparison_optimizers import OPTIMIZERS
+from optforge.experiments.bench.learned_suite import OFFLINE, cost, not_worse
+from optforge.experiments.bench.learned_tables import insert, tables
+from optforge.experiments.files import write_atomic
+from optforge.experiments.provenance import provenance
+from optforge.experiments.tasks.models import MLP
+from optforge.experiments.tasks.places import data_folder
+from optforge.experiments.tasks.transformers import GPT
+from optforge.learned import LearnedOptimizer, learn
 
 RATES = tuple(10.0**k for k in range(-6, 2))
 TUNED = tuple(10 ** (k / 2) for k in range(-8, -3))  # of the reference, half a decade apart
@@ -216,7 +216,7 @@ def main() -> None:
     if options.docs:
         insert(options.docs, text)
     if options.plot:
-        from experiments.bench.learned_plot import draw
+        from optforge.experiments.bench.learned_plot import draw
 
         draw(record["sweep"], options.plot)
 

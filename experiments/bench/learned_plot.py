@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.colours import COLOURS, DASHES
+from optforge.experiments.colours import COLOURS, DASHES
 
 SHOWN = ("optforge two-sided", "optforge multiplicative", "LDoG", "Prodigy", "Mechanic", "AdamW")
 
@@ -20,7 +20,7 @@ def draw(cells: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from experiments.bench.learned_tables import reference
+    from optforge.experiments.bench.learned_tables import reference
 
     tasks = list(dict.fromkeys(c["task"] for c in cells))
     figure, axes = plt.subplots(1, len(tasks), figsize=(4.7 * len(tasks), 3.8), squeeze=False, layout="constrained")

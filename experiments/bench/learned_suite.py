@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean, quantiles
 from typing import Any
 
-from baselines import BASELINES
-from experiments.bench.step import model_parameters, threads
-from experiments.programs import usual_rate
-from experiments.tasks import TASKS, get_task
-from experiments.tasks.file_tasks import FILE_TASKS
-from experiments.training.train import train
-from learned import learn
-from learned.watch import watched
-from primitives import Kind, Program, ProgramOptimizer
+from optforge.baselines import BASELINES
+from optforge.experiments.bench.step import model_parameters, threads
+from optforge.experiments.programs import usual_rate
+from optforge.experiments.tasks import TASKS, get_task
+from optforge.experiments.tasks.file_tasks import FILE_TASKS
+from optforge.experiments.training.train import train
+from optforge.learned import learn
+from optforge.learned.watch import watched
+from optforge.primitives import Kind, Program, ProgramOptimizer
 
 OFFLINE = tuple(name for name in TASKS if name not in FILE_TASKS)
 TIMED = ("adamw", "momentum", "lion")

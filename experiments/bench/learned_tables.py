@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.errors import UserError
-from experiments.files import write_atomic
+from optforge.experiments.errors import UserError
+from optforge.experiments.files import write_atomic
 
 BEGIN, END = "<!-- these tables are written by: make bench-learned -->", "<!-- end of the tables -->"
 Cells = Sequence[Mapping[str, Any]]

@@ -22,15 +22,15 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from experiments.compare.statistics import mean_interval
-from experiments.errors import UserError
-from experiments.files import write_atomic
-from experiments.provenance import provenance
-from experiments.training.meta_problems import digit_images
-from learned.meta_models import flatten
-from learned.meta_tasks import Problem, classifier, quadratics
-from learned.meta_training import begin, unroll_all
-from learned.meta_weights import load
+from optforge.experiments.compare.statistics import mean_interval
+from optforge.experiments.errors import UserError
+from optforge.experiments.files import write_atomic
+from optforge.experiments.provenance import provenance
+from optforge.experiments.training.meta_problems import digit_images
+from optforge.learned.meta_models import flatten
+from optforge.learned.meta_tasks import Problem, classifier, quadratics
+from optforge.learned.meta_training import begin, unroll_all
+from optforge.learned.meta_weights import load
 
 SEEDS, TUNING = range(1000, 1010), range(2000, 2003)
 FUNCTIONS = 100  # quadratics of a seed
@@ -183,7 +183,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from experiments.colours import COLOURS, DASHES
+    from optforge.experiments.colours import COLOURS, DASHES
 
     styles = dict(zip((*METHODS, *LEARNED), zip(COLOURS, (*DASHES, "-"), strict=False), strict=True))
     cases = [name for name, case in CASES.items() if case.main]

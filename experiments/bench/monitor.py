@@ -19,11 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from baselines import AdamW
-from baselines.monitor import EVERY, Monitor
-from experiments.tasks import TASKS
-from experiments.training.options import RunOptions
-from primitives.task import batch_indices, initial_model
+from optforge.baselines import AdamW
+from optforge.experiments.tasks import TASKS
+from optforge.experiments.training.options import RunOptions
+from optforge.search.training.monitor import EVERY, Monitor
+from optforge.search.training.task import batch_indices, initial_model
 
 BLOCKS = {"digits": 200, "charlm": 10}
 """Tasks, with the steps that are timed at once."""
@@ -69,7 +69,7 @@ def _plain_loop(name: str, block: int, repeats: int, hooks: float) -> Cost:
 
 
 def _training_run(repeats: int, steps: int = 1000) -> Cost:
-    from experiments.training.train import train
+    from optforge.experiments.training.train import train
 
     def run(monitor: int) -> float:
         options = RunOptions(monitor=monitor)

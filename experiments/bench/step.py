@@ -16,9 +16,9 @@ from statistics import median, quantiles
 import torch
 from torch import Tensor, nn
 
-from baselines import BASELINES, Baseline
-from primitives import Program, ProgramOptimizer
-from primitives.cost import cost
+from optforge.baselines import BASELINES, Baseline
+from optforge.primitives import Program, ProgramOptimizer
+from optforge.primitives.analysis.cost import cost
 
 THREADS = 2
 BLOCK = 3  # steps timed at once; blocks of all contestants take turns

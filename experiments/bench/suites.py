@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines import BASELINES
-from experiments.files import write_atomic
-from experiments.provenance import provenance
-from experiments.tasks import get_task
-from primitives import Program, subset
+from optforge.baselines import BASELINES
+from optforge.experiments.files import write_atomic
+from optforge.experiments.provenance import provenance
+from optforge.experiments.tasks import get_task
+from optforge.primitives import Program, subset
 
 LADDER = (1e-4, 1e-3, 1e-2, 1e-1)
 WIDE = tuple(10 ** (-4 + i / 5) for i in range(16))
@@ -65,7 +65,7 @@ def cpu_seconds(function: Callable[[], object]) -> float:
 
 def throughput(repeats: int) -> list[Figure]:
     """Candidate-steps per CPU-second of the population evaluator, against two ways of training one at a time."""
-    from search.population import train_members
+    from optforge.search.training.population.members import train_members
 
     programs = different_programs(32)
     members = [(p, lr) for p in programs for lr in LADDER]
@@ -103,7 +103,7 @@ def throughput(repeats: int) -> list[Figure]:
 
 def outside_of_gradients(population: Callable[[], object]) -> float:
     """Share of a population's processor time that is spent outside of forward and backward passes."""
-    from search.gradients import Gradients
+    from optforge.search.training.population.gradients import Gradients
 
     inside, original = [0.0], Gradients.__call__
 
@@ -120,9 +120,9 @@ def outside_of_gradients(population: Callable[[], object]) -> float:
 
 def different_programs(count: int) -> list[Program]:
     """Programs of a young search: AdamW and mutations of it that train, all of different behaviour."""
-    from search.cache import DuplicateCache
-    from search.evolution import Evolution
-    from search.mutation import Space
+    from optforge.search.duplicates.cache import DuplicateCache
+    from optforge.search.evolution.evolution import Evolution
+    from optforge.search.space.mutation import Space
 
     evolution = Evolution((BASELINES["adamw"].program,), Space(subset("lion45", "protected")), batch=count)
     candidates, _ = evolution.ask([], DuplicateCache(), 0)
@@ -148,7 +148,7 @@ def lightning_fit(train: TensorDataset, valid: TensorDataset, steps: int, bare: 
     import lightning
     from torch.utils.data import DataLoader
 
-    from search.lightning_fit import quiet
+    from optforge.search.training.lightning_fit import quiet
 
     class Single(lightning.LightningModule):
         def __init__(self) -> None:
@@ -182,10 +182,10 @@ def lightning_fit(train: TensorDataset, valid: TensorDataset, steps: int, bare: 
 
 def children(repeats: int) -> list[Figure]:
     """Children per second, from mutation to the decision whether to train, in a population that evolves."""
-    from primitives.fingerprint import behave, together
-    from search.cache import DuplicateCache, Verdict
-    from search.evolution import Evolution, Individual
-    from search.mutation import Space
+    from optforge.primitives.analysis.fingerprint import behave, together
+    from optforge.search.duplicates.cache import DuplicateCache, Verdict
+    from optforge.search.evolution.evolution import Evolution, Individual
+    from optforge.search.space.mutation import Space
 
     rates, fingerprinted = [], []
     behave(BASELINES["adamw"].program)  # compiles
@@ -213,7 +213,7 @@ def children(repeats: int) -> list[Figure]:
 
 def keys(repeats: int) -> list[Figure]:
     """Construction with all checks, and structural keys, on AdamW and on programs of a young search."""
-    from primitives.key import structural_key
+    from optforge.primitives.key import structural_key
 
     def rate(programs: list[Program]) -> float:
         def many() -> None:
@@ -232,7 +232,7 @@ def keys(repeats: int) -> list[Figure]:
 
 def fingerprints(repeats: int) -> list[Figure]:
     """Fingerprints of programs on chains of mutations from AdamW, all at once and one at a time."""
-    from primitives import fingerprint
+    from optforge.primitives.analysis import fingerprint
 
     programs = chains(4000)
     fingerprint.behave_many(programs[:100])
@@ -254,14 +254,14 @@ def fingerprints(repeats: int) -> list[Figure]:
 
 def chains(count: int) -> list[Program]:
     """Programs on chains of twenty mutations from AdamW, over the whole op table."""
-    from experiments.bench.fingerprint_study import draw_programs
+    from optforge.experiments.bench.fingerprint_study import draw_programs
 
     return draw_programs(2 * count, seed=0)[1]
 
 
 def step(repeats: int) -> list[Figure]:
     """Compiled optimizer steps on 10 million parameters in 57 tensors, with two threads."""
-    from experiments.bench.step import GIGABYTE, measure_step
+    from optforge.experiments.bench.step import GIGABYTE, measure_step
 
     first, times, floors, bandwidth = measure_step(repeats)
     most = dict.fromkeys(("adamw", "lion", "adan", "lars", "rmsprop", "momentum"), 1.5) | {"lamb": 2, "adafactor": 2}
@@ -282,7 +282,7 @@ def step(repeats: int) -> list[Figure]:
 
 def monitor(repeats: int) -> list[Figure]:
     """What watching an optimizer adds to a training step, at the default interval."""
-    from experiments.bench.monitor import measure_monitor
+    from optforge.experiments.bench.monitor import measure_monitor
 
     costs = measure_monitor(repeats)
     return [
@@ -293,14 +293,14 @@ def monitor(repeats: int) -> list[Figure]:
 
 def driver(repeats: int) -> list[Figure]:
     """Results per CPU-second that the driver of a search takes in, from workers that answer at once; memory, disk."""
-    from experiments.bench.driver import measure_driver
+    from optforge.experiments.bench.driver import measure_driver
 
     return [Figure.at_least(*row) if row[3] else Figure(*row[:3]) for row in measure_driver(repeats)]
 
 
 def workers(repeats: int) -> list[Figure]:
     """Training on digits in two local processes against one."""
-    from experiments.bench.driver import measure_workers
+    from optforge.experiments.bench.driver import measure_workers
 
     return [Figure.at_least(*row) for row in measure_workers(repeats)]
 
@@ -312,7 +312,7 @@ SUITES: dict[str, Callable[[int], list[Figure]]] = {
 
 def main() -> None:
     """Run the chosen suites, print a table and write the figures with versions and hardware."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m optforge.experiments.bench", description=__doc__)
     parser.add_argument("suites", nargs="*", help=f"any of {', '.join(SUITES)}; all by default")
     parser.add_argument("--repeats", type=int, default=7, help="repeats of each measurement (default: 7)")
     parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where to write (default: bench.json)")

@@ -1,5 +1,5 @@
 """The command line, `optforge`: options and help here, work elsewhere."""
 
-from experiments.cli.commands import app, main
+from optforge.experiments.cli.commands import app, main
 
 __all__ = ["app", "main"]

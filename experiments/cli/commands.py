@@ -13,13 +13,13 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from experiments.cli.compare import compare
-from experiments.cli.meta import distil, meta_train
-from experiments.cli.programs import ProgramName, certify, equivalent, export, show, simplify, trajectories
-from experiments.cli.report import report
-from experiments.cli.search import score, search, tune
-from experiments.errors import FailedError, UserError, disk_error
-from experiments.tasks.places import look_up
+from optforge.experiments.cli.compare import compare
+from optforge.experiments.cli.meta import distil, meta_train
+from optforge.experiments.cli.programs import ProgramName, certify, equivalent, export, show, simplify, trajectories
+from optforge.experiments.cli.report import report
+from optforge.experiments.cli.search import score, search, tune
+from optforge.experiments.errors import FailedError, UserError, disk_error
+from optforge.experiments.tasks.places import look_up
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,7 +61,7 @@ def command(function: F) -> F:
         except Exception as error:
             error = disk_error(error) or error
             if not isinstance(error, UserError):
-                from primitives import ProgramError  # slow to import, so only once something else has failed
+                from optforge.primitives import ProgramError  # slow to import, so only once something else has failed
 
                 if not isinstance(error, ProgramError):
                     raise
@@ -159,7 +159,7 @@ def train(
       optforge train --task tinystories:small --devices 4 --precision bf16 --checkpoint-every 500 --run-dir runs/big
       optforge train --run-dir runs/big --resume
     """
-    from experiments.training.command import resume_command, train_command
+    from optforge.experiments.training.command import resume_command, train_command
 
     if resume:
         given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
@@ -200,7 +200,7 @@ def ablate(
       optforge ablate adamw
       optforge ablate runs/first#1 --seeds 10 --json effects.json
     """
-    from experiments.compare.ablation import ablate_command
+    from optforge.experiments.compare.ablation import ablate_command
 
     ablate_command(program, task=task, seeds=seeds, steps=steps, json_file=json_file)
 
@@ -212,7 +212,7 @@ for inspect in (show, simplify, export, certify, equivalent, trajectories, repor
 @command
 def tasks() -> None:
     """List the tasks."""
-    from experiments.report.listings import print_tasks
+    from optforge.experiments.report.listings import print_tasks
 
     print_tasks()
 
@@ -229,7 +229,7 @@ def optimizers(
       optforge optimizers
       optforge optimizers --memory --json memory.json
     """
-    from experiments.report.listings import print_memory, print_optimizers
+    from optforge.experiments.report.listings import print_memory, print_optimizers
 
     if json_file is not None and not memory:
         raise UserError("--json writes the measurements of --memory; give both")
@@ -247,10 +247,10 @@ def digest(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
     Example:
       optforge digest runs/first
     """
-    from experiments.rundirs import existing_run_dir
+    from optforge.experiments.rundirs import existing_run_dir
 
     existing_run_dir(run_dir)
-    from experiments.searching import run
+    from optforge.experiments.searching import run
 
     typer.echo(run.digest(run_dir))
 

@@ -76,7 +76,7 @@ def meta_train(
       optforge meta-train lstm --problems mnist --teacher mlp-classifiers --steps 800
       optforge meta-train --resume --run-dir runs/mlp
     """
-    from experiments.training.meta_command import MetaOptions, meta_train_command
+    from optforge.experiments.training.meta_command import MetaOptions, meta_train_command
 
     names = None if problems is None else [name.strip() for name in problems.split(",")]
     given = (rule, names, estimator, steps, seed, lr, raw or None, curvature, workers, teacher, start)
@@ -104,6 +104,6 @@ def distil(
       optforge distil mlp-quadratics --terms 4
       optforge distil runs/mlp/weights.safetensors --output mine.txt
     """
-    from experiments.training.distil_command import distil_command
+    from optforge.experiments.training.distil_command import distil_command
 
     distil_command(weights, None if problem is None else [problem], terms, seed, output, json_file)

@@ -26,9 +26,9 @@ def show(
       optforge show adamw --latex
       optforge show runs/first#1 --json
     """
-    from experiments.errors import UserError
-    from experiments.programs import resolve_program
-    from experiments.programs.reports import print_about
+    from optforge.experiments.errors import UserError
+    from optforge.experiments.programs import resolve_program
+    from optforge.experiments.programs.reports import print_about
 
     forms = {"json": as_json, "latex": latex, "unicode": unicode, "pseudo": pseudo}
     chosen = [form for form, wanted in forms.items() if wanted]
@@ -50,8 +50,8 @@ def simplify(
       optforge simplify lion-raw-ablated
       optforge simplify runs/first#1 --json -
     """
-    from experiments.programs import resolve_program
-    from experiments.programs.reports import print_simplified
+    from optforge.experiments.programs import resolve_program
+    from optforge.experiments.programs.reports import print_simplified
 
     print_simplified(*resolve_program(program), json_file)
 
@@ -68,8 +68,8 @@ def export(
       optforge export lion --to torch --output lion.py
       optforge export runs/first#1 --to optax
     """
-    from experiments.programs import resolve_program
-    from experiments.programs.reports import write_export
+    from optforge.experiments.programs import resolve_program
+    from optforge.experiments.programs.reports import write_export
 
     write_export(*resolve_program(program), to=to, argument=program, output=output)
 
@@ -84,8 +84,8 @@ def certify(
     Example:
       optforge certify lion
     """
-    from experiments.programs import resolve_program
-    from experiments.programs.reports import print_certificate
+    from optforge.experiments.programs import resolve_program
+    from optforge.experiments.programs.reports import print_certificate
 
     print_certificate(*resolve_program(program), as_json=as_json)
 
@@ -129,7 +129,7 @@ def trajectories(
       optforge trajectories adamw lion runs/first#1 --surface rosenbrock --steps 500
       optforge trajectories sgd momentum --surface zigzag --lr 0.1 --lr momentum=0.02 --no-gif
     """
-    from experiments.programs.trajectories_command import trajectories_command
+    from optforge.experiments.programs.trajectories_command import trajectories_command
 
     trajectories_command(
         optimizers or [],
@@ -158,8 +158,8 @@ def equivalent(
     Example:
       optforge equivalent lion-raw-ablated runs/first#1 --up-to-rate
     """
-    from experiments.programs import resolve_program
-    from experiments.programs.reports import print_equivalence
+    from optforge.experiments.programs import resolve_program
+    from optforge.experiments.programs.reports import print_equivalence
 
     answer = print_equivalence(resolve_program(first), resolve_program(second), up_to_rate=up_to_rate)
     if answer != "proved":

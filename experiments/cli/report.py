@@ -32,6 +32,6 @@ def report(
       optforge report runs/evolution runs/random runs/constants runs/shuffled --out controls.html
       optforge report runs/evolution --summarise results/evolution
     """
-    from experiments.report.command import report_command
+    from optforge.experiments.report.command import report_command
 
     report_command(runs, out, summary)

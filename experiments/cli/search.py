@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from experiments.errors import UserError
-from experiments.searching.presets import OPS
+from optforge.experiments.errors import UserError
+from optforge.experiments.searching.presets import OPS
 
 INTERRUPTED = 130
 MAX_SEED = 2**63 - 1  # what torch's generators take
@@ -146,11 +146,11 @@ def search(
       optforge search --programs 4000 --funnel --stop-overfitting
       optforge search --run-dir runs/first --resume --minutes 5
     """
-    from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
-    from experiments.searching.options import SearchOptions
-    from experiments.searching.presets import DEFAULTS
-    from experiments.searching.run import run_search
-    from experiments.tasks import get_task, task_names
+    from optforge.experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
+    from optforge.experiments.searching.options import SearchOptions
+    from optforge.experiments.searching.presets import DEFAULTS
+    from optforge.experiments.searching.run import run_search
+    from optforge.experiments.tasks import get_task, task_names
 
     if resume and run_dir is None:
         raise UserError("--resume needs the --run-dir of the search to go on with")
@@ -222,7 +222,7 @@ def score(
       optforge score runs/first#1 adamw --seeds 6 --workers 2 --json scores.json
       optforge score mine.txt --tasks proxy-text,charlm
     """
-    from experiments.searching.score_command import score_command
+    from optforge.experiments.searching.score_command import score_command
 
     score_command(programs, tasks, seeds=seeds, steps=steps, workers=workers, json_file=json_file)
 
@@ -257,7 +257,7 @@ def tune(
       optforge tune runs/first#1 --trials 128 --output tuned.txt
       optforge tune adamw --task charlm --trials 32 --storage trials.sqlite
     """
-    from experiments.searching.tune_command import tune_command
+    from optforge.experiments.searching.tune_command import tune_command
 
     tune_command(
         program,

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.compare.comparison import finite_or_null
-from experiments.compare.statistics import Interval, mean_interval
-from experiments.errors import FailedError, UserError
-from experiments.files import check_can_write, write_atomic
-from experiments.programs.names import resolve_program
-from primitives import Const, Instr, Kind, Program, print_program
-from primitives.program import Arg, show_arg
-from search.fitness import Evaluator, Fitness, Status
+from optforge.experiments.compare.comparison import finite_or_null
+from optforge.experiments.compare.statistics import Interval, mean_interval
+from optforge.experiments.errors import FailedError, UserError
+from optforge.experiments.files import check_can_write, write_atomic
+from optforge.experiments.programs.names import resolve_program
+from optforge.primitives import Const, Instr, Kind, Program, print_program
+from optforge.primitives.program import Arg, show_arg
+from optforge.search.fitness.evaluator import Evaluator, Fitness, Status
 
 Progress = Callable[[str], None]
 LADDER = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(-7, 0))
@@ -76,9 +76,9 @@ def ablate_command(name: str, *, task: str, seeds: int, steps: int | None, json_
     """
     import torch
 
-    from experiments.tasks import get_task
-    from search.fitness import Protocol
-    from search.population import Population
+    from optforge.experiments.tasks import get_task
+    from optforge.search.fitness.evaluator import Protocol
+    from optforge.search.training.population.members import Population
 
     torch.set_num_threads(1)
     _, program = resolve_program(name)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.compare.comparison import Protocol
-from primitives import Program
+from optforge.experiments.compare.comparison import Protocol
+from optforge.primitives import Program
 
 MAX_RUNS = 128
 """Most training runs in one batch."""
@@ -52,7 +52,7 @@ def train_all(
     A batch holds all members of its seeds where it can, so that what is compared is computed in the same
     call. `elements` is the number of parameters of a model, `room` the most of a batch.
     """
-    from search.population import train_members
+    from optforge.search.training.population.members import train_members
 
     limit = max(1, min(MAX_RUNS, room // max(1, elements)))
     seeds_at_once = max(1, limit // len(members))

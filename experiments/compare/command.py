@@ -9,24 +9,24 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from baselines import BASELINES
-from experiments.compare.batches import ROOM, ROOM_OF_GPU
-from experiments.compare.comparison import SEEDS, TUNE_SEEDS
-from experiments.compare.contest import contest
-from experiments.compare.fingerprints import changes, fingerprint
-from experiments.compare.origin import bred_on, count_seen, origin, origin_sentences, random_control, task_key
-from experiments.compare.plan import Plan, Row, check_plan
-from experiments.compare.simple import check_trains
-from experiments.compare.verdict import CONTROL
-from experiments.compare.work import study_name, work_together
-from experiments.errors import UserError
-from experiments.files import check_can_write, write_atomic
-from experiments.programs import HALL_OF_FAME, baseline_name, resolve_program, unique_names, usual_rate
-from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
-from experiments.tasks import TASKS, get_task, task_names
-from experiments.training.options import device_type
-from primitives import print_program
-from primitives.task import initial_model, trainable
+from optforge.baselines import BASELINES
+from optforge.experiments.compare.batches import ROOM, ROOM_OF_GPU
+from optforge.experiments.compare.comparison import SEEDS, TUNE_SEEDS
+from optforge.experiments.compare.contest import contest
+from optforge.experiments.compare.fingerprints import changes, fingerprint
+from optforge.experiments.compare.origin import bred_on, count_seen, origin, origin_sentences, random_control, task_key
+from optforge.experiments.compare.plan import Plan, Row, check_plan
+from optforge.experiments.compare.simple import check_trains
+from optforge.experiments.compare.verdict import CONTROL
+from optforge.experiments.compare.work import study_name, work_together
+from optforge.experiments.errors import UserError
+from optforge.experiments.files import check_can_write, write_atomic
+from optforge.experiments.programs import HALL_OF_FAME, baseline_name, resolve_program, unique_names, usual_rate
+from optforge.experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
+from optforge.experiments.tasks import TASKS, get_task, task_names
+from optforge.experiments.training.options import device_type
+from optforge.primitives import print_program
+from optforge.search.training.task import initial_model, trainable
 
 ALWAYS = ("adamw", "lion")
 """Baselines that are rows of every comparison on the command line."""
@@ -77,7 +77,7 @@ def compare_command(programs: Sequence[str], asked: Asked) -> int:
     Raises:
         UserError: if something named does not exist, or what was asked for makes no comparison.
     """
-    from experiments.compare.tuning import Jobs, check_storage
+    from optforge.experiments.compare.tuning import Jobs, check_storage
 
     check_can_write("--json", asked.json)
     if asked.storage is not None:
@@ -213,10 +213,10 @@ def _listed(value: Any) -> str:
 
 
 def _run(plan: Plan, folder: Path, asked: Asked) -> int:
-    from experiments.compare.console import jobs_progress, print_contest
-    from experiments.compare.tuning import Jobs
-    from experiments.report.command import write_run_report
-    from search.ledger_file import LedgerError, lock_directory
+    from optforge.experiments.compare.console import jobs_progress, print_contest
+    from optforge.experiments.compare.tuning import Jobs
+    from optforge.experiments.report.command import write_run_report
+    from optforge.search.ledger_file import LedgerError, lock_directory
 
     try:
         lock = lock_directory(folder)

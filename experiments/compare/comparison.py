@@ -6,10 +6,11 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from experiments.compare.statistics import Interval, Pair
-from primitives import Program, Task
-from primitives.text import print_program
-from search.schedule import scheduled
+from optforge.experiments.compare.statistics import Interval, Pair
+from optforge.primitives import Program
+from optforge.primitives.text import print_program
+from optforge.search.training import Task
+from optforge.search.training.schedule import scheduled
 
 LADDER = tuple(round(10 ** (k / 4), 10) for k in range(-20, 1))
 """Learning rates in quarter-decades from 1e-5 to 1."""
@@ -35,7 +36,7 @@ class Protocol:
         trials: configurations tried for each optimizer before any widening; 0 if the ladder is all that is tuned.
         dimensions: tuned quantities of each optimizer, the learning rate included.
         sampler: ``"qmc"`` or ``"tpe"``: how configurations are chosen.
-        schedule: of the learning rate, a name in `search.schedule.SCHEDULES`.
+        schedule: of the learning rate, a name in `search.training.schedule.SCHEDULES`.
         warmup: steps in which the rate rises.
         clip: largest norm of all gradients together; 0 for no limit.
         horizon: length of the run as a multiple of the task's own.

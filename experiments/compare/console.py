@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from experiments.compare.batches import Progress
-from experiments.compare.comparison import Comparison
-from experiments.compare.tables import Table, entry_table, notes, pair_table
+from optforge.experiments.compare.batches import Progress
+from optforge.experiments.compare.comparison import Comparison
+from optforge.experiments.compare.tables import Table, entry_table, notes, pair_table
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    from experiments.compare.contest import Contest
+    from optforge.experiments.compare.contest import Contest
 
 
 @contextmanager

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from experiments.compare.comparison import Comparison, Costs, Entry, Trial, Tuning, finite_or_null
-from experiments.compare.entries import make_entry, runs_of
-from experiments.compare.measures import profile
-from experiments.compare.plan import FACTORS, Plan, Results, Tuned, block_size, tuning
-from experiments.compare.spaces import RATE, declared
-from experiments.compare.statistics import compare_pairs, corrected
-from experiments.compare.verdict import contest_sentence, verdict_sentence
-from experiments.compare.work import final_results
-from experiments.programs import baseline_name
-from experiments.provenance import data_hash, provenance
-from experiments.tasks import get_task
-from primitives.task import parameter_count
+from optforge.experiments.compare.comparison import Comparison, Costs, Entry, Trial, Tuning, finite_or_null
+from optforge.experiments.compare.entries import make_entry, runs_of
+from optforge.experiments.compare.measures import profile
+from optforge.experiments.compare.plan import FACTORS, Plan, Results, Tuned, block_size, tuning
+from optforge.experiments.compare.spaces import RATE, declared
+from optforge.experiments.compare.statistics import compare_pairs, corrected
+from optforge.experiments.compare.verdict import contest_sentence, verdict_sentence
+from optforge.experiments.compare.work import final_results
+from optforge.experiments.programs import baseline_name
+from optforge.experiments.provenance import data_hash, provenance
+from optforge.experiments.tasks import get_task
+from optforge.search.training.task import parameter_count
 
 REFERENCE = "adamw"
 """Whose loss is the target of "time to target" on tasks that do not name one; without it, that of the first row."""

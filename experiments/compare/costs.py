@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from experiments.compare.comparison import Costs
-from experiments.training.options import device_type
-from primitives import Program, ProgramOptimizer, Task
-from primitives.compiled import kernel
-from primitives.task import batch_indices, initial_model
+from optforge.experiments.compare.comparison import Costs
+from optforge.experiments.training.options import device_type
+from optforge.primitives import Program, ProgramOptimizer
+from optforge.primitives.backends.compiled import kernel
+from optforge.search.training import Task
+from optforge.search.training.task import batch_indices, initial_model
 
 STEPS = 12
 """Training steps that are timed, after `WARM` that are not."""

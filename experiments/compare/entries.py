@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.compare.batches import Results
-from experiments.compare.comparison import Costs, Entry, Protocol, Run, Tuning
-from experiments.compare.statistics import censor, mean_interval
-from experiments.programs import state_bytes
-from primitives import Program
+from optforge.experiments.compare.batches import Results
+from optforge.experiments.compare.comparison import Costs, Entry, Protocol, Run, Tuning
+from optforge.experiments.compare.statistics import censor, mean_interval
+from optforge.experiments.programs import state_bytes
+from optforge.primitives import Program
 
 
 def runs_of(protocol: Protocol, results: Results, member: int) -> tuple[Run, ...]:

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from experiments.compare.comparison import SEEDS
-from experiments.provenance import data_hash
-from experiments.tasks import get_task
-from primitives import Task
-from primitives.task import initial_model, trainable
+from optforge.experiments.compare.comparison import SEEDS
+from optforge.experiments.provenance import data_hash
+from optforge.experiments.tasks import get_task
+from optforge.search.training import Task
+from optforge.search.training.task import initial_model, trainable
 
 
 def fingerprint(name: str) -> dict[str, str]:

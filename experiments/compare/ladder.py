@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.compare.batches import Progress, train_all
-from experiments.compare.comparison import Protocol, Tuning
-from experiments.compare.statistics import censor
-from primitives import Program
+from optforge.experiments.compare.batches import Progress, train_all
+from optforge.experiments.compare.comparison import Protocol, Tuning
+from optforge.experiments.compare.statistics import censor
+from optforge.primitives import Program
 
 
 def tune(

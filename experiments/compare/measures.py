@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from experiments.compare.comparison import Run
+    from optforge.experiments.compare.comparison import Run
 
 POWER = 0.8
 TOLERANCE = 0.05

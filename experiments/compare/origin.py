@@ -17,12 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.compare.spaces import spaces
-from experiments.errors import UserError
-from experiments.files import write_atomic
-from experiments.programs import HALL_OF_FAME
-from experiments.rundirs import FUNNEL, FUNNEL_RESULT
-from primitives import OPS, Program, parse_program
+from optforge.experiments.compare.spaces import spaces
+from optforge.experiments.errors import UserError
+from optforge.experiments.files import write_atomic
+from optforge.experiments.programs import HALL_OF_FAME
+from optforge.experiments.rundirs import FUNNEL, FUNNEL_RESULT
+from optforge.primitives import OPS, Program, parse_program
 
 SEEN = "held_out.json"
 """In a search's run directory: for each task, structural keys of the candidates that comparisons trained on it."""
@@ -75,7 +75,7 @@ def steps_each(config: Mapping[str, Any]) -> int | None:
 
     None where they are a task's own and the task is not known here.
     """
-    from experiments.tasks import get_task
+    from optforge.experiments.tasks import get_task
 
     try:
         tasks = search_tasks(config)
@@ -87,7 +87,7 @@ def steps_each(config: Mapping[str, Any]) -> int | None:
 
 def _search(run_dir: Path) -> tuple[dict[str, Any], int, float]:
     """Configuration, programs trained and seconds of a search; from what it wrote last if the ledger is of old."""
-    from search.ledger import Ledger, LedgerError
+    from optforge.search.ledger import Ledger, LedgerError
 
     try:
         ledger = Ledger.open(run_dir, read_only=True)
@@ -117,7 +117,7 @@ def _chosen_by(run_dir: Path) -> list[str]:
 
 def task_key(text: str) -> str:
     """The same for all names of a task: of a file its path; where data lie counts only for tasks that are any data."""
-    from experiments.tasks.transformers import SIZES
+    from optforge.experiments.tasks.transformers import SIZES
 
     if text.endswith(".py"):
         return str(Path(text).expanduser().resolve())
@@ -224,9 +224,9 @@ def random_control(program: Program, seed: int = 0) -> Program:
     Raises:
         UserError: if none does.
     """
-    from search.cache import DuplicateCache, Verdict
-    from search.draft import Space
-    from search.strategies import STRATEGIES
+    from optforge.search.duplicates.cache import DuplicateCache, Verdict
+    from optforge.search.evolution.strategies import STRATEGIES
+    from optforge.search.space.draft import Space
 
     rng = random.Random(seed)
     space = Space(tuple(name for name, op in OPS.items() if not op.needs_matrix))

@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from experiments.compare.batches import ROOM
-from experiments.compare.comparison import SEEDS, TUNE_SEEDS, Protocol, Trial
-from experiments.compare.spaces import RATE, Space, configured, spaces
-from experiments.compare.tuning import Point, proposals
-from primitives import Program, Task, parse_program
-from search.schedule import SCHEDULES
+from optforge.experiments.compare.batches import ROOM
+from optforge.experiments.compare.comparison import SEEDS, TUNE_SEEDS, Protocol, Trial
+from optforge.experiments.compare.spaces import RATE, Space, configured, spaces
+from optforge.experiments.compare.tuning import Point, proposals
+from optforge.primitives import Program, parse_program
+from optforge.search.training import Task
+from optforge.search.training.schedule import SCHEDULES
 
 FACTORS = tuple(float(f"{10 ** (k / 4):.4g}") for k in range(-4, 5))
 """Of the tuned learning rate, at which sensitivity is measured: quarter-decades up to one decade away."""

@@ -9,16 +9,17 @@ import math
 import time
 from collections.abc import Sequence
 
-from experiments.compare.batches import Progress, train_all
-from experiments.compare.comparison import LADDER, SEEDS, TUNE_SEEDS, Comparison, Protocol
-from experiments.compare.entries import make_entry, runs_of
-from experiments.compare.ladder import tune
-from experiments.compare.statistics import compare_pairs
-from experiments.compare.verdict import verdict_sentence
-from experiments.programs import baseline_name, unique_names
-from experiments.provenance import data_hash, provenance
-from primitives import Program, Task
-from primitives.task import initial_model, trainable
+from optforge.experiments.compare.batches import Progress, train_all
+from optforge.experiments.compare.comparison import LADDER, SEEDS, TUNE_SEEDS, Comparison, Protocol
+from optforge.experiments.compare.entries import make_entry, runs_of
+from optforge.experiments.compare.ladder import tune
+from optforge.experiments.compare.statistics import compare_pairs
+from optforge.experiments.compare.verdict import verdict_sentence
+from optforge.experiments.programs import baseline_name, unique_names
+from optforge.experiments.provenance import data_hash, provenance
+from optforge.primitives import Program
+from optforge.search.training import Task
+from optforge.search.training.task import initial_model, trainable
 
 
 def compare(
@@ -49,7 +50,7 @@ def compare(
         seeds: seeds of the reported runs, disjoint from `tune_seeds`.
         steps: length of every run; the task's own by default.
         smallest_effect: share of the loss below which a difference does not matter.
-        schedule: of the learning rate, a name in `search.schedule.SCHEDULES`.
+        schedule: of the learning rate, a name in `search.training.schedule.SCHEDULES`.
         warmup: steps in which the rate rises.
         against: names of the references that all others are tested against; if there are none, every pair is tested,
             and references are the baselines.

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from primitives import Hyper, Program
+from optforge.primitives import Hyper, Program
 
 RATE = "lr"
 _DECADES = {"rate": 1.5, "log": 1.5, "unit": 0.5}

@@ -32,8 +32,8 @@ from itertools import combinations
 
 import numpy as np
 
-from experiments.compare.intervals import Interval, bootstrap_interval, censor, constant, finite, mean_interval
-from experiments.compare.measures import detectable, power
+from optforge.experiments.compare.intervals import Interval, bootstrap_interval, censor, constant, finite, mean_interval
+from optforge.experiments.compare.measures import detectable, power
 
 __all__ = [
     "Interval", "Pair", "Verdict", "bootstrap_interval", "censor", "compare_pairs", "corrected", "difference_p",

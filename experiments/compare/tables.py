@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from experiments.compare.comparison import Comparison, Costs, Entry, Protocol
-from experiments.compare.measures import median_or_censored, times_to_target, width
-from experiments.compare.spaces import RATE
-from experiments.compare.statistics import Interval, Verdict
+from optforge.experiments.compare.comparison import Comparison, Costs, Entry, Protocol
+from optforge.experiments.compare.measures import median_or_censored, times_to_target, width
+from optforge.experiments.compare.spaces import RATE
+from optforge.experiments.compare.statistics import Interval, Verdict
 
 
 def place(comparison: Comparison) -> str:

@@ -24,7 +24,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from experiments.errors import UserError
+from optforge.experiments.errors import UserError
 
 HEARTBEAT = 20  # seconds
 _LOCK_WAIT = 60  # seconds for which SQLite waits for another process

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from experiments.compare.comparison import Comparison, Entry, Protocol
-from experiments.compare.measures import FLOOR, POWER
-from experiments.compare.spaces import RATE
-from experiments.compare.statistics import Pair, Verdict
-from experiments.compare.tables import dimensions, place
+from optforge.experiments.compare.comparison import Comparison, Entry, Protocol
+from optforge.experiments.compare.measures import FLOOR, POWER
+from optforge.experiments.compare.spaces import RATE
+from optforge.experiments.compare.statistics import Pair, Verdict
+from optforge.experiments.compare.tables import dimensions, place
 
 CONTROL = "random control"
 """Name of the random program that is compared as a control; it is nobody's candidate."""

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.compare.batches import Results, train_all
-from experiments.compare.comparison import Protocol, finite_or_null
-from experiments.compare.costs import measure_costs
-from experiments.compare.plan import Job, Plan, block_size, pending, rule
-from experiments.compare.spaces import RATE
-from experiments.compare.statistics import censor
-from experiments.compare.tuning import Jobs
-from experiments.errors import UserError
-from experiments.tasks import get_task
-from primitives.task import parameter_count
+from optforge.experiments.compare.batches import Results, train_all
+from optforge.experiments.compare.comparison import Protocol, finite_or_null
+from optforge.experiments.compare.costs import measure_costs
+from optforge.experiments.compare.plan import Job, Plan, block_size, pending, rule
+from optforge.experiments.compare.spaces import RATE
+from optforge.experiments.compare.statistics import censor
+from optforge.experiments.compare.tuning import Jobs
+from optforge.experiments.errors import UserError
+from optforge.experiments.tasks import get_task
+from optforge.search.training.task import parameter_count
 
 IDLE = 0.5
 """Seconds between looks while others have everything that can be done."""

@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.docs import language, optimizers, tasks
-from experiments.files import write_atomic
+from optforge.experiments.docs import language, optimizers, tasks
+from optforge.experiments.files import write_atomic
 
 
 def pages() -> dict[Path, str]:
@@ -25,7 +25,7 @@ def pages() -> dict[Path, str]:
 def main() -> None:
     """Write the files, or with --check exit with 1 if one is stale."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.docs",
+        prog="python -m optforge.experiments.docs",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

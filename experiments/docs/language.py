@@ -7,20 +7,20 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 
-from baselines import BASELINES, NAMED
-from experiments.docs.language_text import CHAPTERS
-from experiments.docs.optimizers import ROOT, math_block, table
-from primitives import OPS, SCALES, SIGNALS, Const, Kind, Op, Program
-from primitives.blocks import BLOCKS
-from primitives.cost import cost
-from primitives.kinds import MAX_NAME, RESERVED
-from primitives.lion45 import LION45
-from primitives.ops import DOMAINS, subset, subset_names
-from primitives.program import MAX_HYPERS, MAX_INSTRUCTIONS, MAX_STATE
-from primitives.pseudocode import pseudo_code
-from primitives.routing import LARGEST_SIDE
-from primitives.rules import RULES
-from primitives.text import MAX_CHARACTERS, VERSION
+from optforge.baselines import BASELINES, NAMED
+from optforge.experiments.docs.language_text import CHAPTERS
+from optforge.experiments.docs.optimizers import ROOT, math_block, table
+from optforge.primitives import OPS, SCALES, SIGNALS, Const, Kind, Op, Program
+from optforge.primitives.analysis.cost import cost
+from optforge.primitives.analysis.rules import RULES
+from optforge.primitives.blocks import BLOCKS
+from optforge.primitives.export.pseudocode import pseudo_code
+from optforge.primitives.kinds import MAX_NAME, RESERVED
+from optforge.primitives.lion45 import LION45
+from optforge.primitives.ops import DOMAINS, subset, subset_names
+from optforge.primitives.program import MAX_HYPERS, MAX_INSTRUCTIONS, MAX_STATE
+from optforge.primitives.routing import LARGEST_SIDE
+from optforge.primitives.text import MAX_CHARACTERS, VERSION
 
 PAGE = ROOT / "docs" / "language.md"
 BUILTIN = tuple(OPS.values())  # before any plug-in is loaded: the page does not depend on what is installed

@@ -58,7 +58,7 @@ optimizer = ProgramOptimizer([{"params": hidden}, {"params": embeddings, "use_fa
 optimizer.routes  # which parameter goes where
 ```
 
-`primitives.routing.routing(program, model.named_parameters(), predicate)` tells it beforehand.
+`optforge.primitives.routing.routing(program, model.named_parameters(), predicate)` tells it beforehand.
 
 ## Kinds
 
@@ -117,7 +117,7 @@ An op is one row. In your own package:
 
 ```python
 # my_package/ops.py
-from primitives import Op
+from optforge.primitives import Op
 
 SMOOTH_SIGN = Op(
     name="smooth_sign",
@@ -140,7 +140,8 @@ smooth_sign = "my_package.ops:SMOOTH_SIGN"   # a row, or an iterable of rows
 
 Once the package is installed, programs may use the op, and searches find it in its subsets. Plug-ins are loaded once,
 when a name is met that is not in the table; one that fails is named in the error, and a name that is taken is refused.
-For a row without a package there is `primitives.ops.register([row])`. Learned hyperparameters need derivatives: one for
+For a row without a package there is `optforge.primitives.ops.register([row])`. Learned hyperparameters need
+derivatives: one for
 each argument, as an expression that multiplies the argument's own. A row that gives none gets them from
 `torch.func.jvp`, which takes more time and memory.
 
@@ -148,7 +149,7 @@ Rows with reductions name a rule for kinds (`rule=reduction`, see `primitives/op
 `keepdim=True`, so that the same template serves one parameter and a stack of them. Your tests can be ours:
 
 ```python
-from primitives.testing import check_op
+from optforge.primitives.testing import check_op
 
 def test_my_row():
     check_op(SMOOTH_SIGN)  # shapes, dtypes, stacks, domain, commutativity, formula

@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from baselines import BASELINES, NAMED, Baseline, NamedProgram
-from experiments.docs.optimizers_text import INTRODUCTION, PROGRAMS_ONLY
-from experiments.report.listings import measure, state_words
-from primitives import Program, ProgramOptimizer
-from primitives.cost import cost
-from primitives.formula import latex
-from primitives.pseudocode import number, pseudo_code
+from optforge.baselines import BASELINES, NAMED, Baseline, NamedProgram
+from optforge.experiments.docs.optimizers_text import INTRODUCTION, PROGRAMS_ONLY
+from optforge.experiments.report.listings import measure, state_words
+from optforge.primitives import Program, ProgramOptimizer
+from optforge.primitives.analysis.cost import cost
+from optforge.primitives.analysis.formula import latex
+from optforge.primitives.export.pseudocode import number, pseudo_code
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "optimizers.md"

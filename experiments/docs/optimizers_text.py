@@ -12,8 +12,8 @@ where there is one.
 
 ```python
 import torch
-from baselines import BASELINES, AdamW
-from primitives import ProgramOptimizer
+from optforge.baselines import BASELINES, AdamW
+from optforge.primitives import ProgramOptimizer
 
 model = torch.nn.Linear(3, 2)
 optimizer = AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)

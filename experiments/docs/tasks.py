@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from experiments.docs.optimizers import ROOT, table
-from experiments.report.listings import target_words
-from experiments.tasks import TASKS
-from experiments.tasks.file_tasks import FILE_TASKS
-from experiments.tasks.places import FOLDER
-from experiments.tasks.transformers import GPT, SIZES, ViT
-from primitives import Task
+from optforge.experiments.docs.optimizers import ROOT, table
+from optforge.experiments.report.listings import target_words
+from optforge.experiments.tasks import TASKS
+from optforge.experiments.tasks.file_tasks import FILE_TASKS
+from optforge.experiments.tasks.places import FOLDER
+from optforge.experiments.tasks.transformers import GPT, SIZES, ViT
+from optforge.search.training import Task
 
 PAGE = ROOT / "docs" / "tasks.md"
 
@@ -74,7 +74,7 @@ only files that you trust.
 ```python
 # sines.py
 import torch
-from primitives import Splits, Task, TensorSplit
+from optforge.primitives import Splits, Task, TensorSplit
 
 
 def data() -> Splits:

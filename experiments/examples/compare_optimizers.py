@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 
-from baselines import BASELINES
-from experiments.compare import compare
-from experiments.tasks import get_task
-from primitives import Builder, Program
-from primitives.blocks import debias, momentum
+from optforge.baselines import BASELINES
+from optforge.experiments.compare import compare
+from optforge.experiments.tasks import get_task
+from optforge.primitives import Builder, Program
+from optforge.primitives.blocks import debias, momentum
 
 
 def sign_of_average() -> Program:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from baselines import BASELINES
-from learned import learn
+from optforge.baselines import BASELINES
+from optforge.learned import learn
 
 
 def main(steps: int = 300, lr: float = 1e-6) -> tuple[float, float]:

@@ -7,8 +7,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from baselines import BASELINES
-from learned import LearnedOptimizer, learn
+from optforge.baselines import BASELINES
+from optforge.learned import LearnedOptimizer, learn
 
 
 class Sine(LightningModule):

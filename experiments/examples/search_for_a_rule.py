@@ -12,17 +12,17 @@ from pathlib import Path
 
 import torch
 
-from baselines import BASELINES
-from experiments.tasks import get_task
-from primitives import Program, ProgramOptimizer, subset
-from primitives.pseudocode import pseudo_code
-from search.draft import Space
-from search.engine import Budget, Search
-from search.evolution import Evolution
-from search.fitness import Protocol
-from search.ledger import Ledger
-from search.population import Population
-from search.workers import Workers
+from optforge.baselines import BASELINES
+from optforge.experiments.tasks import get_task
+from optforge.primitives import Program, ProgramOptimizer, subset
+from optforge.primitives.export.pseudocode import pseudo_code
+from optforge.search.engine import Budget, Search
+from optforge.search.evolution.evolution import Evolution
+from optforge.search.fitness.evaluator import Protocol
+from optforge.search.ledger import Ledger
+from optforge.search.space.draft import Space
+from optforge.search.training.executors.processes import Workers
+from optforge.search.training.population.members import Population
 
 
 def search(programs: int, steps: int) -> Program:

@@ -1,6 +1,6 @@
 """Programs: found by name, and looked at one by one."""
 
-from experiments.programs.names import (
+from optforge.experiments.programs.names import (
     HALL_OF_FAME,
     baseline_name,
     describe,

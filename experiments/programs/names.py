@@ -12,14 +12,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from baselines import BASELINES, NAMED
-from experiments.errors import UserError, nearest
-from experiments.rundirs import existing_run_dir
-from primitives import Kind, Program, ProgramError, parse_program
-from primitives.cost import cost
-from primitives.program import show_arg
-from primitives.pseudocode import pseudo_code
-from primitives.text import MAX_CHARACTERS
+from optforge.baselines import BASELINES, NAMED
+from optforge.experiments.errors import UserError, nearest
+from optforge.experiments.rundirs import existing_run_dir
+from optforge.primitives import Kind, Program, ProgramError, parse_program
+from optforge.primitives.analysis.cost import cost
+from optforge.primitives.export.pseudocode import pseudo_code
+from optforge.primitives.program import show_arg
+from optforge.primitives.text import MAX_CHARACTERS
 
 HALL_OF_FAME = "hall_of_fame.json"
 """In a search's run directory: a list of objects with `rank` (from 1) and `program` (its text), in rank
@@ -87,7 +87,7 @@ def describe(name: str, program: Program) -> dict[str, Any]:
 
     ``state_bytes_per_parameter`` counts what grows with the model: 4 bytes for each live slot of kind TENSOR, in
     float32. Other slots hold one number per row, column or tensor and count as 0; ``cost`` counts them exactly, for a
-    matrix of 1024 by 1024 (see `primitives.cost`).
+    matrix of 1024 by 1024 (see `primitives.analysis.cost`).
     """
     live, live_slots = set(program.live.instructions), set(program.live_state)
     return {

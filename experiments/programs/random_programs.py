@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from primitives import OPS, SIGNALS, Const, Hyper, Instr, Kind, Program, Slot
-from primitives.program import Arg
+from optforge.primitives import OPS, SIGNALS, Const, Hyper, Instr, Kind, Program, Slot
+from optforge.primitives.program import Arg
 
 _LITERALS = (0.5, 1.0, 2.0, 0.1, 0.9, 0.99, 1e-8)
 

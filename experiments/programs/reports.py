@@ -8,17 +8,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import UserError
-from experiments.files import check_can_write, write_atomic
-from experiments.programs.names import describe
-from primitives import Program
-from primitives.certificate import certificate
-from primitives.cost import cost
-from primitives.equivalence import equivalent
-from primitives.export import export
-from primitives.program import show_arg
-from primitives.pseudocode import pseudo_code
-from primitives.simplify import Step, simplify
+from optforge.experiments.errors import UserError
+from optforge.experiments.files import check_can_write, write_atomic
+from optforge.experiments.programs.names import describe
+from optforge.primitives import Program
+from optforge.primitives.analysis.certificate import certificate
+from optforge.primitives.analysis.cost import cost
+from optforge.primitives.analysis.equivalence import equivalent
+from optforge.primitives.analysis.simplify import Step, simplify
+from optforge.primitives.export.one_file import export
+from optforge.primitives.export.pseudocode import pseudo_code
+from optforge.primitives.program import show_arg
 
 
 def print_about(name: str, program: Program, form: str = "text") -> None:
@@ -29,11 +29,11 @@ def print_about(name: str, program: Program, form: str = "text") -> None:
     if form == "json":
         print(json.dumps(describe(name, program), indent=2))
     elif form == "latex":
-        from primitives.formula import latex
+        from optforge.primitives.analysis.formula import latex
 
         print(latex(program))
     elif form == "unicode":
-        from primitives.formula import unicode_text
+        from optforge.primitives.analysis.formula import unicode_text
 
         print(unicode_text(program))
     elif form == "pseudo":

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.colours import COLOURS, DASHES, MARKERS
-from experiments.programs.surfaces import Surface
-from primitives import Program, ProgramError
-from primitives.interpret import execute, initial_slot
-from primitives.routing import can_train, route
+from optforge.experiments.colours import COLOURS, DASHES, MARKERS
+from optforge.experiments.programs.surfaces import Surface
+from optforge.primitives import Program, ProgramError
+from optforge.primitives.backends.interpret import execute, initial_slot
+from optforge.primitives.routing import can_train, route
 
 LADDER = tuple(10 ** (k / 4) for k in range(-20, 9))
 """Learning rates to choose from where a surface does not name one: quarter-decades from 1e-5 to 100."""

@@ -7,13 +7,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.errors import UserError, nearest, unknown
-from experiments.files import check_can_write, write_atomic
-from experiments.programs.names import resolve_program, unique_names
-from experiments.programs.surfaces import SURFACES, Surface
-from experiments.programs.trajectories import Picture, Trajectory, as_json, trajectory
-from experiments.progress import progress_bar
-from primitives import Program
+from optforge.experiments.errors import UserError, nearest, unknown
+from optforge.experiments.files import check_can_write, write_atomic
+from optforge.experiments.programs.names import resolve_program, unique_names
+from optforge.experiments.programs.surfaces import SURFACES, Surface
+from optforge.experiments.programs.trajectories import Picture, Trajectory, as_json, trajectory
+from optforge.experiments.progress import progress_bar
+from optforge.primitives import Program
 
 DEFAULT = ("gradient-descent", "momentum", "rmsprop", "adam", "lion")
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from experiments.compare.tables import Table
-from experiments.report.formula import svg_lines
-from experiments.report.plots import Panel, svg
-from primitives import Program
+from optforge.experiments.compare.tables import Table
+from optforge.experiments.report.formula import svg_lines
+from optforge.experiments.report.plots import Panel, svg
+from optforge.primitives import Program
 
 _MARKUP = re.compile(r"([\\`*_<>\[\]|#~&])")
 
@@ -105,7 +105,7 @@ def block_markdown(block: Block) -> str:
         case Code(text, _, diff):
             return _fenced(text, "diff" if diff else "")
         case Formula(program):
-            from primitives.formula import latex
+            from optforge.primitives.analysis.formula import latex
 
             return _fenced(latex(program), "latex")
         case Figures(panels):
@@ -141,7 +141,7 @@ def _flat(found: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _formula_html(program: Program) -> str:
     found = svg_lines(program)
     if found is None:
-        from primitives.formula import latex
+        from optforge.primitives.analysis.formula import latex
 
         return block_html(Code(latex(program), "formula in LaTeX"))
     return f'<div class="formula scroll" tabindex="0">{"".join(f"<div>{line}</div>" for line in found)}</div>'

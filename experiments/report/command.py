@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.compare.contest import Contest
-from experiments.errors import UserError
-from experiments.files import check_can_write, write_atomic
-from experiments.report.blocks import Section, Text
-from experiments.report.comparison_json import EDITED
-from experiments.report.comparison_sections import (
+from optforge.experiments.compare.contest import Contest
+from optforge.experiments.errors import UserError
+from optforge.experiments.files import check_can_write, write_atomic
+from optforge.experiments.report.blocks import Section, Text
+from optforge.experiments.report.comparison_json import EDITED
+from optforge.experiments.report.comparison_sections import (
     contest_from_json,
     contest_sections,
     training_sections,
     training_verdict,
 )
-from experiments.report.page import page_html, page_markdown
-from experiments.report.runs import SearchRun, kind_of, read_json, read_search
-from experiments.report.search_sections import search_sections, search_verdict
-from experiments.report.summary import summarise
-from experiments.rundirs import existing_run_dir
+from optforge.experiments.report.page import page_html, page_markdown
+from optforge.experiments.report.runs import SearchRun, kind_of, read_json, read_search
+from optforge.experiments.report.search_sections import search_sections, search_verdict
+from optforge.experiments.report.summary import summarise
+from optforge.experiments.rundirs import existing_run_dir
 
 
 class Written(NamedTuple):

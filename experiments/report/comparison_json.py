@@ -6,15 +6,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-from baselines import BASELINES
-from experiments.compare.comparison import Comparison, Costs, Entry, Protocol, Run, Trial, Tuning
-from experiments.compare.contest import Contest
-from experiments.compare.statistics import Interval, Pair, Verdict
-from experiments.compare.verdict import CONTROL, contest_sentence, verdict_sentence
-from experiments.errors import UserError
-from experiments.programs import baseline_name
-from experiments.report.runs import read_program
-from primitives import Program, Task
+from optforge.baselines import BASELINES
+from optforge.experiments.compare.comparison import Comparison, Costs, Entry, Protocol, Run, Trial, Tuning
+from optforge.experiments.compare.contest import Contest
+from optforge.experiments.compare.statistics import Interval, Pair, Verdict
+from optforge.experiments.compare.verdict import CONTROL, contest_sentence, verdict_sentence
+from optforge.experiments.errors import UserError
+from optforge.experiments.programs import baseline_name
+from optforge.experiments.report.runs import read_program
+from optforge.primitives import Program
+from optforge.search.training import Task
 
 EDITED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, StopIteration)
 """What reading, judging or drawing something else than a comparison raises."""

@@ -6,11 +6,11 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.compare.comparison import Comparison
-from experiments.compare.tables import Table, entry_table, notes, pair_table
-from experiments.files import write_atomic
-from experiments.report.plots import panels, png, svg
-from primitives.text import print_program
+from optforge.experiments.compare.comparison import Comparison
+from optforge.experiments.compare.tables import Table, entry_table, notes, pair_table
+from optforge.experiments.files import write_atomic
+from optforge.experiments.report.plots import panels, png, svg
+from optforge.primitives.text import print_program
 
 _LONGEST_VALUE = 100
 

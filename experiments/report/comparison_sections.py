@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.compare.comparison import Comparison
-from experiments.compare.contest import Contest
-from experiments.compare.tables import (
+from optforge.experiments.compare.comparison import Comparison
+from optforge.experiments.compare.contest import Contest
+from optforge.experiments.compare.tables import (
     Table,
     configuration_table,
     entry_table,
@@ -20,13 +20,13 @@ from experiments.compare.tables import (
     place,
     target_table,
 )  # fmt: skip
-from experiments.errors import UserError
-from experiments.report.blocks import Block, Code, Figures, Fold, Formula, Items, Section, Text, facts
-from experiments.report.comparison_json import comparison_from_json, contest_from_json, finite_or_nan
-from experiments.report.figures import memory_panel, training_panel
-from experiments.report.plots import panels, profile_panel, trajectory_panels
-from experiments.report.runs import read_program
-from primitives.pseudocode import pseudo_code
+from optforge.experiments.errors import UserError
+from optforge.experiments.report.blocks import Block, Code, Figures, Fold, Formula, Items, Section, Text, facts
+from optforge.experiments.report.comparison_json import comparison_from_json, contest_from_json, finite_or_nan
+from optforge.experiments.report.figures import memory_panel, training_panel
+from optforge.experiments.report.plots import panels, profile_panel, trajectory_panels
+from optforge.experiments.report.runs import read_program
+from optforge.primitives.export.pseudocode import pseudo_code
 
 __all__ = ["comparison_from_json", "comparison_sections", "contest_from_json", "contest_sections", "training_sections",
            "training_verdict"]  # fmt: skip

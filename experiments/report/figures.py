@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.colours import COLOURS, DASHES, MARKERS
-from experiments.compare.comparison import Comparison
-from experiments.report.plots import Panel
-from experiments.report.runs import Row, SearchRun
-from search.cache import Verdict
+from optforge.experiments.colours import COLOURS, DASHES, MARKERS
+from optforge.experiments.compare.comparison import Comparison
+from optforge.experiments.report.plots import Panel
+from optforge.experiments.report.runs import Row, SearchRun
+from optforge.search.duplicates.cache import Verdict
 
 _VECTOR = 3000  # more points than that become a picture within the picture
 

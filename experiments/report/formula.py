@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html import escape
 
-from primitives import Program
+from optforge.primitives import Program
 
 _SIZE = 17.0  # of a letter, in pixels
 _MARGIN = 2.0
@@ -22,7 +22,7 @@ def svg_lines(program: Program) -> list[str] | None:
 
     None if it has notation that matplotlib's mathematical text does not know.
     """
-    from primitives.formula import latex
+    from optforge.primitives.analysis.formula import latex
 
     lines = re.split(r"\\\\(?:\[\w+\])?\n", _WRAPPING.sub("", latex(program)))
     found = [_simplified(line) for line in lines if line.strip()]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.colours import COLOURS
-from experiments.report.plots import Panel
+from optforge.experiments.colours import COLOURS
+from optforge.experiments.report.plots import Panel
 
 
 def panel(content: Mapping[str, Any]) -> Panel:

@@ -7,9 +7,9 @@ import math
 import re
 from typing import NamedTuple
 
-from experiments.report.blocks import Code, Fold
-from experiments.report.runs import Row
-from primitives.pseudocode import pseudo_code
+from optforge.experiments.report.blocks import Code, Fold
+from optforge.experiments.report.runs import Row
+from optforge.primitives.export.pseudocode import pseudo_code
 
 
 class Step(NamedTuple):

@@ -15,17 +15,18 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baselines import BASELINES, NAMED, Baseline
-from experiments.errors import UserError
-from experiments.files import check_can_write, write_atomic
-from experiments.programs import state_bytes
-from experiments.tasks import TASKS
-from experiments.tasks.file_tasks import FILE_TASKS
-from experiments.tasks.places import FOLDER, data_folder
-from experiments.tasks.transformers import SIZES
-from experiments.tasks.user_tasks import from_entry_point, installed
-from primitives import Kind, Program, ProgramOptimizer, Task
-from primitives.cost import cost
+from optforge.baselines import BASELINES, NAMED, Baseline
+from optforge.experiments.errors import UserError
+from optforge.experiments.files import check_can_write, write_atomic
+from optforge.experiments.programs import state_bytes
+from optforge.experiments.tasks import TASKS
+from optforge.experiments.tasks.file_tasks import FILE_TASKS
+from optforge.experiments.tasks.places import FOLDER, data_folder
+from optforge.experiments.tasks.transformers import SIZES
+from optforge.experiments.tasks.user_tasks import from_entry_point, installed
+from optforge.primitives import Kind, Program, ProgramOptimizer
+from optforge.primitives.analysis.cost import cost
+from optforge.search.training import Task
 
 SHAPES: tuple[tuple[int, ...], ...] = ((1024, 1024), (64, 32, 3, 3), (4096,))
 """What state is measured on: a matrix, a convolution and a vector."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from experiments.report.blocks import Section, block_html, block_markdown, plain
+from optforge.experiments.report.blocks import Section, block_html, block_markdown, plain
 
 
 def page_html(title: str, sections: Sequence[Section]) -> str:

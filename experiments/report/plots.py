@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.colours import COLOURS, DASHES, MARKERS
-from experiments.compare.comparison import Comparison
-from experiments.compare.measures import best_of
-from experiments.programs.surfaces import SURFACES, Surface
-from experiments.programs.trajectories import LADDER, Trajectory, drawable, heights, trajectory
-from primitives import Program, ProgramError
+from optforge.experiments.colours import COLOURS, DASHES, MARKERS
+from optforge.experiments.compare.comparison import Comparison
+from optforge.experiments.compare.measures import best_of
+from optforge.experiments.programs.surfaces import SURFACES, Surface
+from optforge.experiments.programs.trajectories import LADDER, Trajectory, drawable, heights, trajectory
+from optforge.primitives import Program, ProgramError
 
 _INK, _GRID = "#0A0B0C", "#0D0E0F"  # in SVGs, stand-ins for the page's colours
 _SIZE = (4.7, 3.9)

@@ -14,14 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.compare.origin import steps_each
-from experiments.errors import UserError
-from primitives import Program, ProgramError, parse_program
-from primitives.cost import cost
-from search.cache import Verdict
-from search.fitness import Status
-from search.ledger import Ledger, LedgerError
-from search.ledger_file import connect
+from optforge.experiments.compare.origin import steps_each
+from optforge.experiments.errors import UserError
+from optforge.primitives import Program, ProgramError, parse_program
+from optforge.primitives.analysis.cost import cost
+from optforge.search.duplicates.cache import Verdict
+from optforge.search.fitness.evaluator import Status
+from optforge.search.ledger import Ledger, LedgerError
+from optforge.search.ledger_file import connect
 
 SUMMARY = "ledger.json.gz"
 """In place of a ledger: what `experiments.report.summary` writes of one."""

@@ -8,19 +8,19 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.compare.comparison import Comparison
-from experiments.compare.tables import Table, number
-from experiments.errors import UserError
-from experiments.report.blocks import Code, Figures, Fold, Formula, Items, Section, Text, facts
-from experiments.report.comparison_sections import comparison_from_json, comparison_sections
-from experiments.report.figures import controls_panel, duplicates_panel, fitness_panel, pareto_panel
-from experiments.report.funnel_plot import panel
-from experiments.report.lineage import ancestors, lineage, lineage_blocks
-from experiments.report.runs import Row, SearchRun
-from primitives import Program
-from primitives.certificate import certificate
-from primitives.pseudocode import pseudo_code
-from search.cache import Verdict
+from optforge.experiments.compare.comparison import Comparison
+from optforge.experiments.compare.tables import Table, number
+from optforge.experiments.errors import UserError
+from optforge.experiments.report.blocks import Code, Figures, Fold, Formula, Items, Section, Text, facts
+from optforge.experiments.report.comparison_sections import comparison_from_json, comparison_sections
+from optforge.experiments.report.figures import controls_panel, duplicates_panel, fitness_panel, pareto_panel
+from optforge.experiments.report.funnel_plot import panel
+from optforge.experiments.report.lineage import ancestors, lineage, lineage_blocks
+from optforge.experiments.report.runs import Row, SearchRun
+from optforge.primitives import Program
+from optforge.primitives.analysis.certificate import certificate
+from optforge.primitives.export.pseudocode import pseudo_code
+from optforge.search.duplicates.cache import Verdict
 
 _FRONT = 15
 

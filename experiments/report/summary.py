@@ -12,13 +12,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from experiments.compare.comparison import finite_or_null
-from experiments.compare.origin import SEEN
-from experiments.errors import UserError
-from experiments.files import write_atomic
-from experiments.report.lineage import ancestors
-from experiments.report.runs import BESIDE, NUMBERS, SUMMARY, SearchRun, read_search
-from search.cache import Verdict
+from optforge.experiments.compare.comparison import finite_or_null
+from optforge.experiments.compare.origin import SEEN
+from optforge.experiments.errors import UserError
+from optforge.experiments.files import write_atomic
+from optforge.experiments.report.lineage import ancestors
+from optforge.experiments.report.runs import BESIDE, NUMBERS, SUMMARY, SearchRun, read_search
+from optforge.search.duplicates.cache import Verdict
 
 
 def summarise(folder: Path, target: Path) -> None:

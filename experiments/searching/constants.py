@@ -2,8 +2,8 @@
 
 Evolution moves constants too, but blindly and rarely; the finalists of a search, and whatever they are compared with,
 get the same number of trials here. A trial is one training run from each seed, on the same batches for all; those of a
-batch train together. What is hopelessly behind the untuned program is broken off (`search.race`), and Optuna is told
-that the trial was pruned, with the loss it had. Trials are kept in a study of Optuna's own storage, so that an
+batch train together. What is hopelessly behind the untuned program is dropped (`search.training.race`), and Optuna is
+told that the trial was pruned, with the loss it had. Trials are kept in a study of Optuna's own storage, so that an
 interrupted tuning goes on where it was.
 """
 
@@ -22,16 +22,17 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from experiments.compare.batches import Progress
-from experiments.compare.fingerprints import task_fingerprint
-from experiments.compare.tuning import alone_with, open_storage, quiet
-from experiments.errors import UserError
-from primitives import Const, Hyper, Program, Task, print_program
-from search.draft import Draft, nudged
-from search.race import NO_RACE, Race
+from optforge.experiments.compare.batches import Progress
+from optforge.experiments.compare.fingerprints import task_fingerprint
+from optforge.experiments.compare.tuning import alone_with, open_storage, quiet
+from optforge.experiments.errors import UserError
+from optforge.primitives import Const, Hyper, Program, print_program
+from optforge.search.space.draft import Draft, nudged
+from optforge.search.training import Task
+from optforge.search.training.race import NO_RACE, Race
 
 if TYPE_CHECKING:
-    from search.population import Outcome
+    from optforge.search.training.population.members import Outcome
 
 SAMPLERS = ("tpe", "cmaes")
 SEEDS = (100, 101)
@@ -166,7 +167,7 @@ def tune_constants(
         ValueError: for an unknown sampler or fewer trials than one.
         UserError: if the storage cannot be used.
     """
-    from search.population import train_members
+    from optforge.search.training.population.members import train_members
 
     if sampler not in SAMPLERS or trials < 1:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)} and trials at least 1; got {sampler}, {trials}")

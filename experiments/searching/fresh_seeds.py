@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiments.compare.tables import Table, number
-from primitives import Program
+from optforge.experiments.compare.tables import Table, number
+from optforge.primitives import Program
 
 if TYPE_CHECKING:
-    from search.fitness import Fitness
-    from search.pool import Executor
+    from optforge.search.fitness.evaluator import Fitness
+    from optforge.search.training.executors.pool import Executor
 
 SEEDS = 3
 """Generations of the evaluator that no search uses: they are numbered below 0."""

@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.compare.tables import Table, number
-from experiments.files import write_atomic
-from experiments.report.funnel_plot import panel
-from experiments.report.plots import png
-from experiments.searching.funnel_run import Correlation, Funnel, Passage
-from primitives import print_program
-from search.archive import Point, pareto, point
-from search.funnel import PATIENCE
+from optforge.experiments.compare.tables import Table, number
+from optforge.experiments.files import write_atomic
+from optforge.experiments.report.funnel_plot import panel
+from optforge.experiments.report.plots import png
+from optforge.experiments.searching.funnel_run import Correlation, Funnel, Passage
+from optforge.primitives import print_program
+from optforge.search.evolution.archive import Point, pareto, point
+from optforge.search.funnel import PATIENCE
 
 if TYPE_CHECKING:
-    from search.evolution import Individual
+    from optforge.search.evolution.evolution import Individual
 
 ARCHIVE = "archive.json"
 PICTURE = "funnel.png"

@@ -9,20 +9,29 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from baselines import BASELINES
-from experiments.compare.comparison import finite_or_null
-from experiments.compare.statistics import mean_interval
-from experiments.files import write_atomic
-from experiments.rundirs import FUNNEL_RESULT
-from experiments.searching.funnel_store import Report, Store, train
-from experiments.tasks import TASKS, get_task
-from primitives import Program
-from search.fitness import Status
-from search.funnel import Checkpoint, Stage, by_seed, check_unseen, checkpoints, overfitting_point, relative, select
-from search.measure import initial_loss
+from optforge.baselines import BASELINES
+from optforge.experiments.compare.comparison import finite_or_null
+from optforge.experiments.compare.statistics import mean_interval
+from optforge.experiments.files import write_atomic
+from optforge.experiments.rundirs import FUNNEL_RESULT
+from optforge.experiments.searching.funnel_store import Report, Store, train
+from optforge.experiments.tasks import TASKS, get_task
+from optforge.primitives import Program
+from optforge.search.fitness.evaluator import Status
+from optforge.search.funnel import (
+    Checkpoint,
+    Stage,
+    by_seed,
+    check_unseen,
+    checkpoints,
+    overfitting_point,
+    relative,
+    select,
+)
+from optforge.search.training.evaluate import initial_loss
 
 if TYPE_CHECKING:
-    from search.evolution import Individual
+    from optforge.search.evolution.evolution import Individual
 
 ENTRANTS = 24
 """Best programs of a search, on fresh seeds of its own tasks, that the funnel begins with."""

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import UserError
-from experiments.rundirs import FUNNEL
-from experiments.searching.presets import SCHEDULE, WARMUP
-from experiments.tasks import get_task
-from primitives import Program
-from search.fitness import Evaluator, Fitness, Protocol, Status
-from search.funnel import Stage
+from optforge.experiments.errors import UserError
+from optforge.experiments.rundirs import FUNNEL
+from optforge.experiments.searching.presets import SCHEDULE, WARMUP
+from optforge.experiments.tasks import get_task
+from optforge.primitives import Program
+from optforge.search.fitness.evaluator import Evaluator, Fitness, Protocol, Status
+from optforge.search.funnel import Stage
 
 Report = Callable[[str, int, int], None]
 
@@ -88,7 +88,7 @@ def train(
     Each program is trained by itself, so that its outcome is the same to the last digit whatever else is there. What
     failed (rather than diverged) says nothing of the program: it is not kept, and tried again next time.
     """
-    from search.workers import Workers
+    from optforge.search.training.executors.processes import Workers
 
     steps = stage.steps or get_task(task).steps
     protocol = json.dumps([task, steps, stage.ladder, stage.seeds, SCHEDULE, WARMUP])
@@ -115,6 +115,6 @@ def train(
 
 def _evaluator(task: str, ladder: tuple[float, ...], seeds: tuple[int, ...], steps: int) -> Evaluator:
     """Made inside each worker; without a race, as what is measured here is reported."""
-    from search.population import Population
+    from optforge.search.training.population.members import Population
 
     return Population(Protocol(get_task(task), ladder, seeds, steps, SCHEDULE, round(WARMUP * steps)))

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.errors import UserError
-from experiments.searching.funnel_run import LOOKS, curve, enter, stages_for
-from experiments.searching.funnel_store import Store
-from search.funnel import Stage, checkpoints, overfitting_point
+from optforge.experiments.errors import UserError
+from optforge.experiments.searching.funnel_run import LOOKS, curve, enter, stages_for
+from optforge.experiments.searching.funnel_store import Store
+from optforge.search.funnel import Stage, checkpoints, overfitting_point
 
 if TYPE_CHECKING:
-    from search.evolution import Individual
+    from optforge.search.evolution.evolution import Individual
 
 UNKNOWN_LENGTH = 16_384
 """Programs of a search that time alone ends, for the distance of its checkpoints."""

@@ -9,24 +9,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from baselines import BASELINES
-from experiments.compare.comparison import finite_or_null
-from experiments.compare.statistics import Interval, mean_interval
-from experiments.files import write_atomic
-from experiments.programs import HALL_OF_FAME, usual_rate
-from experiments.searching import funnel_report
-from experiments.searching.fresh_seeds import UNSEEN, FreshScore, fresh_scores, fresh_table
-from experiments.searching.funnel_run import ENTRANTS, Funnel, is_large, run_funnel
-from experiments.searching.presets import SCHEDULE, WARMUP
-from experiments.tasks import get_task
-from primitives import Program, print_program
+from optforge.baselines import BASELINES
+from optforge.experiments.compare.comparison import finite_or_null
+from optforge.experiments.compare.statistics import Interval, mean_interval
+from optforge.experiments.files import write_atomic
+from optforge.experiments.programs import HALL_OF_FAME, usual_rate
+from optforge.experiments.searching import funnel_report
+from optforge.experiments.searching.fresh_seeds import UNSEEN, FreshScore, fresh_scores, fresh_table
+from optforge.experiments.searching.funnel_run import ENTRANTS, Funnel, is_large, run_funnel
+from optforge.experiments.searching.presets import SCHEDULE, WARMUP
+from optforge.experiments.tasks import get_task
+from optforge.primitives import Program, print_program
 
 if TYPE_CHECKING:
-    from experiments.compare.comparison import Comparison, Entry
-    from experiments.searching.constants import TunedConstants
-    from search.engine import Search
-    from search.ledger import Record
-    from search.pool import Executor
+    from optforge.experiments.compare.comparison import Comparison, Entry
+    from optforge.experiments.searching.constants import TunedConstants
+    from optforge.search.engine import Search
+    from optforge.search.ledger import Record
+    from optforge.search.training.executors.pool import Executor
 
 RESCORED = 16
 """Best programs of a search that are scored again on fresh seeds."""
@@ -97,8 +97,8 @@ def conclude(
 
     `executor_for` makes what scores programs on some tasks, as in the search.
     """
-    from experiments.compare.console import print_comparison, print_table
-    from experiments.report.comparison_report import write_report
+    from optforge.experiments.compare.console import print_comparison, print_table
+    from optforge.experiments.report.comparison_report import write_report
 
     candidates = [_finalist(r) for r in _distinct(search.best)]
     print_table(funnel_report.write_archive(run_dir, search.history))
@@ -178,9 +178,9 @@ def _alike(a: Record, b: Record) -> bool:
 
 def _tuned(run_dir: Path, config: dict[str, Any], entrants: list[Finalist], trials: int) -> list[Finalist]:
     """All with better numbers, after as many trials each."""
-    from experiments.compare.console import comparison_progress, print_notes
-    from experiments.searching.constants import tune_constants
-    from experiments.searching.tune_command import sentence
+    from optforge.experiments.compare.console import comparison_progress, print_notes
+    from optforge.experiments.searching.constants import tune_constants
+    from optforge.experiments.searching.tune_command import sentence
 
     task, found = get_task(config["tasks"][0]), []
     steps, storage = config["steps"] or None, run_dir / CONSTANTS
@@ -197,8 +197,8 @@ def _tuned(run_dir: Path, config: dict[str, Any], entrants: list[Finalist], tria
 
 def _final_comparison(config: dict[str, Any], entrants: list[Finalist]) -> Comparison:
     """All tuned on one ladder of learning rates, on a task that the search has not seen if it saw several."""
-    from experiments.compare import compare
-    from experiments.compare.console import comparison_progress
+    from optforge.experiments.compare import compare
+    from optforge.experiments.compare.console import comparison_progress
 
     name = compared_on(config["tasks"])
     task = get_task(name)
@@ -250,7 +250,7 @@ def _funnel(
     run_dir: Path, config: dict[str, Any], search: Search, best: list[Finalist], settings: FunnelSettings
 ) -> Funnel:
     """The best programs of the search on other tasks; prints who is left."""
-    from experiments.compare.console import comparison_progress, print_notes, print_table
+    from optforge.experiments.compare.console import comparison_progress, print_notes, print_table
 
     entrants = {e.record.number: e.record.program for e in best if e.record is not None}
     with comparison_progress() as progress:
@@ -270,7 +270,7 @@ def _funnel(
 
 def _summary(config: dict[str, Any], search: Search, comparison: Comparison) -> dict[str, Any]:
     """What the report tells of the search itself."""
-    from search.cache import Verdict
+    from optforge.search.duplicates.cache import Verdict
 
     best, curve = float("inf"), []
     for individual in search.history:

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.compare.fingerprints import changes, fingerprint
-from experiments.errors import UserError, unknown
-from experiments.files import write_atomic
-from experiments.programs import resolve_program
-from experiments.searching.presets import DEFAULTS, PRESETS
-from experiments.tasks import task_names
-from primitives import print_program, subset
-from primitives.text import parse_program
+from optforge.experiments.compare.fingerprints import changes, fingerprint
+from optforge.experiments.errors import UserError, unknown
+from optforge.experiments.files import write_atomic
+from optforge.experiments.programs import resolve_program
+from optforge.experiments.searching.presets import DEFAULTS, PRESETS
+from optforge.experiments.tasks import task_names
+from optforge.primitives import print_program, subset
+from optforge.primitives.text import parse_program
 
 if TYPE_CHECKING:
-    from search.evolution import Evolution
+    from optforge.search.evolution.evolution import Evolution
 
 BUDGET = "budget.json"
 
@@ -34,7 +34,7 @@ class SearchOptions:
         blocks: names in `primitives.blocks.BLOCKS` that mutations may splice in, with commas, or ``all`` or ``none``.
         max_statements: most statements of a program.
         max_slots: most state slots of a program.
-        strategy: a row of `search.strategies.STRATEGIES`.
+        strategy: a row of `search.evolution.strategies.STRATEGIES`.
         seed: of all randomness.
         programs: stop after so many trained programs in all.
         minutes: stop after so much time in this call.
@@ -45,7 +45,7 @@ class SearchOptions:
         restart_every: candidates between restarts; 0 for never.
         descent: whether programs that do not go downhill on simulated quadratics are left untrained.
         race: whether a rate that is hopelessly behind another one of its program is not trained to the end.
-        precision: of forward and backward passes, one of `search.gradients.PRECISIONS`.
+        precision: of forward and backward passes, one of `search.training.population.gradients.PRECISIONS`.
         batch: programs trained together.
         lag: batches in flight at once.
         steps: length of each training run; each task's own by default.
@@ -123,9 +123,9 @@ def keep_budget(options: SearchOptions) -> None:
 
 def configuration(options: SearchOptions) -> dict[str, Any]:
     """What determines a search; kept in its ledger."""
-    from primitives.blocks import BLOCKS
-    from search.gradients import PRECISIONS
-    from search.suite import CUTS, RELATIVE_RATES
+    from optforge.primitives.blocks import BLOCKS
+    from optforge.search.fitness.suite import CUTS, RELATIVE_RATES
+    from optforge.search.training.population.gradients import PRECISIONS
 
     chosen = {name: getattr(options, name) for name in DEFAULTS}
     config = {name: DEFAULTS[name] if value is None else value for name, value in chosen.items()}
@@ -183,9 +183,9 @@ def agreed(options: SearchOptions, stored: dict[str, Any]) -> dict[str, Any]:
 
 def evolution(config: dict[str, Any]) -> Evolution:
     """The search that a configuration means; raises `ValueError` for settings that make no sense together."""
-    from experiments.programs import known_ops
-    from search.draft import Space
-    from search.evolution import Evolution
+    from optforge.experiments.programs import known_ops
+    from optforge.search.evolution.evolution import Evolution
+    from optforge.search.space.draft import Space
 
     names = ("seed", "population", "tournament", "batch", "lag", "islands", "migrate_every", "restart_every")
     return Evolution(

@@ -8,18 +8,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.errors import FailedError, UserError
-from experiments.files import check_can_write
-from experiments.searching.options import SearchOptions, agreed, configuration, evolution, keep_budget, with_preset
-from experiments.searching.presets import SCHEDULE, WARMUP
-from experiments.tasks import get_task
+from optforge.experiments.errors import FailedError, UserError
+from optforge.experiments.files import check_can_write
+from optforge.experiments.searching.options import (
+    SearchOptions,
+    agreed,
+    configuration,
+    evolution,
+    keep_budget,
+    with_preset,
+)
+from optforge.experiments.searching.presets import SCHEDULE, WARMUP
+from optforge.experiments.tasks import get_task
 
 if TYPE_CHECKING:
-    from search.engine import Search
-    from search.fitness import Evaluator
-    from search.ledger import Ledger
-    from search.pool import Executor
-    from search.suite import Suite
+    from optforge.search.engine import Search
+    from optforge.search.fitness.evaluator import Evaluator
+    from optforge.search.fitness.suite import Suite
+    from optforge.search.ledger import Ledger
+    from optforge.search.training.executors.pool import Executor
 
 MAX_WORKERS = 4  # for each core
 
@@ -32,13 +39,13 @@ def run_search(options: SearchOptions) -> bool:
     """
     import torch
 
-    from experiments.searching.funnel_watch import Watch
-    from experiments.searching.hall_of_fame import Ending, FunnelSettings, conclude
-    from experiments.searching.view import SearchView
-    from search.cache import DuplicateCache
-    from search.engine import Budget, Search
-    from search.ledger import LedgerError
-    from search.suite import UnusableTask
+    from optforge.experiments.searching.funnel_watch import Watch
+    from optforge.experiments.searching.hall_of_fame import Ending, FunnelSettings, conclude
+    from optforge.experiments.searching.view import SearchView
+    from optforge.search.duplicates.cache import DuplicateCache
+    from optforge.search.engine import Budget, Search
+    from optforge.search.fitness.suite import UnusableTask
+    from optforge.search.ledger import LedgerError
 
     torch.set_num_threads(1)  # the workers have the other cores; two threads that wait for each other lose tenfold
     check_can_write("--json", options.json)
@@ -104,7 +111,7 @@ def _nothing_trained(search: Search) -> str:
 
 def _open(options: SearchOptions) -> tuple[Ledger, dict[str, Any]]:
     """The run's ledger, new or resumed, and what determines the search."""
-    from search.ledger import Ledger, LedgerError
+    from optforge.search.ledger import Ledger, LedgerError
 
     try:
         if not options.resume:
@@ -125,7 +132,7 @@ def _open(options: SearchOptions) -> tuple[Ledger, dict[str, Any]]:
 
 def digest(run_dir: Path) -> str:
     """SHA-256 over everything in a run's ledger that a repeated or resumed run must reproduce."""
-    from search.ledger import Ledger, LedgerError
+    from optforge.search.ledger import Ledger, LedgerError
 
     try:
         ledger = Ledger.open(run_dir, read_only=True)
@@ -148,11 +155,11 @@ def evaluator(
     cuts: tuple[tuple[int, float], ...] = (),
 ) -> Suite:
     """The evaluator of a search, made inside each worker: scores are relative to AdamW's, and rates decay to zero."""
-    from baselines import BASELINES
-    from search.fitness import Protocol
-    from search.population import Population
-    from search.race import NO_RACE, Race
-    from search.suite import RELATIVE_RATES, Suite
+    from optforge.baselines import BASELINES
+    from optforge.search.fitness.evaluator import Protocol
+    from optforge.search.fitness.suite import RELATIVE_RATES, Suite
+    from optforge.search.training.population.members import Population
+    from optforge.search.training.race import NO_RACE, Race
 
     protocols = []
     for task in map(get_task, tasks):
@@ -183,7 +190,7 @@ def cautions(tasks: Sequence[str], steps: int = 0) -> list[str]:
 
 def _connect(address: str) -> None:
     try:
-        from search.cluster import connect
+        from optforge.search.training.executors.cluster import connect
     except ImportError:
         raise UserError("--ray needs the extra cluster; install it with: pip install 'optforge[cluster]'") from None
     try:
@@ -195,10 +202,10 @@ def _connect(address: str) -> None:
 def _executor(factory: Callable[[], Evaluator], options: SearchOptions, lag: int) -> Executor:
     """Where batches are evaluated: on the Ray cluster if one was named, or in processes here."""
     if options.ray is None:
-        from search.workers import Workers
+        from optforge.search.training.executors.processes import Workers
 
         return Workers(factory, _workers(options, lag))
-    from search.cluster import Cluster
+    from optforge.search.training.executors.cluster import Cluster
 
     cluster = Cluster(factory, options.workers)
     if cluster.count > lag:
@@ -209,7 +216,7 @@ def _executor(factory: Callable[[], Evaluator], options: SearchOptions, lag: int
 
 def _workers(options: SearchOptions, lag: int) -> int:
     """How many processes to use: one for each GPU, where several would only take turns, or for each core."""
-    from search.workers import visible_gpus
+    from optforge.search.training.executors.processes import visible_gpus
 
     cores, asked = _cores(), options.workers
     if asked is None:

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.compare.comparison import finite_or_null
-from experiments.compare.tables import Table, number
-from experiments.errors import UserError
-from experiments.files import check_can_write, write_atomic
-from experiments.searching.fresh_seeds import FreshScore, standard_error
+from optforge.experiments.compare.comparison import finite_or_null
+from optforge.experiments.compare.tables import Table, number
+from optforge.experiments.errors import UserError
+from optforge.experiments.files import check_can_write, write_atomic
+from optforge.experiments.searching.fresh_seeds import FreshScore, standard_error
 
 if TYPE_CHECKING:
-    from search.fitness import Fitness
+    from optforge.search.fitness.evaluator import Fitness
 
 REFERENCE = "adamw"
 TOGETHER = 16
@@ -39,12 +39,12 @@ def score_command(
     """
     import torch
 
-    from experiments.compare.console import comparison_progress, print_notes, print_table
-    from experiments.programs import resolve_program, unique_names
-    from experiments.searching.run import cautions, evaluator
-    from experiments.tasks import task_names
-    from search.suite import UnusableTask
-    from search.workers import Workers
+    from optforge.experiments.compare.console import comparison_progress, print_notes, print_table
+    from optforge.experiments.programs import resolve_program, unique_names
+    from optforge.experiments.searching.run import cautions, evaluator
+    from optforge.experiments.tasks import task_names
+    from optforge.search.fitness.suite import UnusableTask
+    from optforge.search.training.executors.processes import Workers
 
     torch.set_num_threads(1)
     check_can_write("--json", json_file)

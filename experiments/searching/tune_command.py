@@ -7,12 +7,12 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.errors import FailedError, UserError
-from experiments.files import check_can_write, write_atomic
+from optforge.experiments.errors import FailedError, UserError
+from optforge.experiments.files import check_can_write, write_atomic
 
 if TYPE_CHECKING:
-    from experiments.searching.constants import TunedConstants
-    from primitives import Program
+    from optforge.experiments.searching.constants import TunedConstants
+    from optforge.primitives import Program
 
 
 def tune_command(
@@ -36,13 +36,13 @@ def tune_command(
     """
     import torch
 
-    from experiments.compare.comparison import finite_or_null
-    from experiments.compare.console import comparison_progress
-    from experiments.compare.fingerprints import fingerprint
-    from experiments.programs import resolve_program, usual_rate
-    from experiments.searching.constants import SAMPLERS, tune_constants
-    from experiments.tasks import get_task
-    from primitives import print_program
+    from optforge.experiments.compare.comparison import finite_or_null
+    from optforge.experiments.compare.console import comparison_progress
+    from optforge.experiments.compare.fingerprints import fingerprint
+    from optforge.experiments.programs import resolve_program, usual_rate
+    from optforge.experiments.searching.constants import SAMPLERS, tune_constants
+    from optforge.experiments.tasks import get_task
+    from optforge.primitives import print_program
 
     torch.set_num_threads(1)
     check_can_write("--output", output)
@@ -79,7 +79,7 @@ def sentence(name: str, tuned: TunedConstants) -> str:
 
 def changes(program: Program, lr: float, tuned: TunedConstants) -> list[str]:
     """Each number that moved, from what to what; the learning rate first."""
-    from experiments.searching.constants import number_at, places
+    from optforge.experiments.searching.constants import number_at, places
 
     pruned = program.pruned()
     lines = [f"learning rate: {lr:g} → {tuned.lr:g}"] if lr != tuned.lr else []

@@ -17,12 +17,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
-from primitives import Program
-from primitives.program import Const
-from primitives.pseudocode import pseudo_code
-from search.cache import Verdict
-from search.engine import Budget, Finished, Search
-from search.evolution import Individual
+from optforge.primitives import Program
+from optforge.primitives.export.pseudocode import pseudo_code
+from optforge.primitives.program import Const
+from optforge.search.duplicates.cache import Verdict
+from optforge.search.engine import Budget, Finished, Search
+from optforge.search.evolution.evolution import Individual
 
 LINE_EVERY = 15.0  # seconds between lines where there is no terminal to draw in
 

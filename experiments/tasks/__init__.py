@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from experiments.tasks.table import TASKS, cross_entropy, get_task, task_names, with_data
+    from optforge.experiments.tasks.table import TASKS, cross_entropy, get_task, task_names, with_data
 
 __all__ = ["TASKS", "cross_entropy", "get_task", "task_names", "with_data"]
 
@@ -12,6 +12,6 @@ def __getattr__(name: str) -> Any:
     """From `table`, which loads torch: where the data lie is said without it (see `places`)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from experiments.tasks import table
+    from optforge.experiments.tasks import table
 
     return getattr(table, name)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.errors import UserError
-from experiments.tasks.losses import cross_entropy, squared_error
-from experiments.tasks.places import LAYOUT
-from primitives.task import Splits, TensorSplit
+from optforge.experiments.errors import UserError
+from optforge.experiments.tasks.losses import cross_entropy, squared_error
+from optforge.experiments.tasks.places import LAYOUT
+from optforge.search.training.task import Splits, TensorSplit
 
 PARTS = ("train", "valid", "test")
 

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import torch
 
-from primitives.task import Splits, TensorSplit
+from optforge.search.training.task import Splits, TensorSplit
 
 SYMBOLS, BLANK, GO = 8, 8, 9
 """Classes of the copy task: symbols to remember come first, then the blank and the sign to recall."""

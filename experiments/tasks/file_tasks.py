@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.errors import UserError, unknown
-from experiments.tasks.arrays import arrays, either_loss, outputs_of
-from experiments.tasks.images import Images, cifar10, idx_images
-from experiments.tasks.losses import cross_entropy
-from experiments.tasks.models import MLP, ConvNet
-from experiments.tasks.places import PLACES, Place
-from experiments.tasks.text_files import text_bytes, text_tokens
-from experiments.tasks.texts import Windows
-from experiments.tasks.transformers import GPT, SIZES, Size, ViT
-from primitives.task import Splits, Task
+from optforge.experiments.errors import UserError, unknown
+from optforge.experiments.tasks.arrays import arrays, either_loss, outputs_of
+from optforge.experiments.tasks.images import Images, cifar10, idx_images
+from optforge.experiments.tasks.losses import cross_entropy
+from optforge.experiments.tasks.models import MLP, ConvNet
+from optforge.experiments.tasks.places import PLACES, Place
+from optforge.experiments.tasks.text_files import text_bytes, text_tokens
+from optforge.experiments.tasks.texts import Windows
+from optforge.experiments.tasks.transformers import GPT, SIZES, Size, ViT
+from optforge.search.training.task import Splits, Task
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.errors import UserError
-from primitives.task import Splits
+from optforge.experiments.errors import UserError
+from optforge.search.training.task import Splits
 
 HELD_OUT = 50
 """One of so many training images is for validation: enough to select by, and few enough to look at them often."""

@@ -12,7 +12,7 @@ import functools
 import numpy as np
 import torch
 
-from primitives.task import Splits, TensorSplit
+from optforge.search.training.task import Splits, TensorSplit
 
 POINTS = 40
 """Length of an example."""

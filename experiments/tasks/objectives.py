@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from primitives.task import Splits, TensorSplit
+from optforge.search.training.task import Splits, TensorSplit
 
 
 class Quadratic(nn.Module):

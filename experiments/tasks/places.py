@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from experiments.errors import UserError
+from optforge.experiments.errors import UserError
 
 FOLDER = "OPTFORGE_DATA"
 """Environment variable that names the folder for all data."""

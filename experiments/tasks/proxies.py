@@ -6,11 +6,11 @@ who memorises least; see docs/search.md for what was measured.
 
 from __future__ import annotations
 
-from experiments.tasks import models
-from experiments.tasks import proxy_data as data
-from experiments.tasks.losses import cross_entropy, squared_error
-from experiments.tasks.transformers import GPT
-from primitives.task import Task
+from optforge.experiments.tasks import models
+from optforge.experiments.tasks import proxy_data as data
+from optforge.experiments.tasks.losses import cross_entropy, squared_error
+from optforge.experiments.tasks.transformers import GPT
+from optforge.search.training.task import Task
 
 GENERATED = "none needed: generated"
 CROSS_ENTROPY = "cross-entropy [nats]"

@@ -13,10 +13,10 @@ import math
 import torch
 from torch import Tensor
 
-from experiments.errors import UserError
-from experiments.tasks.mnist1d import TEMPLATES
-from experiments.tasks.texts import Windows, encode
-from primitives.task import Splits, TensorSplit
+from optforge.experiments.errors import UserError
+from optforge.experiments.tasks.mnist1d import TEMPLATES
+from optforge.experiments.tasks.texts import Windows, encode
+from optforge.search.training.task import Splits, TensorSplit
 
 TRAIN, MEASURED = 65_536, 4_096
 

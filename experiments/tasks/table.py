@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 
-from experiments.errors import UserError, unknown
-from experiments.tasks import data, models, objectives, texts
-from experiments.tasks.file_tasks import FILE_TASKS, file_task
-from experiments.tasks.losses import cross_entropy, mean_value, squared_error
-from experiments.tasks.mnist1d import POINTS, mnist1d
-from experiments.tasks.proxies import PROXIES
-from experiments.tasks.transformers import GPT
-from experiments.tasks.user_tasks import from_entry_point, from_file, installed
-from primitives.task import Task
+from optforge.experiments.errors import UserError, unknown
+from optforge.experiments.tasks import data, models, objectives, texts
+from optforge.experiments.tasks.file_tasks import FILE_TASKS, file_task
+from optforge.experiments.tasks.losses import cross_entropy, mean_value, squared_error
+from optforge.experiments.tasks.mnist1d import POINTS, mnist1d
+from optforge.experiments.tasks.proxies import PROXIES
+from optforge.experiments.tasks.transformers import GPT
+from optforge.experiments.tasks.user_tasks import from_entry_point, from_file, installed
+from optforge.search.training.task import Task
 
 __all__ = ["TASKS", "cross_entropy", "get_task", "task_names", "with_data"]
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.errors import UserError
-from experiments.tasks.places import END
-from experiments.tasks.texts import Windows, evenly
-from primitives.task import Splits
+from optforge.experiments.errors import UserError
+from optforge.experiments.tasks.places import END
+from optforge.experiments.tasks.texts import Windows, evenly
+from optforge.search.training.task import Splits
 
 TRAIN, VALID = 0.9, 0.95
 """Where the training and the validation text end; the test text is the rest."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.errors import UserError
-from primitives.task import Splits
+from optforge.experiments.errors import UserError
+from optforge.search.training.task import Splits
 
 CONTEXT = 48
 """Characters that the language model sees at once."""

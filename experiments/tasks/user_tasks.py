@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from experiments.errors import UserError
-from primitives.task import Task, initial_model, new_model, trainable
+from optforge.experiments.errors import UserError
+from optforge.search.training.task import Task, initial_model, new_model, trainable
 
 GROUP = "optforge.tasks"
 """Entry points that each name one `Task`; the name of the entry point is that of the task."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from experiments.errors import UserError
-from primitives.task import Split, Task, batch_indices
+from optforge.experiments.errors import UserError
+from optforge.search.training.task import Split, Task, batch_indices
 
 MAX_FULL_BATCH = 65_536
 """Most training examples that one batch holds, if it is to hold them all."""

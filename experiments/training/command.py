@@ -9,18 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from baselines import BASELINES
-from experiments.errors import UserError, nearest
-from experiments.files import check_can_write, write_atomic
-from experiments.programs import describe, resolve_program, usual_rate
-from experiments.provenance import data_hash, provenance
-from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
-from experiments.tasks import get_task, with_data
-from experiments.training.options import RunOptions
-from experiments.training.results import RunResult
-from learned.meta_weights import Learned, load, shipped
-from primitives import Program, ProgramError, print_program
-from primitives.options import merged_hypers, with_fallback
+from optforge.baselines import BASELINES
+from optforge.experiments.errors import UserError, nearest
+from optforge.experiments.files import check_can_write, write_atomic
+from optforge.experiments.programs import describe, resolve_program, usual_rate
+from optforge.experiments.provenance import data_hash, provenance
+from optforge.experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
+from optforge.experiments.tasks import get_task, with_data
+from optforge.experiments.training.options import RunOptions
+from optforge.experiments.training.results import RunResult
+from optforge.learned.meta_weights import Learned, load, shipped
+from optforge.primitives import Program, ProgramError, print_program
+from optforge.primitives.options import merged_hypers, with_fallback
 
 _MOVES = 4  # of what is learned, that the summary mentions
 COMMAND = "command.json"
@@ -81,7 +81,7 @@ def train_command(
     if first and not resume:
         folder = new_run_dir(run_dir, "train", problem.name)
     try:
-        from experiments.training.train import train
+        from optforge.experiments.training.train import train
 
         if first and not resume and options.checkpoint_every:
             asked["hashes"] = data_hash(problem.data())
@@ -144,7 +144,7 @@ def resume_command(run_dir: Path | None, json_file: Path | None) -> str:
 
 
 def _is_first_process() -> bool:
-    from experiments.training.train import is_first_process  # loads Lightning
+    from optforge.experiments.training.train import is_first_process  # loads Lightning
 
     return is_first_process()
 

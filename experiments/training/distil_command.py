@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.errors import unknown
-from experiments.files import check_can_write, write_atomic
-from experiments.provenance import provenance
-from experiments.training.meta_problems import PROBLEMS
-from learned.meta_distil import candidates, distil, samples
-from learned.meta_weights import load
-from primitives import print_program
-from primitives.pseudocode import pseudo_code
+from optforge.experiments.errors import unknown
+from optforge.experiments.files import check_can_write, write_atomic
+from optforge.experiments.provenance import provenance
+from optforge.experiments.training.meta_problems import PROBLEMS
+from optforge.learned.meta_distil import candidates, distil, samples
+from optforge.learned.meta_weights import load
+from optforge.primitives import print_program
+from optforge.primitives.export.pseudocode import pseudo_code
 
 
 def distil_command(

@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 
-from experiments.errors import UserError, unknown
-from experiments.files import check_can_write, write_atomic
-from experiments.progress import progress_bar
-from experiments.provenance import provenance
-from experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
-from experiments.training.meta_problems import PROBLEMS
-from experiments.training.options import device_type
-from learned.meta_imitation import Imitation
-from learned.meta_models import RULES, LSTMRule, flatten, unflatten
-from learned.meta_trainer import MetaTrainer
-from learned.meta_training import ESTIMATORS, Estimator
-from learned.meta_weights import Learned, card_markdown, load, pack
+from optforge.experiments.errors import UserError, unknown
+from optforge.experiments.files import check_can_write, write_atomic
+from optforge.experiments.progress import progress_bar
+from optforge.experiments.provenance import provenance
+from optforge.experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
+from optforge.experiments.training.meta_problems import PROBLEMS
+from optforge.experiments.training.options import device_type
+from optforge.learned.meta_imitation import Imitation
+from optforge.learned.meta_models import RULES, LSTMRule, flatten, unflatten
+from optforge.learned.meta_trainer import MetaTrainer
+from optforge.learned.meta_training import ESTIMATORS, Estimator
+from optforge.learned.meta_weights import Learned, card_markdown, load, pack
 
 VALIDATE_EVERY = 20  # training runs
 SAVE_EVERY = 30.0  # seconds; checkpoints lie between training runs, so that when they are written changes nothing

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from learned.meta_tasks import Problem, classifier, quadratics
+from optforge.learned.meta_tasks import Problem, classifier, quadratics
 
 
 def digit_images(side: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -23,7 +23,7 @@ def digit_images(side: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
 
         x, y = load_digits(return_X_y=True)
         return torch.tensor(x / 16, dtype=torch.float32).to(device), torch.tensor(y).long().to(device)
-    from experiments.tasks import get_task
+    from optforge.experiments.tasks import get_task
 
     train: Any = get_task("mnist").data().train
     pixels = train.pixels.float() / 255

@@ -17,17 +17,17 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
-from baselines import averaged, is_schedule_free
-from experiments.errors import UserError
-from experiments.progress import Report
-from experiments.tasks.transformers import Block
-from experiments.training.batches import RunBatches
-from experiments.training.options import PLAIN, RunOptions, device_type
-from experiments.training.results import TRAINED, evaluate
-from learned import LearnedOptimizer
-from learned.reasons import Moves
-from primitives import Split, Task
-from primitives.task import initial_model
+from optforge.baselines import averaged, is_schedule_free
+from optforge.experiments.errors import UserError
+from optforge.experiments.progress import Report
+from optforge.experiments.tasks.transformers import Block
+from optforge.experiments.training.batches import RunBatches
+from optforge.experiments.training.options import PLAIN, RunOptions, device_type
+from optforge.experiments.training.results import TRAINED, evaluate
+from optforge.learned import LearnedOptimizer
+from optforge.learned.reasons import Moves
+from optforge.search.training import Split, Task
+from optforge.search.training.task import initial_model
 
 Factory = Callable[..., Optimizer]
 """Makes an optimizer of parameters and the keyword `lr`, as the classes of `torch.optim` do."""
@@ -42,7 +42,7 @@ class TrainingRun(LightningModule):
         task: data, model and loss.
         factory: makes the optimizer.
         lr: learning rate given to it.
-        seed: of the initial weights (see `primitives.task.initial_model`) and of the order of batches.
+        seed: of the initial weights (see `search.training.task.initial_model`) and of the order of batches.
         steps: length of the run; about 100 points of the training curve and 10 of the validation curve are
             logged.
         options: schedule, clipping, accumulation, precision, devices and checkpoints.

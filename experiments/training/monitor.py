@@ -10,12 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.utils import get_total_norm
 from torch.optim.optimizer import Optimizer
 
-from baselines.guard import Tally
-from baselines.monitor import EVERY, Monitor
+from optforge.search.training.guard import Tally
+from optforge.search.training.monitor import EVERY, Monitor
 
 
 class OptimizerMonitor(Callback):
-    """Log the scalars of a `baselines.monitor.Monitor` for each optimizer, under ``optimizer/…``.
+    """Log the scalars of a `search.training.monitor.Monitor` for each optimizer, under ``optimizer/…``.
 
     ::
 
@@ -27,7 +27,7 @@ class OptimizerMonitor(Callback):
 
     Args:
         every: steps between observations; 0 for learning rates alone.
-        tally: counts of skipped and clipped steps, for modules that make their steps with a `baselines.guard.Guard`;
+        tally: counts of skipped and clipped steps, for modules that step with a guard (`search.training.guard`);
             by default the trainer's own clipping and loss scaling are counted.
     """
 

@@ -11,11 +11,11 @@ from torch.amp import GradScaler
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
-from baselines.guard import Clip, Guard
-from baselines.monitor import EVERY
-from baselines.schedules import SCHEDULES
-from experiments.errors import UserError, unknown
-from learned.choices import PER
+from optforge.experiments.errors import UserError, unknown
+from optforge.learned.choices import PER
+from optforge.search.training.guard import Clip, Guard
+from optforge.search.training.monitor import EVERY
+from optforge.search.training.torch_schedules import SCHEDULES
 
 PRECISIONS: Mapping[str, str] = MappingProxyType({"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"})
 """What may be asked for, and Lightning's name of it, which may be asked for as well."""
@@ -29,9 +29,9 @@ class RunOptions:
     """Options of one run; the defaults train as the optimizer says, and change nothing.
 
     Attributes:
-        schedule: of the learning rate, one of `baselines.schedules.SCHEDULES`.
+        schedule: of the learning rate, one of `search.training.torch_schedules.SCHEDULES`.
         warmup: steps in which the rate rises linearly, before the schedule begins.
-        clip_norm, clip_value: limits of the gradients, see `baselines.guard.Clip`.
+        clip_norm, clip_value: limits of the gradients, see `search.training.guard.Clip`.
         accumulate: batches whose gradients are averaged for one step.
         precision: ``"32"``, or ``"bf16"`` and ``"fp16"`` for autocast of the model; weights, gradients, state and
             losses stay in float32. float16 scales the loss.

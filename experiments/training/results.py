@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from primitives.task import Split, Task
+from optforge.search.training.task import Split, Task
 
 TRAINED = 1280
 """So many examples of the training split, evenly spaced, stand for all of them when its loss is reported."""

@@ -15,19 +15,20 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from experiments.errors import UserError
-from experiments.progress import progress_bar
-from experiments.training.module import Factory, TrainingRun, learned_rates, learned_values
-from experiments.training.monitor import OptimizerMonitor
-from experiments.training.options import PLAIN, RunOptions
-from experiments.training.results import RunResult
-from learned import MetaOptimizer
-from learned import learn as learn_rates
-from learned.meta_optimizer import HYPER_RATE
-from learned.meta_weights import Learned
-from primitives import Program, ProgramOptimizer, Task
-from primitives.options import merged_hypers
-from search.lightning_fit import fit, quiet
+from optforge.experiments.errors import UserError
+from optforge.experiments.progress import progress_bar
+from optforge.experiments.training.module import Factory, TrainingRun, learned_rates, learned_values
+from optforge.experiments.training.monitor import OptimizerMonitor
+from optforge.experiments.training.options import PLAIN, RunOptions
+from optforge.experiments.training.results import RunResult
+from optforge.learned import MetaOptimizer
+from optforge.learned import learn as learn_rates
+from optforge.learned.meta_optimizer import HYPER_RATE
+from optforge.learned.meta_weights import Learned
+from optforge.primitives import Program, ProgramOptimizer
+from optforge.primitives.options import merged_hypers
+from optforge.search.training import Task
+from optforge.search.training.lightning_fit import fit, quiet
 
 CHECKPOINT = "checkpoint.ckpt"
 """Name of the latest checkpoint in the folder of a run."""

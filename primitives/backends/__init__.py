@@ -1,0 +1,1 @@
+"""How programs run: the interpreter, C++, torch.compile, many programs at once, and jax's names."""

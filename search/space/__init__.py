@@ -1,0 +1,1 @@
+"""What programs may look like, and how children are made of them."""

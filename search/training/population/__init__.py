@@ -1,0 +1,1 @@
+"""Many members trained at once: stacked parameters, merged rules, C++ steps."""
