@@ -1,4 +1,4 @@
-"""Fuzzing of the text form and of the exporters: ``python -m tests.fuzz --cases 1000000``.
+"""Fuzzing of the text form and of the exporters: ``python tests/support/fuzz.py --cases 1000000``.
 
 Valid texts with stretches changed, lines of the grammar filled with anything, and plain noise. Each ends in a program
 that round-trips, or in a `ProgramError` of one line. Whatever else comes out is printed with the text, and fails.
