@@ -143,7 +143,7 @@ class Ledger:
             score = math.inf if row[9] is None else row[9]
             parts = tuple(Part(task, x, _rate(lr), _losses(rungs)) for task, x, lr, rungs in json.loads(row[13]))
             rungs = _losses(json.loads(row[12]))
-            fitness = Fitness(score, Status(row[7]), row[8], _rate(row[10]), rungs, bool(row[11]), parts=parts)
+            fitness = Fitness(score, Status[row[7].upper()], row[8], _rate(row[10]), rungs, bool(row[11]), parts=parts)
             mutations = tuple(row[3].split(","))
             yield Record(row[0], row[1], row[2], mutations, parse_program(row[4]), row[5], row[6], fitness)
 
@@ -177,7 +177,7 @@ def _row(batch: int, candidate: Candidate, fitness: Fitness) -> tuple[Any, ...]:
     number, parent, mutations, program, identity = candidate
     return (
         number, batch, parent, ",".join(mutations), print_program(program), identity.key, identity.fingerprint,
-        fitness.status.value, fitness.reason, _finite(fitness.score), _finite(fitness.lr), int(fitness.edge),
+        fitness.status.name.lower(), fitness.reason, _finite(fitness.score), _finite(fitness.lr), int(fitness.edge),
         json.dumps([_finite(r) for r in fitness.rungs]),
         json.dumps([(p.task, p.score, _finite(p.lr), [_finite(r) for r in p.rungs]) for p in fitness.parts]),
         len(program.body), len(program.live.instructions), len(program.live_state),

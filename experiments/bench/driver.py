@@ -161,10 +161,10 @@ def no_training() -> Evaluator:
 
 def digits() -> Evaluator:
     """A population on digits, at three learning rates."""
-    from optforge.search.fitness.evaluator import Protocol
-    from optforge.search.training.population.members import Population
 
-    return Population(Protocol(get_task("digits"), (1e-3, 1e-2, 1e-1), (0,)))
+    from optforge.search.fitness.sweep import Sweep
+
+    return Sweep(get_task("digits"), (1e-3, 1e-2, 1e-1), (0,))
 
 
 def training_seconds(workers: int, batches: int, programs: Sequence[Program]) -> tuple[float, float]:

@@ -77,17 +77,16 @@ def ablate_command(name: str, *, task: str, seeds: int, steps: int | None, json_
     import torch
 
     from optforge.experiments.tasks import get_task
-    from optforge.search.fitness.evaluator import Protocol
-    from optforge.search.training.population.members import Population
+    from optforge.search.fitness.sweep import Sweep
 
     torch.set_num_threads(1)
     _, program = resolve_program(name)
     check_can_write("--json", json_file)
     if seeds < 2:
         raise UserError(f"--seeds must be at least 2, got {seeds}")
-    protocol = Protocol(get_task(task), LADDER, tuple(range(seeds)), steps or 0)
+    protocol = Sweep(get_task(task), LADDER, tuple(range(seeds)), steps or 0)
     try:
-        found = ablate(program, Population(protocol), progress=lambda words: print(words, file=sys.stderr))
+        found = ablate(program, protocol, progress=lambda words: print(words, file=sys.stderr))
     except ValueError as error:
         raise FailedError(str(error)) from None
     rows = [(e, "no longer trains" if e.interval is None else f"{e.difference:+.4g}") for e in found.effects]

@@ -41,8 +41,8 @@ nor of the form `x12`, nor one of the words
 
 A program has at most <<statements>> statements, <<slots>> slots and <<hypers>> hyperparameters, its text at most
 <<characters>> characters. Literals are finite; there is no negative zero. Reading takes time linear in the text, never
-evaluates any of it, and ends in a program or in a `ProgramError` that names the line. `python tests/support/fuzz.py` tries to
-prove otherwise; 1,200,000 cases (seed 0) have not.
+evaluates any of it, and ends in a program or in a `ProgramError` that names the line. `python tests/support/fuzz.py`
+tries to prove otherwise; 1,200,000 cases (seed 0) have not.
 
 `parse_program(text)` reads, `print_program(program)` writes, and `parse_program(print_program(p)) == p`.
 

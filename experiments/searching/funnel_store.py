@@ -15,7 +15,8 @@ from optforge.experiments.rundirs import FUNNEL
 from optforge.experiments.searching.presets import SCHEDULE, WARMUP
 from optforge.experiments.tasks import get_task
 from optforge.primitives import Program
-from optforge.search.fitness.evaluator import Evaluator, Fitness, Protocol, Status
+from optforge.search.fitness.evaluator import Evaluator, Fitness, Status
+from optforge.search.fitness.sweep import Sweep
 from optforge.search.funnel import Stage
 
 Report = Callable[[str, int, int], None]
@@ -115,6 +116,5 @@ def train(
 
 def _evaluator(task: str, ladder: tuple[float, ...], seeds: tuple[int, ...], steps: int) -> Evaluator:
     """Made inside each worker; without a race, as what is measured here is reported."""
-    from optforge.search.training.population.members import Population
 
-    return Population(Protocol(get_task(task), ladder, seeds, steps, SCHEDULE, round(WARMUP * steps)))
+    return Sweep(get_task(task), ladder, seeds, steps, SCHEDULE, round(WARMUP * steps))

@@ -156,17 +156,16 @@ def evaluator(
 ) -> Suite:
     """The evaluator of a search, made inside each worker: scores are relative to AdamW's, and rates decay to zero."""
     from optforge.baselines import BASELINES
-    from optforge.search.fitness.evaluator import Protocol
     from optforge.search.fitness.suite import RELATIVE_RATES, Suite
-    from optforge.search.training.population.members import Population
+    from optforge.search.fitness.sweep import Sweep
     from optforge.search.training.race import NO_RACE, Race
 
-    protocols = []
+    found, dropping = [], Race() if race else NO_RACE
     for task in map(get_task, tasks):
         length = steps or task.steps
-        protocols.append(Protocol(task, RELATIVE_RATES, (0,), length, SCHEDULE, round(WARMUP * length)))
-    make = functools.partial(Population, race=Race() if race else NO_RACE, precision=precision)
-    return Suite(tuple(protocols), BASELINES["adamw"].program, seed, cuts, make)
+        warmup = round(WARMUP * length)
+        found.append(Sweep(task, RELATIVE_RATES, (0,), length, SCHEDULE, warmup, precision, dropping))
+    return Suite(tuple(found), BASELINES["adamw"].program, seed, cuts)
 
 
 def cautions(tasks: Sequence[str], steps: int = 0) -> list[str]:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from optforge.primitives import Program
-from optforge.search.fitness.evaluator import Evaluator, Fitness, Part, Protocol, Status
+from optforge.search.fitness.evaluator import Fitness, Part, Status
 from optforge.search.fitness.step_size import step_sizes
+from optforge.search.fitness.sweep import MOST, Sweep
 from optforge.search.funnel import BOUND, FLOOR
-from optforge.search.training.evaluate import initial_loss
-from optforge.search.training.population.members import Population
-from optforge.search.training.schedule import scheduled
+from optforge.search.training.train import train
 
 RELATIVE_RATES = tuple(10 ** (-2.1 + k / 2) for k in range(5))
 """Learning-rate grid, as the distance that the first steps go, each as a share of the parameters' norm.
@@ -49,24 +48,22 @@ class Suite:
     `search.fitness.step_size`). Its score is the mean over tasks; negative is better than the reference.
 
     Attributes:
-        protocols: how programs are trained on each task. Their ladder is relative (`RELATIVE_RATES`), their seeds are
+        sweeps: how programs are trained on each task. Their rates are relative (`RELATIVE_RATES`), their seeds are
             replaced by that of the generation.
         reference: the program that others are compared with.
         cuts: after how many tasks programs are given up whose score is above a bound, see `CUTS`; the cheap tasks come
             first. What is given up keeps the score of the tasks it was trained on. A bound is absolute, so that what
             becomes of a program does not depend on its company.
         seed: of the search, from which each generation's is drawn.
-        make: the evaluator of one task.
     """
 
-    protocols: tuple[Protocol, ...]
+    sweeps: tuple[Sweep, ...]
     reference: Program
     seed: int = 0
     cuts: tuple[tuple[int, float], ...] = ()
-    make: Callable[[Protocol], Evaluator] = Population
 
     def __post_init__(self) -> None:
-        if not self.protocols:
+        if not self.sweeps:
             raise ValueError("a suite needs at least one task")
 
     def __call__(self, programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
@@ -74,30 +71,29 @@ class Suite:
         seed = generation_seed(self.seed, generation)
         parts: list[list[Part | Fitness]] = [[] for _ in programs]
         left = list(range(len(programs)))
-        for done, protocol in enumerate(self.protocols):
+        for done, sweep in enumerate(self.sweeps):
             bound = dict(self.cuts).get(done, math.inf)
             left = [i for i in left if combined(parts[i]).score <= bound] if bound < math.inf else left
-            found = self._task(replace(protocol, seeds=(seed,)), [programs[i] for i in left]) if left else []
+            found = self._task(replace(sweep, seeds=(seed,)), [programs[i] for i in left]) if left else []
             for i, part in zip(left, found, strict=True):
                 parts[i].append(part)
         return [combined(each) for each in parts]
 
-    def _task(self, protocol: Protocol, programs: Sequence[Program]) -> list[Part | Fitness]:
+    def _task(self, sweep: Sweep, programs: Sequence[Program]) -> list[Part | Fitness]:
         """Each program's part on one task; the outcome itself where the evaluation failed."""
-        (seed,) = protocol.seeds
         entrants = [*programs, self.reference]
-        sizes = step_sizes(protocol.task, entrants, seed)
-        scaled = [
-            scheduled(p, "constant", protocol.steps, scale=1 / size) for p, size in zip(entrants, sizes, strict=True)
-        ]
-        *found, reference = self.make(protocol)(scaled)
+        sizes = step_sizes(sweep.task, entrants, sweep.seeds[0])
+        asked = [sweep.trials(p, 1 / size) for p, size in zip(entrants, sizes, strict=True)]
+        outcomes = train([t for own in asked for t in own], engine=sweep.engine, race=sweep.race, most=MOST)
+        count = len(sweep.rates)
+        *found, reference = (sweep.fitness(outcomes[i * count : (i + 1) * count]) for i in range(len(entrants)))
         if reference.status is not Status.OK:
-            raise UnusableTask(f"the reference cannot be trained on {protocol.task.name}: {reference.reason}")
-        start = initial_loss(protocol.task, seed)
+            raise UnusableTask(f"the reference cannot be trained on {sweep.task.name}: {reference.reason}")
+        start = outcomes[-1].start
         if not (math.isfinite(start) and start > 0):
-            raise UnusableTask(f"the loss of {protocol.task.name} before training must be positive, got {start:g}")
+            raise UnusableTask(f"the loss of {sweep.task.name} before training must be positive, got {start:g}")
         return [
-            own if own.status is Status.FAILED else part_of(protocol, own, reference, start, size)
+            own if own.status is Status.FAILED else part_of(sweep, own, reference, start, size)
             for own, size in zip(found, sizes, strict=False)
         ]
 
@@ -107,11 +103,11 @@ def generation_seed(seed: int, generation: int) -> int:
     return random.Random(f"{seed}/generation/{generation}").randrange(2**20, 2**31)
 
 
-def part_of(protocol: Protocol, own: Fitness, reference: Fitness, start: float, size: float) -> Part:
+def part_of(sweep: Sweep, own: Fitness, reference: Fitness, start: float, size: float) -> Part:
     """A program's score on one task.
 
     Args:
-        protocol: how it and the reference were trained.
+        sweep: how it and the reference were trained.
         own, reference: their outcomes.
         start: validation loss before training, which counts for a rate that diverged.
         size: of the program's steps, by which its rates were divided.
@@ -119,7 +115,7 @@ def part_of(protocol: Protocol, own: Fitness, reference: Fitness, start: float, 
     (value, at), (standard, _) = (best_of_neighbours([_log(x, start) for x in f.rungs]) for f in (own, reference))
     score = min(BOUND, max(-BOUND, value - standard))
     diverged = own.status is not Status.OK
-    return Part(protocol.task.name, score, math.nan if diverged else protocol.ladder[at] / size, own.rungs)
+    return Part(sweep.task.name, score, math.nan if diverged else sweep.rates[at] / size, own.rungs)
 
 
 def best_of_neighbours(values: Sequence[float]) -> tuple[float, int]:

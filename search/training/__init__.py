@@ -1,4 +1,4 @@
-"""Training: what a task is, and everything that trains on one."""
+"""Training: a trial says what is trained, an outcome what came of it, and `train` makes one of the other."""
 
 from optforge.search.training.task import Split, Splits, Task, TensorSplit
 

@@ -1,88 +1,99 @@
-"""The slow, obvious evaluator. It defines what fitness is; every other evaluator is tested against it."""
+"""The plain loop: one run at a time, for any model and any optimizer. It defines what every other engine computes."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.optim.optimizer import Optimizer
 
 from optforge.primitives import Program, ProgramOptimizer
-from optforge.search.fitness.evaluator import Fitness, Protocol, summarise
-from optforge.search.training import Task
-from optforge.search.training.task import Split, batch_indices, initial_model, trainable
+from optforge.search.training.task import Split, Task, batch_indices, initial_model, trainable
+from optforge.search.training.torch_schedules import SCHEDULES
+from optforge.search.training.trial import Outcome, Status, Trial
 
 EVALUATION_ELEMENTS = 2**22  # inputs × members per validation chunk, to bound memory
+CURVE_POINTS = 20
 
 
-@dataclass(frozen=True)
-class Sequential:
-    """Trains one program at one learning rate from one seed at a time, in a plain loop."""
+def train_alone(trials: Sequence[Trial]) -> list[Outcome]:
+    """Outcomes of trials, each trained by itself from its first step to its last, or until its loss diverges.
 
-    protocol: Protocol
-
-    def __call__(self, programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
-        """Fitness of each program, in order; the same in every generation."""
-        return [self._fitness(self.protocol.rule(program)) for program in programs]
-
-    def _fitness(self, program: Program) -> Fitness:
-        protocol = self.protocol
-        runs = [[self._train(program, lr, seed) for seed in protocol.seeds] for lr in protocol.ladder]
-        losses = torch.tensor([[loss for loss, _ in row] for row in runs], dtype=torch.float64)
-        return summarise(protocol, losses, torch.tensor([[when for _, when in row] for row in runs]))
-
-    def _train(self, program: Program, lr: float, seed: int) -> tuple[float, int]:
-        protocol, task = self.protocol, self.protocol.task
-        run = Member(task, program, lr, seed, protocol.steps, protocol.dtype, torch.device("cpu"))
-        run.train(None, ())
-        return run.measure(task.data().valid)[0], run.diverged_at
-
-
-class Member:
-    """One run: a program and a rate from one seed.
-
-    Args:
-        task, program, lr, seed: what is trained.
-        steps: length of the run.
-        dtype: of weights and state.
-        device: where.
-
-    Attributes:
-        losses: training loss of each step before it, until one is not finite.
-        diverged_at: the step, counted from 0, whose loss was not finite; -1 if there was none.
+    Raises:
+        Exception: whatever the model, the loss or the optimizer raises; `search.training.train` makes a status of it.
     """
+    return [_train(trial) for trial in trials]
 
-    def __init__(
-        self, task: Task, program: Program, lr: float, seed: int, steps: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.task, self.seed, self.steps, self.dtype, self.device = task, seed, steps, dtype, device
-        self.model = initial_model(task, seed).to(device, dtype)
-        self.optimizer = ProgramOptimizer(trainable(self.model).values(), program, lr, total_steps=steps)
-        self.losses: list[float] = []
-        self.diverged_at = -1
 
-    def train(self, watched: Split | None, points: Sequence[int]) -> list[float]:
-        """Train to the end, or until the loss diverges; loss on `watched` after the steps `points`, NaN after that."""
-        train, seen = self.task.data().train, dict.fromkeys(points, math.nan)
-        for index, at in enumerate(batch_indices(len(train), self.task.batch_size, self.steps, self.seed)):
-            inputs, targets = (x.to(self.device) for x in train.batch(at))
-            loss = self.task.loss(self.model(as_dtype(inputs, self.dtype)), targets)
-            self.losses.append(float(loss.detach()))
-            if not math.isfinite(self.losses[-1]):
-                self.diverged_at = index
-                break
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            if watched is not None and index in seen:
-                seen[index] = self.measure(watched)[0]
-        return list(seen.values())
+def _train(trial: Trial) -> Outcome:
+    begin, task, data, where = time.perf_counter(), trial.task, trial.task.data(), device()
+    model = initial_model(task, trial.seed).to(where, trial.dtype)
+    start, _ = measure_alone(task, model, data.valid, trial.dtype, where)
+    parameters = list(trainable(model).values())
+    optimizer = optimizer_of(trial, parameters)
+    scheduler = None
+    if not isinstance(trial.rule, Program) and (trial.warmup or trial.schedule != "constant"):
+        scheduler = SCHEDULES[trial.schedule](optimizer, trial.steps, trial.warmup)
+    losses, valid_curve, step = list[float](), list[float](), None
+    points = set(curve_points(trial.steps))
+    for index, at in enumerate(batch_indices(len(data.train), task.batch_size, trial.steps, trial.seed)):
+        inputs, targets = (x.to(where) for x in data.train.batch(at))
+        with torch.autocast(where.type, torch.bfloat16, enabled=trial.precision == "bf16"):
+            loss = task.loss(model(as_dtype(inputs, trial.dtype)), targets)
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            step = index + 1
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        if scheduler is not None and trial.clip:
+            nn.utils.clip_grad_norm_(parameters, trial.clip)
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        if trial.watch and index in points:
+            valid_curve.append(measure_alone(task, model, data.valid, trial.dtype, where)[0])
+    found = {name: (math.inf, math.nan) for name in trial.splits}
+    if step is None:
+        found = {n: measure_alone(task, model, getattr(data, n), trial.dtype, where) for n in trial.splits}
+    losses += [math.nan] * (trial.steps - len(losses))
+    valid_curve += [math.nan] * (len(points) - len(valid_curve)) if trial.watch else []
+    status, reason = ending({name: loss for name, (loss, _) in found.items()}, step)
+    return Outcome(
+        status,
+        reason,
+        loss={name: loss for name, (loss, _) in found.items()},
+        accuracy={name: right for name, (_, right) in found.items()} if task.accuracy else {},
+        start=start,
+        step=step,
+        curve=tuple(losses[i] for i in sorted(points)),
+        valid_curve=tuple(valid_curve),
+        seconds=time.perf_counter() - begin,
+    )
 
-    def measure(self, split: Split) -> tuple[float, float]:
-        """Loss and accuracy on a whole split; the accuracy is 0 for tasks without classes."""
-        return measure_alone(self.task, self.model, split, self.dtype, self.device)
+
+def optimizer_of(trial: Trial, parameters: Sequence[nn.Parameter]) -> Optimizer:
+    """The optimizer of a trial for these parameters. A program has schedule and clipping in it; other rules do not."""
+    if isinstance(trial.rule, Program):
+        return ProgramOptimizer(parameters, trial.program, trial.lr, total_steps=trial.steps)
+    return trial.rule.optimizer(parameters, trial.lr, trial.steps)
+
+
+def ending(losses: dict[str, float], step: int | None) -> tuple[Status, str]:
+    """Status and reason of a run that was not dropped, from its final losses and the step at which it diverged."""
+    if step is not None:
+        return Status.DIVERGED, f"the loss became non-finite at step {step}"
+    if not all(map(math.isfinite, losses.values())):
+        return Status.DIVERGED, "the weights after the last step give a loss that is not finite"
+    return Status.OK, ""
+
+
+def curve_points(steps: int) -> list[int]:
+    """The steps, counted from 0, whose losses make a curve: up to `CURVE_POINTS`, evenly spaced, the last included."""
+    return [i for i in range(steps) if i * CURVE_POINTS // steps != (i + 1) * CURVE_POINTS // steps]
 
 
 @torch.no_grad()
@@ -100,6 +111,11 @@ def measure_alone(
         if task.accuracy:
             right += float((outputs.argmax(-1) == targets).double().mean()) * len(at)
     return loss / len(split), right / len(split)
+
+
+def device() -> torch.device:
+    """Where runs are trained: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def as_dtype(inputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

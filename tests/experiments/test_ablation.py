@@ -10,8 +10,8 @@ from support.evaluators import SMALL
 from optforge.baselines import BASELINES
 from optforge.experiments.compare.ablation import ablate
 from optforge.primitives import Builder, Program
-from optforge.search.fitness.evaluator import Fitness, Protocol, Status
-from optforge.search.training.population.members import Population
+from optforge.search.fitness.evaluator import Evaluator, Fitness, Status
+from optforge.search.fitness.sweep import Sweep
 
 LION = BASELINES["lion"].program
 
@@ -22,7 +22,7 @@ def test_a_planted_statement_without_effect_goes_and_the_sign_stays() -> None:
     clipped = b.clip(b.g, 1e6)  # never active
     m.next = b.lerp(m, clipped, 0.1)
     program = b.build(b.sign(m.next))
-    evaluator = Population(Protocol(SMALL, ladder=(1e-3, 3e-3, 1e-2), seeds=(0, 1, 2, 3), steps=40, double=True))
+    evaluator = Sweep(SMALL, rates=(1e-3, 3e-3, 1e-2), seeds=(0, 1, 2, 3), steps=40, precision="float64")
     found = ablate(program, evaluator)
     by_op = {e.statement.split(" = ")[1].split("(")[0]: e for e in found.effects}
     assert by_op["clip"].difference == pytest.approx(0, abs=1e-12)
@@ -32,7 +32,7 @@ def test_a_planted_statement_without_effect_goes_and_the_sign_stays() -> None:
     assert "sign" in str(found.program) and "clip" not in str(found.program)
 
 
-def fixed(losses: dict[int, tuple[float, ...]]) -> Population:
+def fixed(losses: dict[int, tuple[float, ...]]) -> Evaluator:
     """An evaluator whose losses depend on the number of statements alone."""
 
     def evaluate(programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
@@ -41,7 +41,7 @@ def fixed(losses: dict[int, tuple[float, ...]]) -> Population:
             Fitness(sum(v) / len(v), Status.OK if v[0] < 1e9 else Status.DIVERGED, "toy", by_seed=v) for v in values
         ]
 
-    return evaluate  # type: ignore[return-value]
+    return evaluate
 
 
 def test_an_insignificant_but_large_loss_is_not_accepted() -> None:

@@ -24,10 +24,10 @@ from optforge.experiments.searching.run import run_search
 from optforge.experiments.tasks import TASKS
 from optforge.primitives import Program, parse_program
 from optforge.search.evolution.evolution import Individual
-from optforge.search.fitness.evaluator import Protocol
+from optforge.search.fitness.sweep import Sweep
 from optforge.search.funnel import FLOOR, Stage, check_unseen
 from optforge.search.training import Task
-from optforge.search.training.loop import Sequential
+from optforge.search.training.loop import train_alone
 from optforge.search.training.task import Splits, TensorSplit
 
 LADDER = (1e-3, 1e-2, 1e-1, 1.0)
@@ -67,9 +67,9 @@ def funnel(run_dir: Path, **changes: object) -> Funnel:
 def test_scores_are_those_of_the_plain_loop_beside_adamw(tmp_path: Path) -> None:
     found = funnel(tmp_path).selecting[0]
     for task in STAGES[0].tasks:
-        protocol = Protocol(TASKS[task], LADDER, STAGES[0].seeds, schedule="cosine")
-        adamw, lion = Sequential(protocol)([ADAMW, LION])
-        untrained = [Sequential(Protocol(TASKS[task], (1e-12,), (s,)))([SGD])[0].score for s in STAGES[0].seeds]
+        protocol = Sweep(TASKS[task], LADDER, STAGES[0].seeds, schedule="cosine")
+        adamw, lion = dataclasses.replace(protocol, engine=train_alone)([ADAMW, LION])
+        untrained = [Sequential(Sweep(TASKS[task], (1e-12,), (s,)))([SGD])[0].score for s in STAGES[0].seeds]
         floor = FLOOR * float(np.mean(untrained))
         ratios = (np.array(lion.by_seed) + floor) / (np.array(adamw.by_seed) + floor)
         expected = np.log(ratios).clip(-1, 1).mean()
@@ -115,7 +115,7 @@ def test_nothing_is_trained_twice_and_a_resumed_funnel_equals_the_uninterrupted(
             return super().__call__(programs)  # type: ignore[return-value]
 
     def evaluator(task: str, ladder: tuple[float, ...], seeds: tuple[int, ...], steps: int) -> Sequential:
-        return Counting(Protocol(TASKS[task], ladder, seeds, steps))
+        return Counting(Sweep(TASKS[task], ladder, seeds, steps))
 
     monkeypatch.setattr(funnel_store, "_evaluator", evaluator)
     with pytest.raises(KeyboardInterrupt):

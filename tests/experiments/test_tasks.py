@@ -18,9 +18,9 @@ from optforge.experiments.tasks.file_tasks import FILE_TASKS
 from optforge.experiments.tasks.proxies import PROXIES
 from optforge.experiments.training.results import evaluate
 from optforge.experiments.training.train import train
-from optforge.search.fitness.evaluator import Protocol, Status
-from optforge.search.training.loop import Sequential, as_dtype
-from optforge.search.training.population.members import Population
+from optforge.search.fitness.evaluator import Status
+from optforge.search.fitness.sweep import Sweep
+from optforge.search.training.loop import as_dtype, train_alone
 from optforge.search.training.task import TensorSplit, batch_indices, initial_model
 
 OFFLINE = [name for name in TASKS if name not in FILE_TASKS]
@@ -232,9 +232,9 @@ def test_populations_train_every_task_as_the_plain_loop_does(task):
     """Two programs at two rates, few steps and examples, in float64; what a search on the task rests on."""
     few = TensorSplit(*task.data().valid.batch(torch.arange(20)))
     short = dataclasses.replace(task, batch_size=min(task.batch_size, 4), data=lambda: task.data()._replace(valid=few))
-    protocol = Protocol(short, ladder=(1e-3, 1e-2), seeds=(3,), steps=2, double=True)
+    protocol = Sweep(short, rates=(1e-3, 1e-2), seeds=(3,), steps=2, precision="float64")
     programs = [BASELINES[name].program for name in ("adamw", "lion")]
-    found, expected = Population(protocol)(programs), Sequential(protocol)(programs)
+    found, expected = protocol(programs), dataclasses.replace(protocol, engine=train_alone)(programs)
     for mine, reference in zip(found, expected, strict=True):
         assert mine.status is Status.OK, mine.reason
         assert mine.rungs == pytest.approx(reference.rungs, rel=1e-9)

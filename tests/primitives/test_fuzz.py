@@ -1,4 +1,4 @@
-"""A few seconds of `support.fuzz`, with hypothesis choosing the seeds; the long run is ``python tests/support/fuzz.py``."""
+"""A few seconds of `support.fuzz`, hypothesis chooses seeds; the long run is ``python tests/support/fuzz.py``."""
 
 from __future__ import annotations
 

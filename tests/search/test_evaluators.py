@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,13 +12,14 @@ from support.evaluators import ADAMW, LION, SMALL, diverging, factored, normalis
 
 from optforge.primitives import Builder, Program
 from optforge.search.duplicates.cache import Cached
-from optforge.search.fitness.evaluator import Evaluator, Fitness, Protocol, Status
+from optforge.search.fitness.evaluator import Evaluator, Fitness, Status
+from optforge.search.fitness.sweep import Sweep
 from optforge.search.training.executors.processes import Workers
-from optforge.search.training.loop import Sequential
+from optforge.search.training.loop import train_alone
 from optforge.search.training.population import members as members_module
-from optforge.search.training.population.members import Population, train_members
+from optforge.search.training.population.members import train_members
 
-PROTOCOL = Protocol(SMALL, ladder=(1e-3, 1e-2, 1e-1), seeds=(0, 1), double=True)
+PROTOCOL = Sweep(SMALL, rates=(1e-3, 1e-2, 1e-1), seeds=(0, 1), precision="float64")
 
 
 PROGRAMS = (ADAMW, LION, normalised(), factored())
@@ -26,12 +28,12 @@ PROGRAMS = (ADAMW, LION, normalised(), factored())
 class EvaluatorContract:
     """What every evaluator promises. Subclasses say how to make one."""
 
-    def make(self, protocol: Protocol) -> Evaluator:
+    def make(self, protocol: Sweep) -> Evaluator:
         raise NotImplementedError
 
     def test_keeps_order_and_agrees_with_the_definition(self) -> None:
         found = self.make(PROTOCOL)(PROGRAMS)
-        for mine, reference in zip(found, Sequential(PROTOCOL)(PROGRAMS), strict=True):
+        for mine, reference in zip(found, dataclasses.replace(PROTOCOL, engine=train_alone)(PROGRAMS), strict=True):
             assert mine.status is reference.status is Status.OK
             assert mine.lr == reference.lr
             assert mine.edge == reference.edge
@@ -59,13 +61,13 @@ class EvaluatorContract:
 
 
 class TestSequential(EvaluatorContract):
-    def make(self, protocol: Protocol) -> Evaluator:
-        return Sequential(protocol)
+    def make(self, protocol: Sweep) -> Evaluator:
+        return dataclasses.replace(protocol, engine=train_alone)
 
 
 class TestPopulation(EvaluatorContract):
-    def make(self, protocol: Protocol) -> Evaluator:
-        return Population(protocol)
+    def make(self, protocol: Sweep) -> Evaluator:
+        return protocol
 
 
 class TestPopulationWithoutCompiler(EvaluatorContract):
@@ -73,20 +75,20 @@ class TestPopulationWithoutCompiler(EvaluatorContract):
     def no_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(members_module, "library", lambda dtype: None)
 
-    def make(self, protocol: Protocol) -> Evaluator:
-        return Population(protocol)
+    def make(self, protocol: Sweep) -> Evaluator:
+        return protocol
 
 
 class TestCached(EvaluatorContract):
-    def make(self, protocol: Protocol) -> Evaluator:
-        return Cached(Population(protocol))
+    def make(self, protocol: Sweep) -> Evaluator:
+        return Cached(protocol)
 
 
 class TestWorkers(EvaluatorContract):
     """In this process; `test_search.py` uses real ones."""
 
-    def make(self, protocol: Protocol) -> Evaluator:
-        workers = Workers(lambda: Population(protocol), 0)
+    def make(self, protocol: Sweep) -> Evaluator:
+        workers = Workers(lambda: protocol, 0)
         return lambda programs, generation=0: workers.result(workers.submit(programs, generation))
 
 
@@ -130,8 +132,8 @@ def test_a_breaking_program_is_isolated() -> None:
     """A program that makes the evaluation itself raise fails alone; its neighbours are evaluated."""
     b = Builder()
     needs_rows = b.build(b.g * b.row_mean(b.g))  # no fallback, and the model has biases
-    alone = Population(PROTOCOL)((ADAMW,))[0]
-    good, bad, other = Population(PROTOCOL)((ADAMW, needs_rows, LION))
+    alone = PROTOCOL((ADAMW,))[0]
+    good, bad, other = PROTOCOL((ADAMW, needs_rows, LION))
     assert bad.status is Status.FAILED
     assert "fallback" in bad.reason
     assert good.score == pytest.approx(alone.score, rel=1e-9)
@@ -139,11 +141,11 @@ def test_a_breaking_program_is_isolated() -> None:
 
 
 def test_the_edge_of_the_ladder_is_flagged() -> None:
-    low = Protocol(SMALL, ladder=(1e-6, 1e-5), seeds=(0,), double=True)
-    assert Population(low)((ADAMW,))[0].edge
-    wide = Protocol(SMALL, ladder=(1e-3, 1e-1, 10.0), seeds=(0,), double=True)
-    assert Population(wide)((ADAMW,))[0].lr == 1e-1
-    assert not Population(wide)((ADAMW,))[0].edge
+    low = Sweep(SMALL, rates=(1e-6, 1e-5), seeds=(0,), precision="float64")
+    assert low((ADAMW,))[0].edge
+    wide = Sweep(SMALL, rates=(1e-3, 1e-1, 10.0), seeds=(0,), precision="float64")
+    assert wide((ADAMW,))[0].lr == 1e-1
+    assert not wide((ADAMW,))[0].edge
 
 
 def test_members_of_different_seeds_and_splits_are_kept_apart() -> None:
@@ -171,5 +173,5 @@ def test_divergence_is_dated() -> None:
 
 @pytest.mark.parametrize("ladder", [(), (0.0, 1.0), (1.0, 0.1), (math.nan,), (0.1, 0.1)])
 def test_unsound_ladders_are_refused(ladder: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="ladder"):
-        Protocol(SMALL, ladder=ladder)
+    with pytest.raises(ValueError, match="grid"):
+        Sweep(SMALL, rates=ladder)

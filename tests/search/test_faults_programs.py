@@ -21,12 +21,13 @@ from optforge.primitives.program import MAX_INSTRUCTIONS, MAX_STATE
 from optforge.search.duplicates.cache import DuplicateCache, Verdict
 from optforge.search.engine import Budget, Search
 from optforge.search.evolution.evolution import Evolution
-from optforge.search.fitness.evaluator import Evaluator, Fitness, Protocol, Status
+from optforge.search.fitness.evaluator import Evaluator, Fitness, Status
+from optforge.search.fitness.sweep import Sweep
 from optforge.search.ledger import Ledger
 from optforge.search.space.mutation import Space
 from optforge.search.training import Splits, Task, TensorSplit
 from optforge.search.training.executors.processes import Workers
-from optforge.search.training.population.members import Population
+from optforge.search.training.train import batches, train
 
 ADAMW, LION = BASELINES["adamw"].program, BASELINES["lion"].program
 STARTS = tuple(BASELINES[name].program for name in ("adamw", "lion", "lamb", "adafactor", "muon", "sgd"))
@@ -42,7 +43,7 @@ TINY = Task(
     name="tiny", summary="", model=lambda: nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)), data=_data,
     loss=nn.functional.mse_loss, metric="squared error", steps=2, batch_size=8, licence="", accuracy=False,
 )  # fmt: skip
-PROTOCOL = Protocol(TINY, ladder=(1e-2,), seeds=(0,))
+PROTOCOL = Sweep(TINY, rates=(1e-2,), seeds=(0,))
 
 
 # a flood of random programs
@@ -52,7 +53,7 @@ def flood(folder: Path, strategy: str, programs: int, descent: bool = False) -> 
     """Breed so many programs, train those that survive, and write them down; returns the open ledger."""
     ledger = Ledger.create(folder, {})
     evolution = Evolution(STARTS, Space(subset("all")), seed=1, population=64, batch=64, strategy=strategy)
-    search = Search(evolution, ledger, Workers(lambda: Population(PROTOCOL), 0), DuplicateCache(check_descent=descent))
+    search = Search(evolution, ledger, Workers(lambda: PROTOCOL, 0), DuplicateCache(check_descent=descent))
     for _ in search.run(Budget()):
         if search.statistics.generated >= programs:
             break
@@ -141,21 +142,23 @@ def enormous() -> Program:
 def test_bad_values_and_sizes_are_a_status_and_their_neighbours_train_as_if_alone() -> None:
     bad = [not_a_number(), not_a_number_in_the_second_step(), infinite(), too_large_for_single_precision()]
     bad.append(a_slot_that_breaks())
-    population = Population(PROTOCOL)
+    population = PROTOCOL
     alone = population([ADAMW, LION])
     first, *broken, last = population([ADAMW, *bad, LION])
     assert all(f.status is Status.DIVERGED and "non-finite" in f.reason and f.score == math.inf for f in broken)
     assert [first, last] == alone
     # memory is planned: what does not fit is trained in several runs, to the same end
-    assert Population(PROTOCOL, memory=1)([ADAMW, *bad[:1], LION]) == [first, broken[0], last]
+    trials = [t for program in (ADAMW, *bad[:1], LION) for t in PROTOCOL.trials(program)]
+    assert [len(batch) for batch in batches(trials, room=1)] == [1, 1, 1]
+    assert [o.valid for o in train(trials, room=1)] == [f.score for f in (first, broken[0], last)]
 
 
 @long
 def test_an_enormous_program_is_bounded_and_its_neighbours_train_as_if_alone() -> None:
     assert len(enormous().body) == MAX_INSTRUCTIONS
-    large, *others = Population(PROTOCOL)([enormous(), LION])
+    large, *others = PROTOCOL([enormous(), LION])
     assert large.status in (Status.OK, Status.FAILED)  # a search has at most 40 statements; 1000 may be too deep
-    assert others == Population(PROTOCOL)([LION])
+    assert others == PROTOCOL([LION])
 
 
 # programs that hang, kill or swell

@@ -11,13 +11,14 @@ from support.evaluators import ADAMW, LION, SMALL, diverging, factored, normalis
 
 from optforge.baselines import BASELINES
 from optforge.primitives import Builder, Program
-from optforge.search.fitness.evaluator import Fitness, Protocol, Status
-from optforge.search.training.loop import Sequential
+from optforge.search.fitness.evaluator import Fitness, Status
+from optforge.search.fitness.sweep import Sweep
+from optforge.search.training.loop import train_alone
 from optforge.search.training.population import members as members_module
-from optforge.search.training.population.members import Population
 from optforge.search.training.race import Look, Race
+from optforge.search.training.train import batches, train
 
-PROTOCOL = Protocol(SMALL, ladder=(1e-6, 1e-3, 1e-2, 1e-1), seeds=(0, 1), steps=40, double=True)
+PROTOCOL = Sweep(SMALL, rates=(1e-6, 1e-3, 1e-2, 1e-1), seeds=(0, 1), steps=40, precision="float64")
 RACE = Race((Look(0.25, 0.3, 0.3), Look(0.5, 0.2, 0.2)))
 PATIENT = Race((Look(0.25, math.inf, math.inf), Look(0.5, math.inf, math.inf)))
 START = torch.tensor([2.0, 4.0])
@@ -90,31 +91,31 @@ def test_a_race_that_nobody_loses_changes_nothing(compiler: bool, monkeypatch: p
     if not compiler:
         monkeypatch.setattr(members_module, "library", lambda dtype: None)
     programs = (diverging(), ADAMW, normalised(), scaled(-1e300), factored(), LION, diverging(), diverging())
-    protocol = dataclasses.replace(PROTOCOL, ladder=PROTOCOL.ladder[1:], steps=16)
-    found = Population(protocol, PATIENT)(programs)
-    for mine, reference in zip(found, Sequential(protocol)(programs), strict=True):
+    protocol = dataclasses.replace(PROTOCOL, rates=PROTOCOL.rates[1:], steps=16)
+    found = dataclasses.replace(protocol, race=PATIENT)(programs)
+    for mine, reference in zip(found, dataclasses.replace(protocol, engine=train_alone)(programs), strict=True):
         check_same(mine, reference)
         assert mine.reason == reference.reason
 
 
 def test_slow_rates_are_dropped_and_the_best_is_what_it_was() -> None:
-    full, raced = (Population(PROTOCOL, race)([ADAMW])[0] for race in (PATIENT, RACE))
+    full, raced = (dataclasses.replace(PROTOCOL, race=race)([ADAMW])[0] for race in (PATIENT, RACE))
     assert raced.rungs[0] == math.inf and math.isfinite(full.rungs[0])
     assert (raced.score, raced.lr) == (pytest.approx(full.score, rel=1e-9), full.lr)
     assert raced.status is Status.OK
 
 
 def test_a_program_behind_the_reference_has_a_status_that_says_so() -> None:
-    slow, good = Population(PROTOCOL, RACE, reference=ADAMW)([scaled(1e-3), ADAMW])
+    slow, good = dataclasses.replace(PROTOCOL, race=RACE, reference=ADAMW)([scaled(1e-3), ADAMW])
     assert slow.status is Status.DROPPED and slow.score == math.inf
     assert slow.reason.startswith("behind at step ") and "the reference had" in slow.reason
     assert good.status is Status.OK
-    assert Population(PROTOCOL, RACE)([scaled(1e-3)])[0].status is Status.OK
+    assert dataclasses.replace(PROTOCOL, race=RACE)([scaled(1e-3)])[0].status is Status.OK
 
 
 def test_what_becomes_of_a_program_does_not_depend_on_its_company() -> None:
     programs = [scaled(1e-3), ADAMW, diverging(), scaled(3.0), normalised(), LION, factored(), scaled(0.1)]
-    evaluate = Population(PROTOCOL, RACE, reference=ADAMW)
+    evaluate = dataclasses.replace(PROTOCOL, race=RACE, reference=ADAMW)
     for program, together in zip(programs, evaluate(programs), strict=True):
         (alone,) = evaluate([program])
         check_same(together, alone)
@@ -124,37 +125,30 @@ def test_what_becomes_of_a_program_does_not_depend_on_its_company() -> None:
 
 def test_a_reference_that_diverges_is_refused() -> None:
     with pytest.raises(ValueError, match="reference"):
-        Population(PROTOCOL, RACE, reference=diverging())([ADAMW])
+        dataclasses.replace(PROTOCOL, race=RACE, reference=diverging())([ADAMW])
 
 
 def test_batches_are_cut_to_memory() -> None:
-    sizes: list[int] = []
-
-    class Counting(Population):
-        def _evaluate(self, programs: object) -> list[Fitness]:
-            sizes.append(len(programs))  # type: ignore[arg-type]
-            return super()._evaluate(programs)  # type: ignore[arg-type]
-
     protocol = dataclasses.replace(PROTOCOL, steps=3)
     elements, slots = 64 * 6 + 6 + 6 * 10 + 10, 2
-    member = elements * 8 * 2 * (2 + 2 * slots)
-    programs = [ADAMW] * 5
-    tight = Counting(protocol, memory=2 * 4 * member + 1)(programs)
-    assert sizes == [2, 2, 1]
-    whole = Population(protocol)(programs)
+    member = elements * 8 * 2 * (2 + 2 * slots)  # two seeds
+    programs = [ADAMW.with_defaults(eps=10.0**-k) for k in range(5)]
+    trials = [trial for program in programs for trial in protocol.trials(program)]
+    room, rates = 2 * 4 * member + 1, len(protocol.rates) * len(protocol.seeds)
+    assert [len(batch) / rates for batch in batches(trials, room=room)] == [2, 2, 1]
+    assert [len(batch) for batch in batches(trials, room=1)] == [2] * 20  # a rate with its seeds is the least
+    assert [len(batch) / rates for batch in batches(trials, room=1, whole=True)] == [1] * 5  # a race needs all rates
+    tight, whole = (train(trials, room=r) for r in (room, None))
     if torch.cuda.is_available():  # where sums of other batches are other sums
-        assert [f.score for f in tight] == pytest.approx([f.score for f in whole], rel=1e-9)
+        assert [o.valid for o in tight] == pytest.approx([o.valid for o in whole], rel=1e-9)
     else:
         assert tight == whole
-    sizes.clear()
-    assert Counting(protocol, memory=1)([ADAMW, ADAMW]) == tight[:2]  # one at a time is the least
-    assert sizes == [1, 1]
 
 
 def test_memory_that_runs_out_halves_the_batch_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     protocol = dataclasses.replace(PROTOCOL, steps=3)
-    programs = [ADAMW, LION, BASELINES["sgd"].program, normalised(), ADAMW]
-    wanted = Population(protocol)(programs)
+    programs = [ADAMW, LION, BASELINES["sgd"].program, normalised(), factored()]
+    wanted = protocol(programs)
     original, sizes = members_module.train_members, list[int]()
 
     def small(task: object, members: list[object], *args: object, **options: object) -> object:
@@ -164,7 +158,7 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_nothing(monkeypatch: py
         return original(task, members, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(members_module, "train_members", small)
-    found = Population(protocol)(programs)
+    found = protocol(programs)
     assert sizes == [5, 2, 1, 1, 3, 1, 2, 1, 1]
     for mine, reference in zip(found, wanted, strict=True):
         check_same(mine, reference)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import torch
 from optforge.baselines import BASELINES
 from optforge.experiments.tasks import TASKS
 from optforge.primitives import Builder, Program, parse_program
-from optforge.search.fitness.evaluator import Evaluator, Fitness, Protocol, Status
+from optforge.search.fitness.evaluator import Fitness, Status
 from optforge.search.fitness.step_size import step_sizes
 from optforge.search.fitness.suite import (
     RELATIVE_RATES,
@@ -21,44 +22,47 @@ from optforge.search.fitness.suite import (
     best_of_neighbours,
     generation_seed,
 )
+from optforge.search.fitness.sweep import Sweep
 from optforge.search.funnel import BOUND, FLOOR
-from optforge.search.training.loop import Sequential
-from optforge.search.training.population.members import Population
+from optforge.search.training.loop import train_alone
 from optforge.search.training.schedule import scheduled
 from optforge.search.training.task import initial_model
+from optforge.search.training.train import Engine
+from optforge.search.training.trial import Outcome, Rule, Trial
 
 ADAMW, LION, MUON = (BASELINES[name].program for name in ("adamw", "lion", "muon"))
 SHRINKING = parse_program("optforge 1\nx0 = mul(p, 0.1)\nx1 = mul(g, 1e-6)\nx2 = add(x0, x1)\nupdate x2\n")
 NAMES = ("proxy-teacher", "proxy-curves")
 
 
-def protocols(*names: str, steps: int = 30, double: bool = False) -> tuple[Protocol, ...]:
-    return tuple(Protocol(TASKS[n], RELATIVE_RATES[1:4], (0,), steps, "cosine", 2, double) for n in names)
+def sweeps(*names: str, steps: int = 30, engine: Engine | None = None) -> tuple[Sweep, ...]:
+    return tuple(Sweep(TASKS[n], RELATIVE_RATES[1:4], (0,), steps, "cosine", 2, engine=engine) for n in names)
 
 
-def made_up(rungs: dict[str, tuple[float, ...]]) -> Evaluator:
-    """An evaluator whose losses are given by the ops of a program: lists for `sign` and for the reference."""
+def made_up(rungs: dict[str, tuple[float, ...]], start: float) -> Engine:
+    """An engine whose losses are given by the ops of a program: lists for `sign` and for the reference."""
 
-    def evaluate(programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
-        found = []
-        for program in programs:
-            losses = rungs["sign" if "sign" in {op for op, _ in program.body} else "reference"]
-            ok = any(map(math.isfinite, losses))
-            score = min(losses) if ok else math.inf
-            found.append(Fitness(score, Status.OK if ok else Status.DIVERGED, "", 1.0, losses))
+    def engine(trials: Sequence[Trial]) -> list[Outcome]:
+        found, seen = [], Counter[Program | Rule]()
+        for trial in trials:
+            losses = rungs["sign" if "sign" in {op for op, _ in trial.program.body} else "reference"]
+            loss = losses[seen[trial.rule]]
+            seen[trial.rule] += 1
+            status = Status.OK if math.isfinite(loss) else Status.DIVERGED
+            found.append(Outcome(status, loss={"valid": loss}, start=start))
         return found
 
-    return evaluate
+    return engine
 
 
 def scores(rungs: dict[str, tuple[float, ...]]) -> Fitness:
     """Of Lion beside AdamW with these losses."""
-    (found,) = Suite(protocols("proxy-teacher"), ADAMW, make=lambda protocol: made_up(rungs))([LION])
+    (found,) = Suite(sweeps("proxy-teacher", engine=made_up(rungs, initial_loss("proxy-teacher"))), ADAMW)([LION])
     return found
 
 
 def test_reference_scores_zero_and_order_is_kept() -> None:
-    suite = Suite(protocols(*NAMES), ADAMW)
+    suite = Suite(sweeps(*NAMES), ADAMW)
     found = suite([LION, ADAMW, MUON])
     assert found[1].score == 0 and all(part.score == 0 for part in found[1].parts)
     again = suite([MUON, LION])
@@ -68,15 +72,19 @@ def test_reference_scores_zero_and_order_is_kept() -> None:
 
 
 def test_population_agrees_with_the_plain_loop() -> None:
-    both = [Suite(protocols(*NAMES, steps=12, double=True), ADAMW, make=make)([LION, MUON]) for make in
-            (Population, Sequential)]  # fmt: skip
+    both = [
+        Suite(tuple(replace(s, precision="float64") for s in sweeps(*NAMES, steps=12, engine=engine)), ADAMW)(
+            [LION, MUON]
+        )
+        for engine in (None, train_alone)
+    ]
     for a, b in zip(*both, strict=True):
         assert a.score == pytest.approx(b.score, abs=1e-6)
         assert a.lr == pytest.approx(b.lr)
 
 
 def test_every_generation_has_its_own_seed() -> None:
-    suite = Suite(protocols("proxy-teacher"), ADAMW)
+    suite = Suite(sweeps("proxy-teacher"), ADAMW)
     first, same, other = (suite([LION], n)[0] for n in (0, 0, 1))
     assert first == same and first.score != other.score
     assert len({generation_seed(s, n) for s in range(20) for n in range(-3, 200)}) == 20 * 203
@@ -85,7 +93,7 @@ def test_every_generation_has_its_own_seed() -> None:
 
 @pytest.mark.parametrize("factor", [1e-6, 50.0])
 def test_score_does_not_depend_on_the_scale_of_updates(factor: float) -> None:
-    suite = Suite(protocols(*NAMES), LION)
+    suite = Suite(sweeps(*NAMES), LION)
     plain, scaled = suite([ADAMW, scheduled(ADAMW, "constant", 30, scale=factor)])
     assert scaled.score == pytest.approx(plain.score, abs=1e-3)
     assert scaled.lr == pytest.approx(plain.lr / factor, rel=1e-3)
@@ -120,23 +128,23 @@ def test_best_of_neighbours_ignores_a_lucky_point() -> None:
 def test_program_that_fails_takes_nobody_with_it() -> None:
     b = Builder()
     bare = b.build(b.centralise(b.g))  # needs matrices, and has no fallback for biases
-    good, bad = Suite(protocols("proxy-teacher"), ADAMW)([LION, bare])
+    good, bad = Suite(sweeps("proxy-teacher"), ADAMW)([LION, bare])
     assert good.status is Status.OK and bad.status is Status.FAILED and "fallback" in bad.reason
 
 
 def test_reference_that_cannot_train_is_an_error() -> None:
     b = Builder()
     with pytest.raises(ValueError, match="the reference cannot be trained on proxy-teacher"):
-        Suite(protocols("proxy-teacher"), b.build(b.log(b.neg(b.abs(b.g)) - 1.0)))([LION])
+        Suite(sweeps("proxy-teacher"), b.build(b.log(b.neg(b.abs(b.g)) - 1.0)))([LION])
     with pytest.raises(ValueError, match="at least one task"):
         Suite((), ADAMW)
 
 
 def test_task_whose_loss_is_no_number_is_an_error() -> None:
-    (protocol,) = protocols("proxy-teacher")
-    task = replace(protocol.task, loss=lambda outputs, targets: (outputs - targets).square().mean() - 100.0)
+    (sweep,) = sweeps("proxy-teacher")
+    task = replace(sweep.task, loss=lambda outputs, targets: (outputs - targets).square().mean() - 100.0)
     with pytest.raises(UnusableTask, match="the loss of proxy-teacher before training must be positive, got -"):
-        Suite((replace(protocol, task=task),), ADAMW)([LION])
+        Suite((replace(sweep, task=task),), ADAMW)([LION])
 
 
 def test_frozen_parameters_have_no_part_in_the_size_of_steps() -> None:
@@ -170,27 +178,25 @@ def initial_loss(name: str) -> float:
     return measured(TASKS[name], generation_seed(0, 0))
 
 
-def test_steps_and_schedule_are_the_protocols() -> None:
-    (protocol,) = protocols("proxy-teacher", steps=20)
-    decayed, constant = (
-        Suite((replace(protocol, schedule=name),), ADAMW)([LION])[0] for name in ("cosine", "constant")
-    )
+def test_steps_and_schedule_are_the_sweeps() -> None:
+    (sweep,) = sweeps("proxy-teacher", steps=20)
+    decayed, constant = (Suite((replace(sweep, schedule=name),), ADAMW)([LION])[0] for name in ("cosine", "constant"))
     assert decayed.parts[0].rungs != constant.parts[0].rungs
 
 
 def test_cut_programs_keep_the_score_of_the_tasks_they_were_trained_on() -> None:
-    whole = Suite(protocols(*NAMES), ADAMW)([LION, SHRINKING, MUON])
-    cut = Suite(protocols(*NAMES), ADAMW, cuts=((1, 0.5),))([LION, SHRINKING, MUON])
+    whole = Suite(sweeps(*NAMES), ADAMW)([LION, SHRINKING, MUON])
+    cut = Suite(sweeps(*NAMES), ADAMW, cuts=((1, 0.5),))([LION, SHRINKING, MUON])
     assert [len(f.parts) for f in cut] == [2, 1, 2]
     assert cut[1].score == pytest.approx(whole[1].parts[0].score) and cut[1].score > 0.5
     for a, b in ((cut[0], whole[0]), (cut[2], whole[2])):
         assert a.score == pytest.approx(b.score, abs=1e-4)
-    nobody = Suite(protocols(*NAMES), ADAMW, cuts=((1, -10.0),))([LION, MUON])
+    nobody = Suite(sweeps(*NAMES), ADAMW, cuts=((1, -10.0),))([LION, MUON])
     assert [len(f.parts) for f in nobody] == [1, 1]
 
 
 def test_cut_of_a_program_does_not_depend_on_its_company() -> None:
-    suite = Suite(protocols(*NAMES), ADAMW, cuts=((1, 0.02),))
+    suite = Suite(sweeps(*NAMES), ADAMW, cuts=((1, 0.02),))
     together = suite([LION, SHRINKING, MUON, ADAMW])
     apart = [suite([program])[0] for program in (LION, SHRINKING, MUON, ADAMW)]
     assert [len(f.parts) for f in together] == [len(f.parts) for f in apart]

@@ -17,10 +17,11 @@ from optforge.experiments.compare.fingerprints import task_fingerprint
 from optforge.experiments.errors import UserError
 from optforge.experiments.tasks import get_task
 from optforge.experiments.training.train import train
-from optforge.search.fitness.evaluator import Protocol, Status
+from optforge.search.fitness.evaluator import Status
+from optforge.search.fitness.sweep import Sweep
 from optforge.search.training import Splits, Task, TensorSplit
 from optforge.search.training.population.gradients import Like, cannot_be_stacked, graph, unrecorded
-from optforge.search.training.population.members import Population, train_members
+from optforge.search.training.population.members import train_members
 from optforge.search.training.race import Race
 from optforge.search.training.task import initial_model
 
@@ -151,9 +152,9 @@ def test_what_is_frozen_is_no_part_of_costs_and_fingerprints(name: str) -> None:
 def test_no_program_fails_for_the_model(name: str) -> None:
     task = TASKS[name]
     wild = BASELINES["sgd"].program
-    found = Population(Protocol(task, (1e-3, 1e-2), (0, 1), 6))([ADAMW, wild])
+    found = Sweep(task, (1e-3, 1e-2), (0, 1), 6)([ADAMW, wild])
     assert [f.status for f in found] == [Status.OK, Status.OK], found
-    (lost,) = Population(Protocol(task, (1e30,), (0, 1), 6))([wild])
+    (lost,) = Sweep(task, (1e30,), (0, 1), 6)([wild])
     assert lost.status is Status.DIVERGED and "non-finite" in lost.reason
 
 

@@ -1,4 +1,4 @@
-"""Train many (program, learning rate, seed) members as one: the population evaluator."""
+"""Train many (program, learning rate, seed) members as one: the population engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 
 import lightning
 import torch
@@ -16,24 +15,21 @@ from torch.utils.data import DataLoader
 
 from optforge.primitives import Program
 from optforge.primitives.routing import can_train
-from optforge.search.fitness.evaluator import Fitness, Protocol, Status, summarise
-from optforge.search.training import Task
 from optforge.search.training.evaluate import Batches, measure
 from optforge.search.training.lightning_fit import fit, quiet
-from optforge.search.training.loop import Member
-from optforge.search.training.one_at_a_time import padded, tell_the_cost
-from optforge.search.training.population.gradients import cannot_be_stacked
+from optforge.search.training.loop import ending
 from optforge.search.training.population.native_code import library
-from optforge.search.training.population.training import CURVE_POINTS, PopulationTraining
+from optforge.search.training.population.training import PopulationTraining
 from optforge.search.training.race import NO_RACE, Behind, Race
-from optforge.search.training.task import parameter_shapes
+from optforge.search.training.task import Task, parameter_shapes
+from optforge.search.training.trial import Outcome, Status, Trial
 
 MEMORY = 1 << 30  # bytes of weights, gradients and state at once on a CPU; a constant, so that batches are the same
 DEVICE_SHARE = 0.5  # of a GPU's free memory, for the same
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Measured:
     """What became of the members of one population.
 
     Attributes:
@@ -59,81 +55,43 @@ class Outcome:
     dropped: tuple[Behind | None, ...]
     windows: tuple[Tensor, ...]
 
-
-@dataclass(frozen=True)
-class Population:
-    """Evaluator that trains all programs, learning rates and seeds of a call in one Lightning run, if memory allows.
-
-    Attributes:
-        protocol: how each program is trained.
-        race: when members that are behind are dropped; by default never, and fitness is that of
-            `search.training.loop.Sequential`. A program whose best rate is dropped comes out worse than it is, or as
-            DROPPED.
-        reference: program whose best rate members are compared with in a race, beside those of their own program.
-        precision: of forward and backward pass, see `search.training.population.gradients.Gradients`.
-        memory: bytes that weights, gradients and state of one run may take. Larger batches are cut.
-    """
-
-    protocol: Protocol
-    race: Race = NO_RACE
-    reference: Program | None = None
-    precision: str = "float32"
-    memory: int | None = None
-
-    def __call__(self, programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
-        """Fitness of each program, in order; the same in every generation."""
-        return [fitness for batch in self._batches(programs) for fitness in self._evaluate(batch)]
-
-    def _batches(self, programs: Sequence[Program]) -> list[list[Program]]:
-        room, batches, used = self.memory or memory(), list[list[Program]](), math.inf
-        for program in programs:
-            need = len(self.protocol.ladder) * member_bytes(self.protocol, program)
-            if used + need > room:
-                batches, used = [*batches, []], 0
-            batches[-1].append(program)
-            used += need
-        return batches
-
-    def _evaluate(self, programs: Sequence[Program]) -> list[Fitness]:
-        protocol = self.protocol
-        rungs = len(protocol.ladder)
-        standards = self._standards if self.race.looks else ()
-        try:
-            found = self._train(programs, self.race, standards)
-        except Exception as error:  # misfortune is a status: a candidate never takes the search down
-            if len(programs) == 1:
-                return [Fitness(math.inf, Status.FAILED, f"{type(error).__name__}: {error}"[:300])]
-            half = len(programs) // 2
-            return self._evaluate(programs[:half]) + self._evaluate(programs[half:])
-        each = zip(found.losses["valid"].split(rungs), found.diverged_at.split(rungs), strict=True)
-        dropped = [found.dropped[i : i + rungs] for i in range(0, len(found.dropped), rungs)]
-        return [summarise(protocol, *of, why) for of, why in zip(each, dropped, strict=True)]
-
-    def _train(self, programs: Sequence[Program], race: Race, standards: Sequence[Tensor]) -> Outcome:
-        rules = [self.protocol.rule(program) for program in programs]
-        members = [(rule, lr) for rule in rules for lr in self.protocol.ladder]
-        return train_members(
-            self.protocol.task,
-            members,
-            self.protocol.seeds,
-            steps=self.protocol.steps,
-            dtype=self.protocol.dtype,
-            race=race,
-            standards=standards,
-            precision=self.precision,
+    def outcome(self, member: int, seed: int, seeds: int) -> Outcome:
+        """The outcome of one member from one seed (its index), of so many seeds."""
+        loss = {name: float(found[member, seed]) for name, found in self.losses.items()}
+        at = int(self.diverged_at[member, seed])
+        why = self.dropped[member]
+        status, reason = ending(loss, at + 1 if at >= 0 else None)
+        if why is not None:
+            status, reason = Status.DROPPED, str(why)
+        return Outcome(
+            status,
+            reason,
+            loss=loss,
+            accuracy={name: float(found[member, seed]) for name, found in self.accuracy.items()},
+            start=float(self.start[seed]),
+            step=at + 1 if at >= 0 else None if why is None else why.step,
+            curve=tuple(self.curve[:, member, seed].tolist()),
+            valid_curve=tuple(self.valid_curve[:, member, seed].tolist()) if self.valid_curve.numel() else (),
+            seconds=self.seconds / (len(self.dropped) * seeds),
+            looks=tuple(tuple(window[:, seed, member].tolist()) for window in self.windows),
         )
 
-    @cached_property
-    def _standards(self) -> tuple[Tensor, ...]:
-        """The reference's losses before each look, ``[steps, seeds]``, at its best rate; empty without a reference."""
-        if self.reference is None:
-            return ()
-        found = self._train([self.reference], self.race.patient(), ())
-        fitness = summarise(self.protocol, found.losses["valid"], found.diverged_at)
-        if fitness.status is not Status.OK:
-            raise ValueError(f"the reference of the race is of no use: {fitness.reason}")
-        best = self.protocol.ladder.index(fitness.lr)
-        return tuple(window[..., best] for window in found.windows)
+
+def train_population(trials: Sequence[Trial], race: Race = NO_RACE, standards: Sequence[Tensor] = ()) -> list[Outcome]:
+    """Outcomes of trials that differ in program, rate and seed only, trained as one; see `train_members`.
+
+    Each program and rate must come with the same seeds; those of one program must follow each other.
+    """
+    first = trials[0]
+    members = list(dict.fromkeys((trial.program, trial.lr) for trial in trials))
+    seeds = list(dict.fromkeys(trial.seed for trial in trials))
+    found = train_members(
+        first.task, members, seeds, steps=first.steps, dtype=first.dtype, splits=first.splits, race=race,
+        standards=standards, precision=first.precision.replace("float64", "float32"), watch=first.watch,
+    )  # fmt: skip
+    rows = {member: index for index, member in enumerate(members)}
+    columns = {seed: index for index, seed in enumerate(seeds)}
+    return [found.outcome(rows[t.program, t.lr], columns[t.seed], len(seeds)) for t in trials]
 
 
 def memory() -> int:
@@ -141,13 +99,13 @@ def memory() -> int:
     return int(DEVICE_SHARE * torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else MEMORY
 
 
-def member_bytes(protocol: Protocol, program: Program) -> int:
-    """Bytes of one member over all seeds: weights, gradients, state, and as much again for its next value."""
-    numbers = 0
-    for shape in parameter_shapes(protocol.task):
+def trial_bytes(trial: Trial) -> int:
+    """Bytes of one run: weights, gradients, state, and as much again for its next value."""
+    numbers, program = 0, trial.program
+    for shape in parameter_shapes(trial.task):
         rule = program if can_train(program, shape) else program.fallback or program
         numbers += 2 * math.prod(shape) + 2 * sum(slot.kind.elements(shape) for slot in rule.live_state)
-    return numbers * protocol.dtype.itemsize * len(protocol.seeds)
+    return numbers * trial.dtype.itemsize
 
 
 def train_members(
@@ -162,14 +120,11 @@ def train_members(
     standards: Sequence[Tensor] = (),
     precision: str = "float32",
     watch: bool = False,
-) -> Outcome:
+) -> Measured:
     """Train every member from every seed at once and measure it on `splits`.
 
-    What cannot be stacked (see `gradients.cannot_be_stacked`) is trained one member after the other: to the end,
-    whatever the race.
-
     Args:
-        task: what is trained.
+        task: what is trained; its model must be one that can be stacked (see `gradients.cannot_be_stacked`).
         members: programs with their learning rates. Members with the same program next to each other are stepped
             together, and compared in a race, so keep them adjacent.
         seeds: each gives one set of initial weights and batches, the same for all members (common random numbers).
@@ -179,14 +134,11 @@ def train_members(
         race: when members are dropped. If it has looks, that is also done to members that diverged from any seed.
         standards: losses of a reference before each look of the race, ``[steps, seeds]``; empty if there is none.
         precision: of forward and backward pass, see `search.training.population.gradients.Gradients`.
-        watch: whether to measure the validation loss on the way, for `Outcome.valid_curve`.
+        watch: whether to measure the validation loss on the way, for `Measured.valid_curve`.
     """
     begin = time.perf_counter()
     steps = steps or task.steps
     data = task.data()
-    if reason := cannot_be_stacked(task):
-        tell_the_cost(task.name, reason)
-        return _one_at_a_time(task, members, seeds, steps, dtype, splits, race, watch)
     trainer = quiet_trainer()
     device = trainer.strategy.root_device
     native = device.type == "cpu" and library(dtype) is not None
@@ -200,7 +152,7 @@ def train_members(
     arena = training.arena.to(device)  # Lightning has taken it from there
     with quiet():
         measured = {name: measure(task, arena, getattr(data, name)) for name in splits}
-    return Outcome(
+    return Measured(
         losses={name: training.everyone(loss, dim=0, missing=math.inf) for name, (loss, _) in measured.items()},
         accuracy={name: training.everyone(hits, dim=0) for name, (_, hits) in measured.items() if task.accuracy},
         start=start,
@@ -212,47 +164,6 @@ def train_members(
         seconds=time.perf_counter() - begin,
         dropped=tuple(training.dropped),
         windows=tuple(training.windows),
-    )
-
-
-def _one_at_a_time(
-    task: Task,
-    members: Sequence[tuple[Program, float]],
-    seeds: Sequence[int],
-    steps: int,
-    dtype: torch.dtype,
-    splits: Sequence[str],
-    race: Race,
-    watch: bool,
-) -> Outcome:
-    begin, data, device = time.perf_counter(), task.data(), quiet_trainer().strategy.root_device
-    points = [i for i in range(steps) if i * CURVE_POINTS // steps != (i + 1) * CURVE_POINTS // steps]
-    shape = (len(members), len(seeds))
-    start = torch.zeros(len(seeds), dtype=dtype)
-    diverged_at = torch.full(shape, -1, dtype=torch.int64)
-    losses, valid = (torch.full((n, *shape), math.nan, dtype=dtype) for n in (steps, len(points)))
-    nothing = torch.tensor([math.inf, math.nan], dtype=torch.float64)[:, None, None]
-    measured = {name: nothing.repeat(1, *shape) for name in splits}
-    for m, (program, lr) in enumerate(members):
-        for s, seed in enumerate(seeds):
-            run = Member(task, program, lr, seed, steps, dtype, device)
-            if m == 0:
-                start[s] = run.measure(data.valid)[0]
-            valid[:, m, s] = torch.tensor(run.train(data.valid if watch else None, points))
-            losses[:, m, s], diverged_at[m, s] = padded(run.losses, steps), run.diverged_at
-            for name in splits:
-                if run.diverged_at < 0:
-                    measured[name][:, m, s] = torch.tensor(run.measure(getattr(data, name)))
-    return Outcome(
-        losses={name: found[0] for name, found in measured.items()},
-        accuracy={name: found[1] for name, found in measured.items() if task.accuracy},
-        start=start,
-        diverged_at=diverged_at,
-        curve=losses[points],
-        valid_curve=valid if watch else torch.empty(0),
-        seconds=time.perf_counter() - begin,
-        dropped=(None,) * len(members),
-        windows=tuple(losses[first:end].mT for first, end, _ in race.steps(steps)),
     )
 
 

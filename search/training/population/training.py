@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from optforge.primitives import Program
 from optforge.search.training import Task
 from optforge.search.training.evaluate import CHUNK, measure
+from optforge.search.training.loop import CURVE_POINTS
 from optforge.search.training.population.gradients import Gradients
 from optforge.search.training.population.stacked import Plan, StackedRules
 from optforge.search.training.race import Behind, Look, Race
 from optforge.search.training.task import Split, initial_model, trainable
 
-CURVE_POINTS = 20
 SPARE = 8  # places are given up in multiples of this, so that few sizes of graphs are recorded
 
 
