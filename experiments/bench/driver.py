@@ -21,7 +21,7 @@ from optforge.primitives import Program, subset
 from optforge.search.duplicates.cache import DuplicateCache, Identity, Verdict
 from optforge.search.engine import Budget, Search
 from optforge.search.evolution.evolution import Candidate, Evolution, Individual
-from optforge.search.fitness.evaluator import Evaluator, Fitness, Status
+from optforge.search.fitness.evaluator import Evaluator, Fitness, Status, evaluating
 from optforge.search.ledger import Ledger
 from optforge.search.space.draft import Space
 from optforge.search.training.executors.pool import Executor, Pool
@@ -169,7 +169,7 @@ def digits() -> Evaluator:
 
 def training_seconds(workers: int, batches: int, programs: Sequence[Program]) -> tuple[float, float]:
     """Wall-clock seconds for each of so many real batches in local processes, and the processes' CPU seconds."""
-    pool = Workers(digits, workers)
+    pool = Workers(evaluating(digits), workers)
     try:
         for job in [pool.submit(programs) for _ in range(2 * workers)]:  # so that all have begun, and recorded graphs
             pool.result(job)
@@ -197,7 +197,7 @@ def measure_driver(repeats: int) -> list[tuple[str, float, str, float]]:
     for workers in (100, 1_000, 10_000):
         rate = median(results_per_second(make(lag=workers), InstantPool(workers), 20_000) for _ in range(repeats))
         rows.append((f"driver without breeding, {workers:,} instant workers", rate, "results/CPU-s", 5000.0))
-    rate = median(results_per_second(make(lag=8), Workers(no_training, 2), 6_400) for _ in range(repeats))
+    rate = median(results_per_second(make(lag=8), Workers(evaluating(no_training), 2), 6_400) for _ in range(repeats))
     real = Evolution(programs[:1], Space(subset("lion45", "protected", "statistics", "masks", "smooth")), lag=100)
     whole = median(results_per_second(real, InstantPool(100), 2_000) for _ in range(repeats))
     written = [ledger_costs(make(), 6_400) for _ in range(repeats)]

@@ -18,6 +18,7 @@ from optforge.primitives import Program, ProgramOptimizer, subset
 from optforge.primitives.export.pseudocode import pseudo_code
 from optforge.search.engine import Budget, Search
 from optforge.search.evolution.evolution import Evolution
+from optforge.search.fitness.evaluator import evaluating
 from optforge.search.fitness.sweep import Sweep
 from optforge.search.ledger import Ledger
 from optforge.search.space.draft import Space
@@ -29,7 +30,7 @@ def search(programs: int, steps: int) -> Program:
     protocol = Sweep(get_task("digits"), rates=(1e-3, 1e-2, 1e-1), seeds=(0,), steps=steps)
     evolution = Evolution(start=(BASELINES["adamw"].program,), space=Space(subset("lion45")), population=50, batch=16)
     with tempfile.TemporaryDirectory() as folder, closing(Ledger.create(Path(folder), {})) as ledger:
-        run = Search(evolution, ledger, Workers(lambda: protocol, 0))  # 0: in this process
+        run = Search(evolution, ledger, Workers(evaluating(lambda: protocol), 0))  # 0: in this process
         for _ in run.run(Budget(programs=programs)):
             print(f"{len(run.history):4} programs, best validation loss {run.best[0].fitness.score:.4f}")
         return run.best[0].program

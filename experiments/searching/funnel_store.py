@@ -15,7 +15,7 @@ from optforge.experiments.rundirs import FUNNEL
 from optforge.experiments.searching.presets import SCHEDULE, WARMUP
 from optforge.experiments.tasks import get_task
 from optforge.primitives import Program
-from optforge.search.fitness.evaluator import Evaluator, Fitness, Status
+from optforge.search.fitness.evaluator import Evaluator, Fitness, Status, evaluating
 from optforge.search.fitness.sweep import Sweep
 from optforge.search.funnel import Stage
 
@@ -99,7 +99,7 @@ def train(
     if missing:
         what = f"{stage.name}: {task}"
         factory = functools.partial(_evaluator, task, stage.ladder, stage.seeds, steps)
-        pool = Workers(factory, min(workers, len(missing)))
+        pool = Workers(evaluating(factory), min(workers, len(missing)))
         try:
             jobs = {key: pool.submit([distinct[key].pruned()]) for key in missing}
             for done, (key, job) in enumerate(jobs.items(), 1):

@@ -23,7 +23,7 @@ from optforge.experiments.tasks import get_task
 
 if TYPE_CHECKING:
     from optforge.search.engine import Search
-    from optforge.search.fitness.evaluator import Evaluator
+    from optforge.search.fitness.evaluator import Evaluator, evaluating
     from optforge.search.fitness.suite import Suite
     from optforge.search.ledger import Ledger
     from optforge.search.training.executors.pool import Executor
@@ -203,10 +203,10 @@ def _executor(factory: Callable[[], Evaluator], options: SearchOptions, lag: int
     if options.ray is None:
         from optforge.search.training.executors.processes import Workers
 
-        return Workers(factory, _workers(options, lag))
+        return Workers(evaluating(factory), _workers(options, lag))
     from optforge.search.training.executors.cluster import Cluster
 
-    cluster = Cluster(factory, options.workers)
+    cluster = Cluster(evaluating(factory), options.workers)
     if cluster.count > lag:
         print(f"{lag} of the cluster's {cluster.count} places are used; begin a run with --lag {cluster.count} for all")
         cluster.count = lag

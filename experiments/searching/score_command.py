@@ -16,7 +16,7 @@ from optforge.experiments.files import check_can_write, write_atomic
 from optforge.experiments.searching.fresh_seeds import FreshScore, standard_error
 
 if TYPE_CHECKING:
-    from optforge.search.fitness.evaluator import Fitness
+    from optforge.search.fitness.evaluator import Fitness, evaluating
 
 REFERENCE = "adamw"
 TOGETHER = 16
@@ -53,7 +53,7 @@ def score_command(
     found = [resolve_program(text) for text in texts]
     labels = unique_names([name for name, _ in found])
     pieces = [[p for _, p in found][i : i + TOGETHER] for i in range(0, len(found), TOGETHER)]
-    pool = Workers(functools.partial(evaluator, names, steps=steps or 0), workers)
+    pool = Workers(evaluating(functools.partial(evaluator, names, steps=steps or 0)), workers)
     with comparison_progress() as progress:
         try:
             jobs = [[pool.submit(piece, -1 - seed) for piece in pieces] for seed in range(seeds)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from optforge.primitives import Program
+from optforge.primitives import Program, parse_program, print_program
+from optforge.search.training.executors.pool import Work
 from optforge.search.training.trial import Status
 
 
@@ -67,4 +68,13 @@ class Evaluator(Protocol):
         ...
 
 
-__all__ = ["Evaluator", "Fitness", "Part", "Status"]
+def evaluating(factory: Callable[[], Evaluator]) -> Work:
+    """The work of evaluating programs, by what `factory` makes inside each worker; it must be picklable."""
+    return Work(factory, print_program, parse_program, _broken)
+
+
+def _broken(reason: str) -> Fitness:
+    return Fitness(math.inf, Status.FAILED, reason)
+
+
+__all__ = ["Evaluator", "Fitness", "Part", "Status", "evaluating"]

@@ -37,7 +37,7 @@ from optforge.primitives import Program, print_program, subset
 from optforge.search.engine import Budget, Search
 from optforge.search.evolution.archive import pareto, point
 from optforge.search.evolution.evolution import Evolution, Individual
-from optforge.search.fitness.evaluator import Fitness, Status
+from optforge.search.fitness.evaluator import Fitness, Status, evaluating
 from optforge.search.ledger import Ledger
 from optforge.search.space.draft import Space
 from optforge.search.training.executors.processes import Workers
@@ -64,7 +64,7 @@ def search(folder: Path, programs: int = 48, **config: object) -> Path:
     settings = CONFIG | config
     start = (BASELINES["adamw"].program,)
     evolution = Evolution(start, Space(subset("lion45")), batch=8, population=16, tournament=4, seed=len(folder.name))
-    ledger, workers = Ledger.create(folder, settings), Workers(lambda: made_up, 0)
+    ledger, workers = Ledger.create(folder, settings), Workers(evaluating(lambda: made_up), 0)
     for _ in Search(evolution, ledger, workers).run(Budget(programs)):
         pass
     workers.close()

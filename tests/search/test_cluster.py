@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster as LocalCluster
 from optforge.experiments.errors import UserError
 from optforge.experiments.searching.options import SearchOptions
 from optforge.experiments.searching.run import digest, run_search
-from optforge.search.fitness.evaluator import Fitness
+from optforge.search.fitness.evaluator import Fitness, evaluating
 from optforge.search.training.executors.cluster import Cluster, connect
 from optforge.search.training.executors.pool import Job
 
@@ -64,7 +64,7 @@ class TestRay(ProcessContract):
         made: list[Cluster] = []
 
         def make(factory: Any, **options: Any) -> Cluster:
-            made.append(Cluster(factory, **options))
+            made.append(Cluster(evaluating(factory), **options))
             return made[-1]
 
         yield make

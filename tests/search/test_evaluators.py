@@ -12,7 +12,7 @@ from support.evaluators import ADAMW, LION, SMALL, diverging, factored, normalis
 
 from optforge.primitives import Builder, Program
 from optforge.search.duplicates.cache import Cached
-from optforge.search.fitness.evaluator import Evaluator, Fitness, Status
+from optforge.search.fitness.evaluator import Evaluator, Fitness, Status, evaluating
 from optforge.search.fitness.sweep import Sweep
 from optforge.search.training.executors.processes import Workers
 from optforge.search.training.loop import train_alone
@@ -88,7 +88,7 @@ class TestWorkers(EvaluatorContract):
     """In this process; `test_search.py` uses real ones."""
 
     def make(self, protocol: Sweep) -> Evaluator:
-        workers = Workers(lambda: protocol, 0)
+        workers = Workers(evaluating(lambda: protocol), 0)
         return lambda programs, generation=0: workers.result(workers.submit(programs, generation))
 
 

@@ -6,7 +6,8 @@ import functools
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -22,14 +23,14 @@ from support.executors import (
 from support.searches import toy
 
 from optforge.primitives import Program
-from optforge.search.fitness.evaluator import Evaluator, Fitness, Status
+from optforge.search.fitness.evaluator import Evaluator, Fitness, Status, evaluating
 from optforge.search.training.executors.processes import Workers
 
 
 class TestHere(ExecutorContract):
     @pytest.fixture
     def make(self) -> Iterator[Make]:
-        yield functools.partial(Workers, count=0)
+        yield lambda factory, **options: Workers(evaluating(factory), 0, **options)
 
 
 class TestProcesses(ProcessContract):
@@ -37,8 +38,8 @@ class TestProcesses(ProcessContract):
     def make(self) -> Iterator[Make]:
         made: list[Workers] = []
 
-        def make(*args: object, **options: object) -> Workers:
-            made.append(Workers(*args, 2, **options))  # type: ignore[arg-type]
+        def make(factory: Callable[[], Evaluator], **options: Any) -> Workers:
+            made.append(Workers(evaluating(factory), 2, **options))
             return made[-1]
 
         yield make
@@ -97,7 +98,7 @@ def tells_its_gpu() -> Evaluator:
 def test_processes_share_the_gpus(visible: str, names: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    workers = Workers(tells_its_gpu, 3)
+    workers = Workers(evaluating(tells_its_gpu), 3)
 
     def told() -> set[str]:
         """What processes say until all have said something, for they take a while to start."""

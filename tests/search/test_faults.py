@@ -28,6 +28,7 @@ from optforge.experiments.cli import app
 from optforge.experiments.searching.options import BUDGET
 from optforge.experiments.searching.run import digest
 from optforge.search.engine import Budget, Search
+from optforge.search.fitness.evaluator import evaluating
 from optforge.search.ledger import Ledger
 from optforge.search.training.executors.processes import Workers
 
@@ -294,7 +295,7 @@ def test_a_jumping_clock_changes_neither_results_nor_limits(
     assert digest(tmp_path / "run") == whole
 
     ledger = Ledger.create(tmp_path, {})
-    workers = Workers(toy_factory, 1, limit=60)
+    workers = Workers(evaluating(toy_factory), 1, limit=60)
     try:
         begun = time.monotonic()
         batches = list(Search(evolution(), ledger, workers).run(Budget(seconds=0.5)))

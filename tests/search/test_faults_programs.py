@@ -21,7 +21,7 @@ from optforge.primitives.program import MAX_INSTRUCTIONS, MAX_STATE
 from optforge.search.duplicates.cache import DuplicateCache, Verdict
 from optforge.search.engine import Budget, Search
 from optforge.search.evolution.evolution import Evolution
-from optforge.search.fitness.evaluator import Evaluator, Fitness, Status
+from optforge.search.fitness.evaluator import Evaluator, Fitness, Status, evaluating
 from optforge.search.fitness.sweep import Sweep
 from optforge.search.ledger import Ledger
 from optforge.search.space.mutation import Space
@@ -53,7 +53,7 @@ def flood(folder: Path, strategy: str, programs: int, descent: bool = False) -> 
     """Breed so many programs, train those that survive, and write them down; returns the open ledger."""
     ledger = Ledger.create(folder, {})
     evolution = Evolution(STARTS, Space(subset("all")), seed=1, population=64, batch=64, strategy=strategy)
-    search = Search(evolution, ledger, Workers(lambda: PROTOCOL, 0), DuplicateCache(check_descent=descent))
+    search = Search(evolution, ledger, Workers(evaluating(lambda: PROTOCOL), 0), DuplicateCache(check_descent=descent))
     for _ in search.run(Budget()):
         if search.statistics.generated >= programs:
             break
@@ -202,7 +202,7 @@ def test_bounds_of_time_and_memory_end_what_hangs_or_swells_and_the_search_goes_
     tmp_path: Path, programs: int
 ) -> None:
     ledger = Ledger.create(tmp_path, {})
-    workers = Workers(troubled_factory, 2, limit=2.0, memory=4 * 2**30)
+    workers = Workers(evaluating(troubled_factory), 2, limit=2.0, memory=4 * 2**30)
     try:
         for _ in Search(evolution(), ledger, workers).run(Budget(programs=programs)):
             pass

@@ -21,7 +21,7 @@ from optforge.primitives import Program
 from optforge.search.duplicates.cache import DuplicateCache, Verdict
 from optforge.search.engine import Budget, Search
 from optforge.search.evolution.evolution import Evolution, Individual, SpaceExhausted
-from optforge.search.fitness.evaluator import Fitness, Status
+from optforge.search.fitness.evaluator import Fitness, Status, evaluating
 from optforge.search.ledger import Ledger, LedgerError, Record
 from optforge.search.space.mutation import Space
 from optforge.search.training.executors.processes import Workers
@@ -32,7 +32,7 @@ def test_failed_evaluations_are_counted_apart_from_divergence(tmp_path: Path) ->
         return [Fitness(math.inf, (Status.FAILED, Status.DIVERGED)[i % 2], f"reason {i}") for i in range(len(programs))]
 
     ledger = Ledger.create(tmp_path, {})
-    search = Search(evolution(), ledger, Workers(lambda: broken, 0))
+    search = Search(evolution(), ledger, Workers(evaluating(lambda: broken), 0))
     for _ in search.run(Budget(programs=16)):
         pass
     ledger.close()
@@ -56,7 +56,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, stop_after: 
 def test_real_workers_in_any_number_and_with_a_death_change_nothing(tmp_path: Path) -> None:
     whole = run(tmp_path / "local", 64)
     factory = functools.partial(toy_factory, 0.02, str(tmp_path / "died"))
-    workers = Workers(factory, 2)
+    workers = Workers(evaluating(factory), 2)
     try:
         assert run(tmp_path / "two", 64, workers) == whole
     finally:
@@ -76,7 +76,7 @@ import functools
 from optforge.search.training.executors.processes import Workers
 from support.searches import run, toy_factory
 print("ready", flush=True)
-run(Path({str(folder)!r}), 80, Workers(functools.partial(toy_factory, 0.2), 0))
+run(Path({str(folder)!r}), 80, Workers(evaluating(functools.partial(toy_factory, 0.2)), 0))
 """
     kills = 0
     for attempt in range(4):
@@ -171,7 +171,7 @@ def test_every_kind_of_search_is_resumed_exactly(tmp_path: Path, settings: dict[
     run(tmp_path / "parts", 100, stop_after=3, **settings)
     run(tmp_path / "parts", 100, stop_after=2, **settings)
     assert run(tmp_path / "parts", 100, **settings) == whole != run(tmp_path / "plain", 100)
-    workers = Workers(functools.partial(toy_factory, 0.01), 2)
+    workers = Workers(evaluating(functools.partial(toy_factory, 0.01)), 2)
     try:
         assert run(tmp_path / "two", 100, workers, **settings) == whole
     finally:
@@ -301,13 +301,13 @@ def test_a_batch_is_in_the_ledger_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_workers_give_up_on_a_batch_that_always_kills(tmp_path: Path) -> None:
-    workers = Workers(functools.partial(toy_factory, 0.0, str(tmp_path / "no" / "such" / "folder")), 1)
+    workers = Workers(evaluating(functools.partial(toy_factory, 0.0, str(tmp_path / "no" / "such" / "folder"))), 1)
     try:
         with pytest.raises(FileNotFoundError):  # a bug in the evaluator is not hidden
             workers.result(workers.submit([ADAMW]))
     finally:
         workers.close()
-    workers = Workers(_always_dies, 1)
+    workers = Workers(evaluating(_always_dies), 1)
     try:
         (fitness,) = workers.result(workers.submit([ADAMW]))
         assert fitness.status is Status.FAILED

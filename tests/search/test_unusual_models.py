@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +22,11 @@ from optforge.experiments.training.train import train
 from optforge.search.fitness.evaluator import Status
 from optforge.search.fitness.sweep import Sweep
 from optforge.search.training import Splits, Task, TensorSplit
+from optforge.search.training.loop import train_alone
 from optforge.search.training.population.gradients import Like, cannot_be_stacked, graph, unrecorded
-from optforge.search.training.population.members import train_members
-from optforge.search.training.race import Race
 from optforge.search.training.task import initial_model
+from optforge.search.training.train import train as train_trials
+from optforge.search.training.trial import Trial
 
 ADAMW, LION, MUON = (BASELINES[name].program for name in ("adamw", "lion", "muon"))
 
@@ -131,15 +134,14 @@ def test_what_can_be_stacked_is_told_with_a_reason() -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_population_trains_every_model_as_train_does(name: str) -> None:
+def test_trials_train_every_model_as_train_does(name: str) -> None:
     task = TASKS[name]
     rules = [(ADAMW, 0.02), (LION, 0.005), (MUON, 0.02)]
-    found = train_members(task, rules, (3, 4), splits=("valid", "test"))
-    for row, (program, lr) in enumerate(rules):
-        for column, seed in enumerate((3, 4)):
-            alone = train(task, program, lr, seed=seed)
-            assert found.losses["valid"][row, column].item() == pytest.approx(alone.valid_loss, rel=2e-4)
-            assert found.losses["test"][row, column].item() == pytest.approx(alone.test_loss, rel=2e-4)
+    trials = [Trial(p, lr, task, seed, splits=("valid", "test")) for p, lr in rules for seed in (3, 4)]
+    for trial, outcome in zip(trials, train_trials(trials), strict=True):
+        alone = train(task, trial.program, trial.lr, seed=trial.seed)
+        assert outcome.loss["valid"] == pytest.approx(alone.valid_loss, rel=2e-4)
+        assert outcome.loss["test"] == pytest.approx(alone.test_loss, rel=2e-4)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -162,33 +164,30 @@ def test_the_cost_of_training_one_at_a_time_is_told_once(caplog: pytest.LogCaptu
     task = task_of(Recurrent, True, steps=3)
     with caplog.at_level(logging.WARNING, "optforge"):
         for _ in range(2):
-            train_members(task_of(Recurrent, True, steps=3), [(ADAMW, 0.01)], (0,))
+            train_trials([Trial(ADAMW, 0.01, task_of(Recurrent, True, steps=3), 0)])
     told = [r.getMessage() for r in caplog.records if r.getMessage().startswith(f"task {task.name}")]
     assert len(told) <= 1 and all("one at a time, which takes many times as long" in text for text in told)
 
 
-def test_both_ways_of_training_tell_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_engines_tell_the_same() -> None:
     """All that an outcome holds, of a task that can be trained either way."""
     members = [(ADAMW, 0.01), (ADAMW, 0.03), (LION, 0.003)]
-    how = {"steps": 40, "splits": ("train", "valid"), "race": Race().patient(), "watch": True}
-    together = train_members(get_task("digits"), members, (5, 6), **how)  # type: ignore[arg-type]
-    monkeypatch.setattr(
-        "optforge.search.training.population.members.cannot_be_stacked", lambda task: "asked for by a test"
-    )
-    alone = train_members(get_task("digits"), members, (5, 6), **how)  # type: ignore[arg-type]
-    close = {"rtol": 1e-3, "atol": 1e-4, "check_dtype": False}
-    for part in ("losses", "accuracy", "start", "diverged_at", "curve", "valid_curve", "windows"):
-        torch.testing.assert_close(getattr(alone, part), getattr(together, part), **close)
-    assert alone.dropped == together.dropped == (None, None, None)
+    how: dict[str, Any] = {"steps": 40, "splits": ("train", "valid"), "watch": True}
+    trials = [Trial(p, lr, get_task("digits"), seed, **how) for p, lr in members for seed in (5, 6)]
+    for mine, other in zip(train_trials(trials), train_trials(trials, engine=train_alone), strict=True):
+        assert mine.status is other.status is Status.OK and mine.reason == other.reason == "" and mine.step is None
+        for part in ("loss", "accuracy"):
+            assert getattr(mine, part) == pytest.approx(getattr(other, part), rel=1e-3)
+        for part in ("start", "curve", "valid_curve"):
+            assert getattr(mine, part) == pytest.approx(getattr(other, part), rel=1e-3, abs=1e-4)
 
 
-def test_a_run_that_diverges_alone_ends_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "optforge.search.training.population.members.cannot_be_stacked", lambda task: "asked for by a test"
-    )
-    found = train_members(task_of(Parts), [(BASELINES["sgd"].program, 1e30), (ADAMW, 0.01)], (0,), watch=True)
-    assert found.diverged_at[0, 0] > 0 and found.losses["valid"].isfinite().flatten().tolist() == [False, True]
-    assert found.curve[-1].isfinite().flatten().tolist() == [False, True]
+def test_a_run_that_diverges_alone_ends_there() -> None:
+    task = task_of(Parts)
+    trials = [Trial(BASELINES["sgd"].program, 1e30, task, 0, watch=True), Trial(ADAMW, 0.01, task, 0, watch=True)]
+    lost, other = train_trials(trials, engine=train_alone)
+    assert lost.status is Status.DIVERGED and lost.step is not None and lost.step > 1 and lost.valid == math.inf
+    assert other.status is Status.OK and math.isfinite(other.valid)
 
 
 def test_graphs_of_what_depends_on_the_inputs_are_not_recorded() -> None:
@@ -249,8 +248,8 @@ def written(folder: Path, begin: str, body: str, head: str) -> str:
 @pytest.mark.parametrize("name", GOOD)
 def test_files_with_models_that_are_pure_functions_are_taken(tmp_path: Path, name: str) -> None:
     task = get_task(written(tmp_path, *GOOD[name]))
-    found = train_members(task, [(ADAMW, 0.01)], (0,), steps=4)
-    assert found.losses["valid"].item() == pytest.approx(train(task, ADAMW, 0.01, steps=4).valid_loss, rel=1e-4)
+    (found,) = train_trials([Trial(ADAMW, 0.01, task, 0, steps=4)])
+    assert found.valid == pytest.approx(train(task, ADAMW, 0.01, steps=4).valid_loss, rel=1e-4)
     assert sum(p.numel() for p in task.model().parameters()) > 0
 
 

@@ -15,8 +15,8 @@ import torch
 from support.searches import _always_dies, run, toy, toy_factory
 
 from optforge.baselines import BASELINES
-from optforge.primitives import Program
-from optforge.search.fitness.evaluator import Evaluator, Fitness, Status
+from optforge.primitives import Program, parse_program
+from optforge.search.fitness.evaluator import Evaluator, Fitness, Status, evaluating
 from optforge.search.training.executors.pool import Executor, Pool
 
 PROGRAMS = [BASELINES[name].program for name in ("adamw", "lion", "momentum", "sgd", "adam", "rmsprop", "adan", "lamb")]
@@ -133,7 +133,7 @@ class Scripted(Pool["Slow"]):
     """Workers without processes, whose answers come after a number of looks that a script says."""
 
     def __init__(self, count: int, looks: Sequence[int], **options: float) -> None:
-        super().__init__(count, **options)
+        super().__init__(evaluating(toy_factory), count, **options)
         self.looks, self.started = list(looks), list[int]()
 
     def _make(self) -> Slow:
@@ -150,10 +150,10 @@ class Slow:
     def __init__(self, pool: Scripted) -> None:
         self.pool, self.left, self.programs = pool, 0, list[Program]()
 
-    def start(self, programs: Sequence[Program], generation: int) -> None:
-        self.programs = list(programs)
+    def start(self, items: Sequence[str], number: int) -> None:
+        self.programs = [parse_program(text) for text in items]
         self.left = self.pool.looks.pop(0) if self.pool.looks else 1
-        self.pool.started.append(len(programs))
+        self.pool.started.append(len(items))
 
     def answer(self) -> list[Fitness]:
         return toy(self.programs)

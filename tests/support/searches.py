@@ -14,7 +14,7 @@ from optforge.baselines import BASELINES
 from optforge.primitives import Program, subset
 from optforge.search.engine import Budget, Search
 from optforge.search.evolution.evolution import Evolution
-from optforge.search.fitness.evaluator import Evaluator, Fitness, Status
+from optforge.search.fitness.evaluator import Evaluator, Fitness, Status, evaluating
 from optforge.search.ledger import Ledger
 from optforge.search.space.mutation import Space
 from optforge.search.training.executors.processes import Workers
@@ -66,7 +66,7 @@ def run(
     fresh = not (folder / Ledger.FILE).exists()
     ledger = Ledger.create(folder, {"seed": 7}) if fresh else Ledger.open(folder)
     try:
-        search = Search(evolution(**settings), ledger, workers or Workers(toy_factory, 0))
+        search = Search(evolution(**settings), ledger, workers or Workers(evaluating(toy_factory), 0))
         for count, _ in enumerate(search.run(Budget(programs=programs)), 1):
             if count == stop_after:
                 break

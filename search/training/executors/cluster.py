@@ -1,6 +1,6 @@
-"""Evaluate batches on a Ray cluster: one actor for each GPU, or for each CPU where there is none.
+"""Do batches of work on a Ray cluster: one actor for each GPU, or for each CPU where there is none.
 
-Actors only evaluate; the driver breeds, and alone writes the ledger. A node that dies or is preempted costs its batches
+Actors only train; the driver breeds, and alone writes the ledger. A node that dies or is preempted costs its batches
 another attempt elsewhere, and its actors start again as soon as the cluster has room. A batch that takes several times
 as long as usual is given to an idle actor as well.
 """
@@ -8,16 +8,13 @@ as long as usual is given to an idle actor as well.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from optforge.primitives import Program, print_program
-from optforge.search.fitness.evaluator import Evaluator, Fitness
-from optforge.search.training.executors.pool import LIMIT, Died, Pool
-from optforge.search.training.executors.processes import TextEvaluator
+from optforge.search.training.executors.pool import LIMIT, Died, Pool, Work, Worker
 
 PATIENCE = 4.0  # times the median time of a batch
 
@@ -47,14 +44,14 @@ class Cluster(Pool["_Actor"]):
     """Actors of the cluster that `connect` found. optforge, and what the task needs, must be installed on its nodes.
 
     Args:
-        factory: makes the evaluator inside each actor.
+        work: what actors do.
         count: number of actors; by default as many as the cluster has GPUs, or CPUs if it has no GPU.
         limit, patience: bounds of time, see `Pool`.
     """
 
     def __init__(
         self,
-        factory: Callable[[], Evaluator],
+        work: Work,
         count: int | None = None,
         *,
         limit: float = LIMIT,
@@ -63,13 +60,13 @@ class Cluster(Pool["_Actor"]):
         resources = ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
         needs = {"num_cpus": 0, "num_gpus": 1} if gpus else {"num_cpus": 1}
-        super().__init__(count or gpus or max(1, cpus), limit=limit, patience=patience)
-        self.factory = ray.put(factory)
+        super().__init__(work, count or gpus or max(1, cpus), limit=limit, patience=patience)
+        self.shared = ray.put(work)
         remote: Any = ray.remote  # its types know no options from a dictionary
-        self.remote = remote(max_restarts=0, **needs)(TextEvaluator)
+        self.remote = remote(max_restarts=0, **needs)(Worker)
 
     def _make(self) -> _Actor:
-        return _Actor(self.remote.remote(self.factory))
+        return _Actor(self.remote.remote(self.shared))
 
     def _wait(self, busy: Sequence[_Actor], timeout: float) -> Sequence[_Actor]:
         actors = {actor.pending: actor for actor in busy}
@@ -86,15 +83,15 @@ class _Actor:
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
-        self.pending = handle.evaluate.remote([])  # done once it has started
+        self.pending = handle.answer.remote([])  # done once it has started
 
-    def start(self, programs: Sequence[Program], generation: int) -> None:
-        self.pending = self.handle.evaluate.remote([print_program(p) for p in programs], generation)
+    def start(self, items: Sequence[Any], number: int) -> None:
+        self.pending = self.handle.answer.remote(items, number)
 
-    def answer(self) -> list[Fitness]:
+    def answer(self) -> list[Any]:
         try:
             return list(ray.get(self.pending))
-        except RayTaskError as error:  # the evaluator's own
+        except RayTaskError as error:  # the work's own
             raise error.cause from None if isinstance(error.cause, Exception) else error
         except RayError as error:
             raise Died(str(error)) from None

@@ -1,23 +1,23 @@
 """Give batches to workers, whatever these are, so that a worker that dies, hangs or dawdles costs its batch only time.
 
-A batch is evaluated by one worker at a time. If that worker dies, another one gets the batch; if it does not answer
-within a bound, it is killed. A batch that fails for good is halved, and its halves again, until the program that did it
-is alone: that one gets the status FAILED, its neighbours their fitness. All this happens while the caller is in
-`submit` or `result`; there are no threads.
+A batch of items is done by one worker at a time. If that worker dies, another one gets the batch; if it does not answer
+within a bound, it is killed. A batch that fails for good is halved, and its halves again, until the item that did it
+is alone: that one is answered as failed, its neighbours properly. All this happens while the caller is in `submit`,
+`wait` or `result`; there are no threads.
 """
 
 from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from optforge.primitives import Program
-from optforge.search.fitness.evaluator import Fitness, Status
+import torch
 
 MAX_ATTEMPTS = 3
 LOOK = 0.05  # seconds between looks for answers while batches are handed in; a look costs some time for each worker
@@ -31,53 +31,93 @@ class Died(Exception):
     """A worker ended without an answer."""
 
 
+class Work(NamedTuple):
+    """What workers do with batches of items; all of it can be pickled.
+
+    Attributes:
+        make: called once inside each worker; what it returns is called with the items of a batch and a number that
+            the caller chooses (such as the generation of a search), and answers in order.
+        encode, decode: an item as plain data, and back inside the worker.
+        failed: the answer for an item that no worker survives, from the reason.
+    """
+
+    make: Callable[[], Callable[[Sequence[Any], int], Sequence[Any]]]
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
+    failed: Callable[[str], Any]
+
+
+class Worker:
+    """`Work` inside a worker: items come as plain data, and errors bring their traceback along."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.answering: Callable[[Sequence[Any], int], Sequence[Any]] | None = None
+
+    def answer(self, items: Sequence[Any], number: int = 0) -> list[Any]:
+        """The answer to each item, in order. The first call sets the worker up."""
+        try:
+            if self.answering is None:
+                torch.set_num_threads(1)
+                self.answering = self.work.make()
+            return list(self.answering([self.work.decode(x) for x in items], number)) if items else []
+        except Exception as error:
+            error.add_note("in a worker:\n" + traceback.format_exc())
+            raise
+
+
 class Executor(Protocol):
-    """What a search needs of whatever evaluates its batches: `submit` several, then wait for each with `result`."""
+    """What does batches: `submit` several, then wait for each with `result`, or for any with `wait`."""
 
-    def submit(self, programs: Sequence[Program], generation: int = 0) -> Job:
-        """Begin evaluating a batch, with the seeds of its generation."""
+    count: int
 
-    def result(self, job: Job) -> list[Fitness]:
-        """Wait for a batch, and return its fitnesses in order."""
+    def submit(self, items: Sequence[Any], number: int = 0) -> Job:
+        """Begin a batch."""
+
+    def wait(self, timeout: float) -> None:
+        """Work on what was submitted until something is finished, or for so many seconds."""
+
+    def result(self, job: Job) -> list[Any]:
+        """Wait for a batch, and return its answers in order."""
 
     def close(self) -> None:
         """End all workers at once, finished or not."""
 
 
-class Worker(Protocol):
-    """A process, or an actor, that evaluates one batch at a time. When new, it answers with an empty list first."""
+class Place(Protocol):
+    """A process, or an actor, that does one batch at a time. When new, it answers with an empty list first."""
 
-    def start(self, programs: Sequence[Program], generation: int) -> None:
-        """Hand it a batch; returns at once. Raises `Died` if it has."""
+    def start(self, items: Sequence[Any], number: int) -> None:
+        """Hand it a batch of encoded items; returns at once. Raises `Died` if it has."""
 
-    def answer(self) -> list[Fitness]:
-        """Its answer, once it is there. Raises `Died`, or what the evaluator raised."""
+    def answer(self) -> list[Any]:
+        """Its answer, once it is there. Raises `Died`, or what the work raised."""
 
     def kill(self) -> None:
         """End it at once."""
 
 
-W = TypeVar("W", bound=Worker)
+W = TypeVar("W", bound=Place)
 
 
 @dataclass(eq=False)
 class Job:
     """A batch under way."""
 
-    programs: tuple[Program, ...]
-    generation: int = 0
-    done: dict[int, Fitness] = field(default_factory=dict)  # by position in the batch
+    items: tuple[Any, ...]
+    number: int = 0
+    done: dict[int, Any] = field(default_factory=dict)  # by position in the batch
     error: BaseException | None = None
 
     @property
     def finished(self) -> bool:
         """Whether `result` would return at once."""
-        return self.error is not None or len(self.done) == len(self.programs)
+        return self.error is not None or len(self.done) == len(self.items)
 
 
 @dataclass(eq=False)
 class _Part:
-    """Those programs of a job that are evaluated together: all at first, fewer after failures."""
+    """Those items of a job that are done together: all at first, fewer after failures."""
 
     job: Job
     positions: Sequence[int]
@@ -100,7 +140,8 @@ class Pool(Generic[W]):
         deaths: workers that died, or were killed, while they had a batch.
     """
 
-    def __init__(self, count: int, *, limit: float = LIMIT, patience: float = math.inf) -> None:
+    def __init__(self, work: Work, count: int, *, limit: float = LIMIT, patience: float = math.inf) -> None:
+        self.work = work
         self.count, self.limit, self.patience = count, limit, patience
         self.queue: deque[_Part] = deque()
         self.idle: list[W] = []
@@ -118,21 +159,25 @@ class Pool(Generic[W]):
         """Those of `busy` that have an answer or have died, as soon as there is one."""
         raise NotImplementedError
 
-    def submit(self, programs: Sequence[Program], generation: int = 0) -> Job:
-        """Begin evaluating a batch, with the seeds of its generation."""
-        job = Job(tuple(programs), generation)
-        if programs:
-            self.queue.append(_Part(job, range(len(programs))))
+    def submit(self, items: Sequence[Any], number: int = 0) -> Job:
+        """Begin a batch."""
+        job = Job(tuple(items), number)
+        if items:
+            self.queue.append(_Part(job, range(len(items))))
         self._advance(0.0)
         return job
 
-    def result(self, job: Job) -> list[Fitness]:
-        """Wait for a batch. Programs on which every worker died or hung come back as failed."""
+    def wait(self, timeout: float) -> None:
+        """Work on what was submitted until something is finished, or for so many seconds."""
+        self._advance(timeout)
+
+    def result(self, job: Job) -> list[Any]:
+        """Wait for a batch. Items on which every worker died or hung are answered as failed."""
         while not job.finished:
             self._advance(TICK)
         if job.error is not None:
             raise job.error
-        return [job.done[position] for position in range(len(job.programs))]
+        return [job.done[position] for position in range(len(job.items))]
 
     def close(self) -> None:
         """End all workers at once, finished or not."""
@@ -159,7 +204,7 @@ class Pool(Generic[W]):
             self.idle.append(worker)
             return
         try:
-            worker.start([part.job.programs[position] for position in part.positions], part.job.generation)
+            worker.start([self.work.encode(part.job.items[at]) for at in part.positions], part.job.number)
         except Died:  # idle, hence not the part's fault
             worker.kill()
             self.queue.appendleft(part)
@@ -170,7 +215,7 @@ class Pool(Generic[W]):
     def _collect(self, worker: W) -> None:
         part, begin = self.busy.pop(worker)
         try:
-            fitnesses = worker.answer()
+            answers = worker.answer()
         except Died as error:
             worker.kill()
             if part is None:
@@ -178,7 +223,7 @@ class Pool(Generic[W]):
             else:
                 self._failed(part, "died")
             return
-        except Exception as error:  # a bug of the evaluator, not a worker's death: whoever waits shall see it
+        except Exception as error:  # a bug of the work, not a worker's death: whoever waits shall see it
             self.idle.append(worker)
             if part is None:
                 raise
@@ -189,7 +234,7 @@ class Pool(Generic[W]):
         if part is not None:
             part.running -= 1
             self.seconds.append(time.monotonic() - begin)
-            part.job.done.update(zip(part.positions, fitnesses, strict=True))
+            part.job.done.update(zip(part.positions, answers, strict=True))
 
     def _stillborn(self, error: Died) -> None:
         self.stillborn += 1
@@ -212,7 +257,7 @@ class Pool(Generic[W]):
             self.queue.extendleft(_Part(part.job, half, last) for half in reversed(halves))
         else:
             reason = f"the worker {how}" + (f" in {part.attempts} attempts" if how == "died" else "")
-            part.job.done[part.positions[0]] = Fitness(math.inf, Status.FAILED, reason)
+            part.job.done[part.positions[0]] = self.work.failed(reason)
 
     def _watch(self) -> None:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Evaluate batches in local processes, one torch thread each, or in this one."""
+"""Do batches of work in local processes, one torch thread each, or in this one."""
 
 from __future__ import annotations
 
@@ -8,37 +8,33 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 
-from optforge.primitives import Program, parse_program, print_program
-from optforge.search.fitness.evaluator import Evaluator, Fitness
-from optforge.search.training.executors.pool import LIMIT, Died, Pool
+from optforge.search.training.executors.pool import LIMIT, Died, Pool, Work, Worker
 
 MEMORY = 0.9  # of the machine's: what one worker may ask for
 
 
 class Workers(Pool["_Process | _Here"]):
-    """Evaluating processes on this machine, which see to it that none outlives the driver. They share GPUs evenly.
+    """Processes on this machine, which see to it that none outlives the driver. They share GPUs evenly.
 
     Args:
-        factory: makes the evaluator inside each process; must be picklable.
-        count: number of processes; 0 evaluates in this process, without bounds, for tests and debugging.
+        work: what they do.
+        count: number of processes; 0 works in this process, without bounds, for tests and debugging.
         limit: seconds for a batch, see `Pool`.
         memory: bytes that a process may ask for, by default most of the machine's; more is an exception inside it.
     """
 
-    def __init__(
-        self, factory: Callable[[], Evaluator], count: int, *, limit: float = LIMIT, memory: int | None = None
-    ) -> None:
-        super().__init__(max(1, count), limit=limit)
-        self.factory, self.here = factory, count == 0
+    def __init__(self, work: Work, count: int, *, limit: float = LIMIT, memory: int | None = None) -> None:
+        super().__init__(work, max(1, count), limit=limit)
+        self.here = count == 0
         self.memory = _physical_memory() if memory is None else memory
 
     @property
@@ -49,9 +45,9 @@ class Workers(Pool["_Process | _Here"]):
 
     def _make(self) -> _Process | _Here:
         if self.here:
-            return _Here(self.factory())
+            return _Here(self.work)
         taken = Counter(w.gpu for w in (*self.idle, *self.busy) if isinstance(w, _Process))
-        return _Process(self.factory, self.memory, min(visible_gpus(), key=taken.__getitem__, default=None))
+        return _Process(self.work, self.memory, min(visible_gpus(), key=taken.__getitem__, default=None))
 
     def _wait(self, busy: Sequence[_Process | _Here], timeout: float) -> Sequence[_Process | _Here]:
         processes = {w.connection: w for w in busy if isinstance(w, _Process)}
@@ -63,16 +59,16 @@ class Workers(Pool["_Process | _Here"]):
 class _Here:
     """A worker that is this process: it works when it is asked for its answer."""
 
-    def __init__(self, evaluator: Evaluator) -> None:
-        self.evaluator = evaluator
-        self.programs: Sequence[Program] = ()
-        self.generation = 0
+    def __init__(self, work: Work) -> None:
+        self.worker = Worker(work)
+        self.items: Sequence[Any] = ()
+        self.number = 0
 
-    def start(self, programs: Sequence[Program], generation: int) -> None:
-        self.programs, self.generation = programs, generation
+    def start(self, items: Sequence[Any], number: int) -> None:
+        self.items, self.number = items, number
 
-    def answer(self) -> list[Fitness]:
-        return self.evaluator(self.programs, self.generation) if self.programs else []
+    def answer(self) -> list[Any]:
+        return self.worker.answer(self.items, self.number)
 
     def kill(self) -> None:
         pass
@@ -81,11 +77,11 @@ class _Here:
 class _Process:
     """A worker process at the other end of a pipe."""
 
-    def __init__(self, factory: Callable[[], Evaluator], memory: int, gpu: str | None) -> None:
+    def __init__(self, work: Work, memory: int, gpu: str | None) -> None:
         self.gpu = gpu
         context = _context()
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, factory, memory, gpu), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, work, memory, gpu), daemon=True)
         try:
             self.process.start()
         except KeyboardInterrupt:  # while processes start: what they were asked for must not start after all
@@ -93,13 +89,13 @@ class _Process:
             raise
         theirs.close()  # or its end would not be noticed
 
-    def start(self, programs: Sequence[Program], generation: int) -> None:
+    def start(self, items: Sequence[Any], number: int) -> None:
         try:
-            self.connection.send(([print_program(p) for p in programs], generation))
+            self.connection.send((items, number))
         except OSError:
             raise Died from None
 
-    def answer(self) -> list[Fitness]:
+    def answer(self) -> list[Any]:
         try:
             answer = self.connection.recv()
         except (EOFError, OSError):
@@ -152,7 +148,7 @@ def visible_gpus() -> list[str]:
     return names.split(",")[:count] if names else list(map(str, range(count)))
 
 
-def _serve(connection: Connection, factory: Callable[[], Evaluator], memory: int, gpu: str | None) -> None:
+def _serve(connection: Connection, work: Work, memory: int, gpu: str | None) -> None:
     """What a worker process does: an empty answer when it is ready, then one for each batch."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # heard if CUDA has not been used yet, as in a process that begins
@@ -161,35 +157,16 @@ def _serve(connection: Connection, factory: Callable[[], Evaluator], memory: int
     if parent is not None:  # a killed driver must not leave workers behind
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     bound_memory(memory)
-    evaluator = TextEvaluator(factory)
-    texts, generation = list[str](), 0
+    worker = Worker(work)
+    items, number = list[Any](), 0
     with contextlib.suppress(EOFError, OSError):  # the driver has hung up
         while True:
             try:
-                answer: list[Fitness] | Exception = evaluator.evaluate(texts, generation)
+                answer: list[Any] | Exception = worker.answer(items, number)
             except Exception as error:
                 answer = error
             connection.send(answer)
-            texts, generation = connection.recv()
-
-
-class TextEvaluator:
-    """An evaluator at the other end of a line: programs come as text, and errors bring their traceback along."""
-
-    def __init__(self, factory: Callable[[], Evaluator]) -> None:
-        self.factory = factory
-        self.evaluator: Evaluator | None = None
-
-    def evaluate(self, texts: Sequence[str], generation: int = 0) -> list[Fitness]:
-        """Fitness of each program, in order. The first call makes the evaluator."""
-        try:
-            if self.evaluator is None:
-                torch.set_num_threads(1)
-                self.evaluator = self.factory()
-            return self.evaluator([parse_program(text) for text in texts], generation) if texts else []
-        except Exception as error:
-            error.add_note("in a worker:\n" + traceback.format_exc())
-            raise
+            items, number = connection.recv()
 
 
 def bound_memory(limit: int) -> None:
