@@ -8,9 +8,6 @@ from pathlib import Path
 from optforge.experiments.errors import UserError, nearest
 
 ROOT = Path("runs")
-FUNNEL = "funnel.sqlite"
-"""In a search's run directory: what its funnel has trained."""
-
 FUNNEL_RESULT = "funnel.json"
 """In a search's run directory: what came of its funnel."""
 

@@ -10,23 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from optforge.baselines import BASELINES
-from optforge.experiments.compare.batches import ROOM, ROOM_OF_GPU
 from optforge.experiments.compare.comparison import SEEDS, TUNE_SEEDS
-from optforge.experiments.compare.contest import contest
 from optforge.experiments.compare.fingerprints import changes, fingerprint
-from optforge.experiments.compare.origin import bred_on, count_seen, origin, origin_sentences, random_control, task_key
+from optforge.experiments.compare.origin import bred_on, origin, origin_sentences, random_control, task_key
 from optforge.experiments.compare.plan import Plan, Row, check_plan
-from optforge.experiments.compare.simple import check_trains
+from optforge.experiments.compare.run import STORE, check_rows, conduct, executor, open_store
 from optforge.experiments.compare.verdict import CONTROL
-from optforge.experiments.compare.work import study_name, work_together
 from optforge.experiments.errors import UserError
 from optforge.experiments.files import check_can_write, write_atomic
 from optforge.experiments.programs import HALL_OF_FAME, baseline_name, resolve_program, unique_names, usual_rate
 from optforge.experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from optforge.experiments.tasks import TASKS, get_task, task_names
-from optforge.experiments.training.options import device_type
 from optforge.primitives import print_program
-from optforge.search.training.task import initial_model, trainable
+from optforge.search.training.store import Store, StoreError
+from optforge.search.training.trainer import Trainer
 
 ALWAYS = ("adamw", "lion")
 """Baselines that are rows of every comparison on the command line."""
@@ -42,7 +39,7 @@ QUICK_SUITE = ("digits", "digits-autoencoder", "breast-cancer", "mnist1d")
 QUICK_TRIALS = 8
 """With ``--quick``, unless a number is given: half as many as otherwise."""
 
-PLAN, DATABASE, RESULT = "plan.json", "compare.sqlite", "compare.json"
+PLAN, RESULT = "plan.json", "compare.json"
 
 
 @dataclass(frozen=True)
@@ -77,8 +74,6 @@ def compare_command(programs: Sequence[str], asked: Asked) -> int:
     Raises:
         UserError: if something named does not exist, or what was asked for makes no comparison.
     """
-    from optforge.experiments.compare.tuning import Jobs, check_storage
-
     check_can_write("--json", asked.json)
     if asked.storage is not None:
         check_storage(asked.storage)
@@ -94,7 +89,7 @@ def compare_command(programs: Sequence[str], asked: Asked) -> int:
     folder = new_run_dir(asked.run_dir, "compare", get_task(plan.tasks[0]).name if len(plan.tasks) == 1 else "suite")
     try:
         if asked.storage is not None:
-            Jobs(asked.storage, study_name(plan))  # one that cannot be used is refused before anything is written
+            _store(asked.storage).close()  # one that cannot be used is refused before anything is written
         begun = plan.as_json() | {"storage": _shown(asked.storage)}
         write_atomic(folder / PLAN, json_format.dumps(begun, indent=1, ensure_ascii=False) + "\n")
         return _run(plan, folder, asked)
@@ -126,15 +121,11 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
         rows.append(Row(CONTROL, print_program(random_control(like)), usual_rate(CONTROL), control=True))
     tasks = _tasks(asked, bred_on(origins))
     horizons = _horizons("1" if asked.horizons is None else asked.horizons)
-    room = ROOM if device_type() == "cpu" else ROOM_OF_GPU
-    plan = Plan(tuple(rows), tasks, horizons, room=room, origins=tuple(origins), **asked.changes)
+    plan = Plan(tuple(rows), tasks, horizons, origins=tuple(origins), **asked.changes)
     check_plan(plan)
     if plan.tune_seeds > SEEDS[0] - TUNE_SEEDS[0]:
         raise UserError(f"--tune-seeds must be at most {SEEDS[0] - TUNE_SEEDS[0]}, got {plan.tune_seeds}")
-    for name in tasks:
-        shapes = [tuple(p.shape) for p in trainable(initial_model(get_task(name), SEEDS[0])).values()]
-        for row in plan.rows:
-            check_trains(row.name, row.program, shapes)
+    check_rows(plan)
     return replace(plan, fingerprints={name: fingerprint(name) for name in tasks})
 
 
@@ -163,9 +154,9 @@ def _resumed(programs: Sequence[str], asked: Asked) -> tuple[Path, Plan]:
     folder = existing_run_dir(asked.run_dir)
     try:
         begun = dict(json_format.loads((folder / PLAN).read_text(encoding="utf-8")))
-        storage, data = begun.pop("storage", _shown(asked.storage)), begun.pop("data", {})
+        storage = begun.pop("storage", _shown(asked.storage))
         plan = Plan.from_json(begun)
-        fingerprints = {name: dict(was) for name, was in (plan.fingerprints or data).items()}
+        fingerprints = {name: dict(was) for name, was in plan.fingerprints.items()}
         check_plan(plan)
     except OSError:
         raise UserError(f"{folder} holds no comparison to resume (there is no {PLAN} in it)") from None
@@ -212,9 +203,24 @@ def _listed(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def check_storage(url: str) -> None:
+    """Raise `UserError` if `url` is not the address of a database, or of one that only one process can see."""
+    kind, mark, name = url.partition("://")
+    if not mark:
+        raise UserError(f"--storage {url[:80]!r} is no address, as in: postgresql://user@host/name")
+    if kind.startswith("sqlite") and (not name.strip("/") or ":memory:" in name):
+        raise UserError(f"--storage {url[:80]} is only in memory; name a file, as in: sqlite:///trials.sqlite")
+
+
+def _store(where: str | Path) -> Store:
+    try:
+        return open_store(where)
+    except StoreError as error:
+        raise UserError(f"--storage {error}" if isinstance(where, str) else str(error)) from None
+
+
 def _run(plan: Plan, folder: Path, asked: Asked) -> int:
-    from optforge.experiments.compare.console import jobs_progress, print_contest
-    from optforge.experiments.compare.tuning import Jobs
+    from optforge.experiments.compare.console import print_contest, runs_progress
     from optforge.experiments.report.command import write_run_report
     from optforge.search.ledger_file import LedgerError, lock_directory
 
@@ -222,18 +228,23 @@ def _run(plan: Plan, folder: Path, asked: Asked) -> int:
         lock = lock_directory(folder)
     except LedgerError as error:
         raise UserError(str(error)) from None
+    store, workers = _store(asked.storage or folder / STORE), executor(asked.workers)
     try:
-        url = asked.storage or (folder / DATABASE).resolve()
-        with jobs_progress() as progress:
-            results = work_together(url, plan, asked.workers, progress, alone=asked.storage is None)
-        seconds = Jobs(url, study_name(plan)).seconds()
-        found = contest(plan, results, seconds, _notes(plan))
+        if asked.storage is None:
+            store.release()  # nobody else has this folder, so that claims are of processes that died
+        with runs_progress() as progress:
+            found = conduct(plan, Trainer(store, workers, progress), notes=_notes(plan))
         text = json_format.dumps(found.as_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
         write_atomic(folder / RESULT, text)
         if asked.json is not None:
             write_atomic(asked.json, text)
         written = write_run_report([folder])
+    except StoreError as error:
+        raise UserError(f"{error}; continue with --resume --run-dir {folder}") from None
     finally:
+        if workers is not None:
+            workers.close()
+        store.close()
         lock.close()
     print_contest(found)
     print(f"report: {written.html}")
@@ -241,8 +252,7 @@ def _run(plan: Plan, folder: Path, asked: Asked) -> int:
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:
-    counts = count_seen(plan.origins, {row.name: row.program for row in plan.rows}, plan.tasks)
-    return tuple(origin_sentences(plan.origins, plan.tasks, counts))
+    return tuple(origin_sentences(plan.origins, plan.tasks))
 
 
 def newest_search(root: Path = Path("runs")) -> str | None:

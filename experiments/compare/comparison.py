@@ -10,10 +10,6 @@ from optforge.experiments.compare.statistics import Interval, Pair
 from optforge.primitives import Program
 from optforge.primitives.text import print_program
 from optforge.search.training import Task
-from optforge.search.training.schedule import scheduled
-
-LADDER = tuple(round(10 ** (k / 4), 10) for k in range(-20, 1))
-"""Learning rates in quarter-decades from 1e-5 to 1."""
 
 TUNE_SEEDS = (1000, 1001)
 SEEDS = tuple(range(2000, 2010))
@@ -26,22 +22,20 @@ class Protocol:
 
     Attributes:
         task: what is trained.
-        ladder: learning rates to tune over, ascending, at least three.
+        ladder: factors of the tuned learning rate, ascending, at which its sensitivity is measured.
         tune_seeds: seeds of the runs that select a learning rate, by validation loss.
         seeds: seeds of the reported runs; none of them may be a tuning seed.
         steps: length of every run.
         smallest_effect: share of the loss below which a difference does not matter, declared before the runs.
         alpha: bound on the chance of a false claim; intervals have level 1 − alpha.
-        widenings: how often the ladder, or a search space, may be widened where a best value lies at its edge.
-        trials: configurations tried for each optimizer before any widening; 0 if the ladder is all that is tuned.
+        widenings: how often a search space may be widened where a best value lies at its edge.
+        trials: configurations tried for each optimizer before any widening.
         dimensions: tuned quantities of each optimizer, the learning rate included.
         sampler: ``"qmc"`` or ``"tpe"``: how configurations are chosen.
         schedule: of the learning rate, a name in `search.training.schedule.SCHEDULES`.
         warmup: steps in which the rate rises.
         clip: largest norm of all gradients together; 0 for no limit.
         horizon: length of the run as a multiple of the task's own.
-
-    With `trials`, `ladder` are factors of the tuned learning rate at which its sensitivity is measured.
 
     Raises:
         ValueError: if the ladder is too short or does not ascend, or if seeds repeat or overlap.
@@ -63,10 +57,6 @@ class Protocol:
     clip: float = 0.0
     horizon: float = 1.0
 
-    def rule(self, program: Program) -> Program:
-        """`program` with the protocol's schedule and clipping in it."""
-        return scheduled(program, self.schedule, self.steps, self.warmup, self.clip)
-
     def __post_init__(self) -> None:
         if any(not (math.isfinite(lr) and lr > 0) for lr in self.ladder) or list(self.ladder) != sorted(
             set(self.ladder)
@@ -87,7 +77,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Setting:
     """One tried configuration.
 
     Attributes:
@@ -107,8 +97,8 @@ class Trial:
     at: tuple[float, ...] = ()
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Trial:
-        """The trial whose fields were written as JSON; null is NaN."""
+    def from_json(cls, found: dict[str, Any]) -> Setting:
+        """The setting whose fields were written as JSON; null is NaN."""
         losses = tuple(math.nan if x is None else float(x) for x in found["losses"])
         rest = {name: tuple(found[name]) for name in ("counted", "failed", "at")}
         return cls(dict(found["values"]), float(found["loss"]), losses, **rest)
@@ -155,7 +145,7 @@ class Tuning:
     failed: tuple[tuple[bool, ...], ...]
     lr: float
     edge: bool
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[Setting, ...] = ()
     space: tuple[dict[str, Any], ...] = ()
     values: dict[str, float] = field(default_factory=dict)
     edges: tuple[str, ...] = ()

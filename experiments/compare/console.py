@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from optforge.experiments.compare.batches import Progress
 from optforge.experiments.compare.comparison import Comparison
 from optforge.experiments.compare.tables import Table, entry_table, notes, pair_table
 
@@ -15,6 +14,10 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
     from optforge.experiments.compare.contest import Contest
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many runs are finished, and how many are known to be needed."""
 
 
 @contextmanager
@@ -56,23 +59,31 @@ def comparison_progress() -> Iterator[Progress]:
 
 
 @contextmanager
-def jobs_progress() -> Iterator[Progress]:
-    """One bar over all jobs that are known so far; without a terminal, a line whenever something else begins."""
+def runs_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar over the training runs of each round; without a terminal, a line for each tenth of them.
+
+    Later rounds depend on earlier ones: ranges may be widened, and reported runs follow the tuned setting.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("jobs known so far"))
-    bars = Bars(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
-    bar = bars.add_task("")
-    said = [""]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("training runs"))
+    bars = Bars(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+    number, bar, said = 0, bars.add_task(""), -1
 
-    def report(what: str, done: int, total: int) -> None:
-        if what != said[0] and not console.is_terminal:
-            console.print(f"{what} ({done} of {total} jobs known so far)", highlight=False)
-        said[0] = what
-        bars.update(bar, description=what, completed=done, total=total)
+    def report(done: int, total: int) -> None:
+        nonlocal number, bar, said
+        if said < 0 or done < said:  # another round
+            number += 1
+            bar = bars.add_task(f"round {number}", total=total)
+        if not console.is_terminal and (
+            said < 0 or done < said or 10 * done // max(1, total) > 10 * said // max(1, total)
+        ):
+            console.print(f"round {number}: {done} of {total} training runs", highlight=False)
+        said = done
+        bars.update(bar, completed=done, total=total)
 
     with bars:
         yield report

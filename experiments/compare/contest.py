@@ -1,25 +1,31 @@
-"""From the results of all jobs to comparisons, one for each task and horizon, and to what they say together."""
+"""From the outcomes of a plan's trials to comparisons, one for each task and horizon, and what they say together."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from optforge.experiments.compare.comparison import Comparison, Costs, Entry, Trial, Tuning, finite_or_null
-from optforge.experiments.compare.entries import make_entry, runs_of
+from optforge.experiments.compare.comparison import Comparison, Costs, Entry, Run, Setting, Tuning, finite_or_null
 from optforge.experiments.compare.measures import profile
-from optforge.experiments.compare.plan import FACTORS, Plan, Results, Tuned, block_size, tuning
+from optforge.experiments.compare.plan import FACTORS, Plan
+from optforge.experiments.compare.reduction import Unit, check
 from optforge.experiments.compare.spaces import RATE, declared
-from optforge.experiments.compare.statistics import compare_pairs, corrected
+from optforge.experiments.compare.statistics import compare_pairs, corrected, mean_interval
 from optforge.experiments.compare.verdict import contest_sentence, verdict_sentence
-from optforge.experiments.compare.work import final_results
 from optforge.experiments.programs import baseline_name
 from optforge.experiments.provenance import data_hash, provenance
-from optforge.experiments.tasks import get_task
-from optforge.search.training.task import parameter_count
+from optforge.primitives import Program
+from optforge.primitives.routing import can_train
+from optforge.search.training.task import Task, parameter_shapes
+from optforge.search.training.trial import Outcome
 
 REFERENCE = "adamw"
 """Whose loss is the target of "time to target" on tasks that do not name one; without it, that of the first row."""
+
+AllCosts = dict[tuple[str, int], Costs]
+"""What each optimizer (its row) costs on each task."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,11 @@ class Contest:
         })  # fmt: skip
 
 
-def contest(plan: Plan, results: Results, seconds: float, notes: tuple[str, ...] = ()) -> Contest:
-    """What all jobs of `plan` came to; `seconds` is the time that they took together."""
-    found = [_comparison(plan, task, horizon, results, seconds) for task, horizon in plan.units]
+def contest(
+    plan: Plan, units: Sequence[Unit], find: Callable[[str], Task], costs: AllCosts, notes: tuple[str, ...] = ()
+) -> Contest:
+    """What all trials of `plan` came to; `find` gives a task by its name."""
+    found = [_comparison(plan, unit, find(unit.task), costs) for unit in units]
     pairs = list(corrected([pair for c in found for pair in c.pairs], found[0].protocol.alpha))
     judged = []
     for c in found:
@@ -63,20 +71,10 @@ def contest(plan: Plan, results: Results, seconds: float, notes: tuple[str, ...]
     return Contest(comparisons, contest_sentence(comparisons), _profiles(comparisons), notes, plan.as_json())
 
 
-def _comparison(plan: Plan, name: str, horizon: float, results: Results, seconds: float) -> Comparison:
+def _comparison(plan: Plan, unit: Unit, task: Task, costs: AllCosts) -> Comparison:
     """One unit; its p values are corrected later, together with those of the others."""
-    task = get_task(name)
-    protocol = plan.protocol(task, horizon)
-    tuned = tuning(plan, name, horizon, results, block_size(plan, parameter_count(task)))
-    references = [row.control or baseline_name(row.program) is not None for row in plan.rows]
-    entries = []
-    for row, what in enumerate(plan.rows):
-        unit = f"{name} {horizon:g}"
-        around = [Trial.from_json(trial) for trial in results[f"{unit} rates {row}"]["trials"]]
-        runs = runs_of(protocol, final_results(results[f"{unit} final {row}"]), 0)
-        costs = Costs(**{**results[f"{name} costs {row}"], "compile_seconds": _compile_seconds(plan, results, row)})
-        tuned_row = _tuning(tuned, row, around)
-        entries.append(make_entry(what.name, what.program, tuned_row, runs, protocol, costs, reference=references[row]))
+    protocol = plan.protocol(task, unit.horizon)
+    entries = [_entry(plan, unit, row, task, costs.get((unit.task, row))) for row in range(len(plan.rows))]
     pairs = compare_pairs(
         {e.name: [run.counted for run in e.runs] for e in entries},
         {e.name: [run.failed for run in e.runs] for e in entries},
@@ -86,9 +84,9 @@ def _comparison(plan: Plan, name: str, horizon: float, results: Results, seconds
     )
     source = provenance() | {
         "data": data_hash(task.data()),
-        "seconds of all jobs": round(seconds, 1),
+        "seconds of reported runs": round(math.fsum(o.seconds for runs in unit.outcomes for o in runs), 1),
         "runs": {
-            "tuning, each optimizer": len(tuned.trials[0]) * len(protocol.tune_seeds),
+            "tuning, each optimizer": len(unit.tuned.settings[0]) * len(protocol.tune_seeds),
             "reported, each optimizer": len(protocol.seeds),
             "learning rates around the tuned one, each optimizer": (len(FACTORS) - 1) * len(protocol.tune_seeds),
         },
@@ -97,27 +95,69 @@ def _comparison(plan: Plan, name: str, horizon: float, results: Results, seconds
     return Comparison(protocol, tuple(entries), pairs, "", source, target)
 
 
-def _tuning(tuned: Tuned, row: int, around: list[Trial]) -> Tuning:
-    best = tuned.winner(row)
-    ladder = sorted([best, *around], key=lambda trial: trial.values[RATE])
-    return Tuning(
-        rates=tuple(trial.values[RATE] for trial in ladder),
-        losses=tuple(trial.losses for trial in ladder),
-        counted=tuple(trial.counted for trial in ladder),
-        failed=tuple(trial.failed for trial in ladder),
-        lr=best.values[RATE],
-        edge=bool(tuned.at_edge(row)),
-        edges=tuned.at_edge(row),
-        trials=tuned.trials[row],
-        space=tuple(declared(tuned.spaces[row])),
-        values=best.values,
+def _entry(plan: Plan, unit: Unit, row: int, task: Task, costs: Costs | None) -> Entry:
+    """One optimizer's row: means over seeds, with failed runs counted as their start."""
+    what, protocol = plan.rows[row], plan.protocol(task, unit.horizon)
+    check(unit.outcomes[row])
+    runs = tuple(_run(seed, outcome) for seed, outcome in zip(protocol.seeds, unit.outcomes[row], strict=True))
+    counted = [run.counted for run in runs]
+    accuracies = [run.test_accuracy for run in runs if run.test_accuracy is not None]
+    return Entry(
+        name=what.name,
+        program=what.program,
+        tuning=_tuning(unit, row),
+        runs=runs,
+        mean=math.fsum(counted) / len(counted),
+        interval=mean_interval(counted, 1 - protocol.alpha),
+        valid_mean=math.fsum(run.start if run.failed else run.valid for run in runs) / len(runs),
+        accuracy=math.fsum(accuracies) / len(accuracies) if accuracies else None,
+        state_bytes=state_bytes(what.program, task),
+        statements=len(what.program.live.instructions),
+        all_statements=len(what.program.body),
+        costs=costs,
+        reference=what.control or baseline_name(what.program) is not None,
     )
 
 
-def _compile_seconds(plan: Plan, results: Results, row: int) -> float | None:
-    """It was measured on the first task only."""
-    found = results[f"{plan.tasks[0]} costs {row}"]["compile_seconds"]
-    return None if found is None else float(found)
+def state_bytes(program: Program, task: Task) -> float:
+    """Optimizer state in float32 on a task's model, in bytes per parameter."""
+    shapes = parameter_shapes(task)
+    rules = [(shape, program if can_train(program, shape) else program.fallback or program) for shape in shapes]
+    elements = sum(slot.kind.elements(shape) for shape, rule in rules for slot in rule.live_state)
+    return 4 * elements / sum(math.prod(shape) for shape in shapes)
+
+
+def _run(seed: int, outcome: Outcome) -> Run:
+    return Run(
+        seed=seed,
+        start=outcome.start,
+        valid=outcome.loss["valid"],
+        test=outcome.loss["test"],
+        valid_accuracy=outcome.accuracy.get("valid"),
+        test_accuracy=outcome.accuracy.get("test"),
+        diverged_at=outcome.step,
+        failed=outcome.failed,
+        curve=outcome.curve,
+        valid_curve=outcome.valid_curve,
+    )
+
+
+def _tuning(unit: Unit, row: int) -> Tuning:
+    tuned = unit.tuned
+    best = tuned.winner(row)
+    grid: list[Setting] = sorted([best, *unit.around[row]], key=lambda setting: setting.values[RATE])
+    return Tuning(
+        rates=tuple(setting.values[RATE] for setting in grid),
+        losses=tuple(setting.losses for setting in grid),
+        counted=tuple(setting.counted for setting in grid),
+        failed=tuple(setting.failed for setting in grid),
+        lr=best.values[RATE],
+        edge=bool(tuned.at_edge(row)),
+        edges=tuned.at_edge(row),
+        trials=tuned.settings[row],
+        space=tuple(declared(tuned.spaces[row])),
+        values=best.values,
+    )
 
 
 def _reference_loss(entries: list[Entry]) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from optforge.experiments.provenance import data_hash
 from optforge.experiments.tasks import get_task
 from optforge.search.training import Task
 from optforge.search.training.task import initial_model, trainable
+from optforge.search.training.trial import Trial
 
 
 def fingerprint(name: str) -> dict[str, str]:
@@ -33,6 +36,34 @@ def task_fingerprint(task: Task) -> dict[str, str]:
     found["model"] = _sha256(f"{shapes} {task.steps} {task.batch_size}".encode())
     found["loss"] = _sha256(_first_loss(task, model).encode())
     return found
+
+
+@cache
+def task_named(name: str) -> Task:
+    """The task of that name, the same object for every call."""
+    task = get_task(name)
+    _NAMES[task] = name
+    return task
+
+
+def name_of(task: Task) -> str:
+    """The name by which `task_named` finds a task, also in another process."""
+    return _NAMES.get(task, task.name)
+
+
+def identity(trial: Trial) -> str:
+    """What tells the trial's task from others of its name, as text: its fingerprint."""
+    return _identity(trial.task)
+
+
+@cache
+def _identity(task: Task) -> str:
+    found, name = task_fingerprint(task), name_of(task)
+    found |= {"file": _sha256(Path(name).expanduser().read_bytes())} if name.endswith(".py") else {}
+    return json.dumps(found, sort_keys=True)
+
+
+_NAMES: dict[Task, str] = {}
 
 
 def _first_loss(task: Task, model: nn.Module) -> str:

@@ -1,17 +1,13 @@
-"""Where a discovered program comes from: what its search cost, on what it was bred, and who else saw the other tasks.
+"""Where a discovered program comes from: what its search cost, and by which tasks it was chosen.
 
-A program from a search was chosen among thousands on the search's task, where it cannot be compared fairly any more.
-On other tasks it can, unless many candidates were tried there too and the best was kept: therefore every search keeps
-count of its candidates that were ever trained on other tasks, by the funnel or by comparisons. And where the stages of
-its funnel chose by another task, that one is no fairer than the search's own.
+A program from a search was chosen among thousands on the search's tasks, where it cannot be compared fairly any more.
+Where the stages of its funnel chose by another task, that one is no fairer than the search's own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
-import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +15,12 @@ from typing import Any
 
 from optforge.experiments.compare.spaces import spaces
 from optforge.experiments.errors import UserError
-from optforge.experiments.files import write_atomic
 from optforge.experiments.programs import HALL_OF_FAME
-from optforge.experiments.rundirs import FUNNEL, FUNNEL_RESULT
-from optforge.primitives import OPS, Program, parse_program
-
-SEEN = "held_out.json"
-"""In a search's run directory: for each task, structural keys of the candidates that comparisons trained on it."""
+from optforge.experiments.rundirs import FUNNEL_RESULT
+from optforge.primitives import OPS, Program
 
 ANY_DATA = ("text", "arrays")
-"""Tasks that are another one with other data."""
+"""Tasks identified by their data path."""
 
 DRAWN = 1000
 
@@ -46,11 +38,10 @@ def origin(text: str, name: str) -> dict[str, Any] | None:
     try:
         config, programs, seconds = _search(Path(folder))
         chosen_by = _chosen_by(Path(folder))
-        seen(Path(folder))  # which is needed when all is trained; damage is told of now
         fame = json.loads((Path(folder) / HALL_OF_FAME).read_text(encoding="utf-8"))
         rate = next((float(row["lr"]) for row in fame if int(row["rank"]) == int(rank)), 0.0)
         tasks, steps = search_tasks(config), steps_each(config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, sqlite3.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} is not a search that can be read: {error}") from None
     return {
         "name": name,
@@ -116,7 +107,7 @@ def _chosen_by(run_dir: Path) -> list[str]:
 
 
 def task_key(text: str) -> str:
-    """The same for all names of a task: of a file its path; where data lie counts only for tasks that are any data."""
+    """Canonical key of a task: file-backed tasks are identified by path, others by name without size and data path."""
     from optforge.experiments.tasks.transformers import SIZES
 
     if text.endswith(".py"):
@@ -131,38 +122,6 @@ def bred_on(origins: Sequence[dict[str, Any]]) -> set[str]:
     return {task_key(task) for row in origins for task in (row["task"], *row.get("chosen_by", ()))}
 
 
-def seen(run_dir: Path) -> dict[str, set[str]]:
-    """Structural keys of a search's candidates that were trained after it, as far as written down, by `task_key`.
-
-    What the funnel trained is in its database. Of a search that was summarised only its result is left, where programs
-    have numbers; the hall of fame has the keys of some, and for others the number serves.
-    """
-    found: dict[str, set[str]] = {}
-    if (run_dir / FUNNEL).is_file():
-        db = sqlite3.connect(f"{(run_dir / FUNNEL).resolve().as_uri()}?mode=ro", uri=True)
-        try:
-            for protocol, key in db.execute("select protocol, program from outcomes"):
-                found.setdefault(task_key(str(json.loads(protocol)[0])), set()).add(key)
-        finally:
-            db.close()
-    elif stages := _stages(run_dir):
-        fame = json.loads((run_dir / HALL_OF_FAME).read_text(encoding="utf-8"))
-        keys = {str(row.get("number")): parse_program(row["program"]).pruned().key for row in fame}
-        for stage in stages:
-            for task in stage["tasks"]:
-                found.setdefault(task_key(task), set()).update(keys.get(number, number) for number in stage["scores"])
-    for task, compared in _compared(run_dir).items():
-        found.setdefault(task, set()).update(compared)
-    return found
-
-
-def _compared(run_dir: Path) -> dict[str, set[str]]:
-    file, found = run_dir / SEEN, dict[str, set[str]]()
-    for task, keys in (json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}).items():
-        found.setdefault(task_key(task), set()).update(map(str, keys))
-    return found
-
-
 def _by_search(origins: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """The programs of each search together, in whatever words its folder was named."""
     found: dict[Path, list[dict[str, Any]]] = {}
@@ -171,25 +130,7 @@ def _by_search(origins: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return list(found.values())
 
 
-def count_seen(origins: Sequence[dict[str, Any]], programs: dict[str, Program], tasks: Sequence[str]) -> dict[str, int]:
-    """Write down that these programs were trained on `tasks`; how many of their searches' candidates were, by task.
-
-    Where a run directory cannot be written to, the count is still right for this once.
-    """
-    counts = dict.fromkeys(tasks, 0)
-    for rows in _by_search(origins):
-        folder, keys = Path(rows[0]["run_dir"]), {programs[row["name"]].pruned().key for row in rows}
-        known, compared = seen(folder), _compared(folder)
-        for task in tasks:
-            counts[task] += len(known.get(task_key(task), set()) | keys)
-            compared.setdefault(task_key(task), set()).update(keys)
-        content = json.dumps({task: sorted(found) for task, found in sorted(compared.items())}, indent=1)
-        with contextlib.suppress(OSError):
-            write_atomic(folder / SEEN, content + "\n")
-    return counts
-
-
-def origin_sentences(origins: Sequence[dict[str, Any]], tasks: Sequence[str], counts: dict[str, int]) -> list[str]:
+def origin_sentences(origins: Sequence[dict[str, Any]], tasks: Sequence[str]) -> list[str]:
     """What a reader has to know of discovered programs, for the notes of a comparison."""
     found = []
     for rows in _by_search(origins):
@@ -208,9 +149,6 @@ def origin_sentences(origins: Sequence[dict[str, Any]], tasks: Sequence[str], co
         cost = f"{row['steps']:,} steps and " if row["steps"] else ""
         cost += f"{row['seconds']:,.0f} seconds"
         found.append(f"{names}: {where}. The search trained {row['programs']:,} programs in {cost}.")
-    if origins:
-        seen_by = ", ".join(f"{task} {count}" for task, count in counts.items())
-        found.append(f"Candidates of these searches ever trained on the tasks of this comparison: {seen_by}.")
     return found
 
 

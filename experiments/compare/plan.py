@@ -1,25 +1,15 @@
-"""What a comparison has to train: from a plan and the results so far, the jobs that can be done now.
-
-Nothing here trains or waits. Which jobs there are, and what is in each, follows from the plan and from results alone,
-so that any number of processes agree about it, and a comparison that was interrupted goes on to the same end.
-
-A job is a few configurations of one optimizer on one task, trained as one population. First all optimizers are tuned;
-where a winner lies in the outer tenth of a range, that range is widened, and every optimizer gets as many more trials.
-Then follow the reported runs, the learning rates around the tuned one, and costs.
-"""
+"""The plan of a comparison: everything that it is determined by."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from optforge.experiments.compare.batches import ROOM
-from optforge.experiments.compare.comparison import SEEDS, TUNE_SEEDS, Protocol, Trial
-from optforge.experiments.compare.spaces import RATE, Space, configured, spaces
-from optforge.experiments.compare.tuning import Point, proposals
+from optforge.experiments.compare.comparison import SEEDS, TUNE_SEEDS, Protocol
+from optforge.experiments.compare.spaces import Space, spaces
 from optforge.primitives import Program, parse_program
 from optforge.search.training import Task
 from optforge.search.training.schedule import SCHEDULES
@@ -27,13 +17,8 @@ from optforge.search.training.schedule import SCHEDULES
 FACTORS = tuple(float(f"{10 ** (k / 4):.4g}") for k in range(-4, 5))
 """Of the tuned learning rate, at which sensitivity is measured: quarter-decades up to one decade away."""
 
-BLOCK = 8
-"""Trials trained as one population, where there is room for their models; larger ones train one at a time."""
-
 MOST_RUNS, MOST_TIMES, MOST_STEPS = 10_000, 1_000, 10_000_000
 """Of trials and of seeds, of a horizon, and of steps: more is a slip, and would fill the memory before any training."""
-
-Results = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,7 +58,6 @@ class Plan:
         schedule, warmup, clip: of the learning rate; warm-up as a share of the run; largest norm of gradients.
         smallest_effect: share of the loss below which a difference does not matter.
         widenings: how often ranges may be widened.
-        room: parameters of models that are trained at once, over all runs of a population; a GPU wants many.
         origins: what is known of programs that a search found, for the report.
         fingerprints: of each task, hashes of what it is (see `experiments.compare.fingerprints`), so that no
             result of another task is taken for one of its own; empty in plans from before there were any.
@@ -93,7 +77,6 @@ class Plan:
     clip: float = 0.0
     smallest_effect: float = 0.01
     widenings: int = 2
-    room: int = ROOM
     origins: tuple[dict[str, Any], ...] = ()
     fingerprints: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -132,132 +115,6 @@ class Plan:
         rows = self.rows
         rates, controls = [row.rate for row in rows], [row.control for row in rows]
         return spaces([row.program for row in rows], rates, self.dimensions, controls)
-
-
-@dataclass(frozen=True)
-class Job:
-    """Something to be trained: `kind` is ``tune``, ``final``, ``rates`` or ``costs``.
-
-    `points` are the configurations' coordinates, only where they are tuned.
-    """
-
-    name: str
-    kind: str
-    task: str
-    horizon: float
-    row: int
-    configurations: tuple[dict[str, float], ...]
-    points: tuple[Point, ...] = ()
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """Where tuning of one unit stands: trials, space and winner of each optimizer, and what has to be trained now."""
-
-    trials: tuple[tuple[Trial, ...], ...]
-    spaces: tuple[Space, ...]
-    jobs: tuple[Job, ...]
-
-    def winner(self, row: int) -> Trial:
-        """The trial with the lowest loss, the earlier of equals."""
-        return min(self.trials[row], key=lambda trial: trial.loss)
-
-    def at_edge(self, row: int) -> tuple[str, ...]:
-        """Names of the quantities of which the winner lies in the outer tenth of the range."""
-        space = self.spaces[row]
-        return tuple(space.dimensions[index].name for index, _ in space.edges(self.winner(row).at))
-
-
-def pending(plan: Plan, results: Results, blocks: Mapping[str, int]) -> list[Job]:
-    """The jobs that can be done now and are not in `results`; `blocks` is how many trials of each task make a job."""
-    found: list[Job] = []
-    for task, horizon in plan.units:
-        tuned = tuning(plan, task, horizon, results, blocks[task])
-        found += tuned.jobs or [job for job in _after(plan, task, horizon, tuned) if job.name not in results]
-    return found
-
-
-def tuning(plan: Plan, task: str, horizon: float, results: Results, block: int) -> Tuned:
-    """Where tuning of one unit stands."""
-    rows = range(len(plan.rows))
-    current = plan.spaces()
-    strips: list[tuple[Space, ...]] = [() for _ in rows]
-    trials: list[list[Trial]] = [[] for _ in rows]
-    for widened in range(plan.widenings + 1):
-        count = plan.extra if widened else plan.trials
-        jobs: list[Job] = []
-        for row in rows:
-            first = 0
-            while first < count:
-                name = f"{task} {horizon:g} tune {row} {widened} {first}"
-                if name in results:
-                    known = [Trial.from_json(trial) for trial in results[name]["trials"]]
-                    trials[row] += known
-                    first += len(known)
-                    continue
-                number = first + (plan.trials + (widened - 1) * plan.extra if widened else 0)
-                parts = (plan.sampler == "qmc" and strips[row]) or (current[row],)
-                points = _points(plan, number, min(block, count - first), parts, current[row], trials[row])
-                values = tuple(current[row].values(at) for at in points)
-                jobs.append(Job(name, "tune", task, horizon, row, values, points))
-                if plan.sampler == "tpe":
-                    break  # the next block learns from this one
-                first += block
-        tuned = Tuned(tuple(map(tuple, trials)), tuple(current), tuple(jobs))
-        if jobs or widened == plan.widenings:
-            return tuned
-        edges = [current[row].edges(tuned.winner(row).at) for row in rows]
-        if not any(edges):
-            return tuned
-        for row in rows:
-            current[row], strips[row] = current[row].widened(edges[row])
-    return tuned
-
-
-def _points(
-    plan: Plan, first: int, count: int, parts: Sequence[Space], whole: Space, trials: Sequence[Trial]
-) -> tuple[Point, ...]:
-    """Coordinates of trials `first` to `first + count`; they take turns among `parts`. Trial 0 is the centre."""
-    dimensions = len(whole.dimensions)
-    centre = whole.place((0.5,) * dimensions)
-    if plan.sampler == "tpe":
-        tried = [(whole.place(trial.at), trial.loss) for trial in trials]
-        begin = [] if trials else [centre]
-        found = [*begin, *proposals("tpe", dimensions, count - len(begin), 0, tried)]
-    else:
-        sequence = (centre, *_sequence(dimensions, first + count - 1))
-        found = list(sequence[first : first + count])
-    return tuple(tuple(parts[k % len(parts)].inside(point)) for k, point in enumerate(found))
-
-
-@lru_cache(maxsize=64)
-def _sequence(dimensions: int, count: int) -> tuple[Point, ...]:
-    """The same for every optimizer: a point is the same place in everybody's ranges."""
-    return tuple(proposals("qmc", dimensions, count, 0))
-
-
-def _after(plan: Plan, task: str, horizon: float, tuned: Tuned) -> list[Job]:
-    """What follows once a unit is tuned."""
-    jobs = []
-    for row in range(len(plan.rows)):
-        best = tuned.winner(row).values
-        unit = f"{task} {horizon:g}"
-        around = tuple(best | {RATE: float(f"{best[RATE] * factor:.10g}")} for factor in FACTORS if factor != 1)
-        jobs.append(Job(f"{unit} final {row}", "final", task, horizon, row, (best,)))
-        jobs.append(Job(f"{unit} rates {row}", "rates", task, horizon, row, around))
-        if horizon == plan.horizons[0]:
-            jobs.append(Job(f"{task} costs {row}", "costs", task, horizon, row, (best,)))
-    return jobs
-
-
-def rule(plan: Plan, job: Job, configuration: Mapping[str, float]) -> Program:
-    """The program of a job's optimizer with these hyperparameters, not yet scheduled."""
-    return configured(plan.rows[job.row].program, configuration)
-
-
-def block_size(plan: Plan, parameters: int) -> int:
-    """How many trials of a model of so many parameters are trained as one population; one where each learns of all."""
-    return BLOCK if plan.sampler == "qmc" and BLOCK * plan.tune_seeds * parameters <= plan.room else 1
 
 
 def check_plan(plan: Plan) -> None:

@@ -74,7 +74,7 @@ only files that you trust.
 ```python
 # sines.py
 import torch
-from optforge.primitives import Splits, Task, TensorSplit
+from optforge.search.training import Splits, Task, TensorSplit
 
 
 def data() -> Splits:

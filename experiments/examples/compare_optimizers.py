@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from optforge.baselines import BASELINES
 from optforge.experiments.compare import compare
-from optforge.experiments.tasks import get_task
 from optforge.primitives import Builder, Program
 from optforge.primitives.blocks import debias, momentum
 
@@ -29,11 +27,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=200)
     arguments = parser.parse_args()
-    rules = [("mine", sign_of_average())] + [(name, BASELINES[name].program) for name in ("adamw", "lion")]
-    seeds = range(100, 100 + arguments.seeds)
-    found = compare(rules, get_task("digits"), ladder=(1e-3, 1e-2, 1e-1), seeds=seeds, steps=arguments.steps)
+    options = {"trials": 8, "dimensions": 1, "seeds": arguments.seeds, "steps": arguments.steps}
+    found = compare(("mine", sign_of_average()), "adamw", "lion", tasks="digits", costs=False, **options)
     print(found.verdict)
-    for entry in found.entries:
+    for entry in found.comparisons[0].entries:
         print(f"{entry.name:8} test loss {entry.mean:.4f} at lr {entry.tuning.lr:g}, {entry.state_bytes:g} B/parameter")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from optforge.baselines import BASELINES
-from optforge.experiments.compare.comparison import Comparison, Costs, Entry, Protocol, Run, Trial, Tuning
+from optforge.experiments.compare.comparison import Comparison, Costs, Entry, Protocol, Run, Setting, Tuning
 from optforge.experiments.compare.contest import Contest
 from optforge.experiments.compare.statistics import Interval, Pair, Verdict
 from optforge.experiments.compare.verdict import CONTROL, contest_sentence, verdict_sentence
@@ -97,7 +97,7 @@ def _entry(found: dict[str, Any], source: Path) -> Entry:
         "losses": tuple(tuple(map(finite_or_nan, row)) for row in found["tuning"]["losses"]),
         "counted": tuple(tuple(map(finite_or_nan, row)) for row in found["tuning"]["counted"]),
         "failed": tuple(map(tuple, found["tuning"]["failed"])),
-        "trials": tuple(map(Trial.from_json, found["tuning"].get("trials", ()))),
+        "trials": tuple(map(Setting.from_json, found["tuning"].get("trials", ()))),
         "space": tuple(found["tuning"].get("space", ())),
         "edges": tuple(map(str, found["tuning"].get("edges", ()))),
     }

@@ -201,7 +201,7 @@ def _batches(counts: Sequence[Sequence[int]]) -> tuple[tuple[int, Counter[Verdic
 
 def _row(found: tuple[Any, ...]) -> Row:
     number, parent, mutations, text, score, lr, status, *sizes = found
-    trained = status == Status.OK.value and score is not None
+    trained = status == Status.OK.name.lower() and score is not None
     return Row(number, parent, mutations, text, score if trained else math.inf, lr or math.nan, status, *sizes)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from optforge.experiments.compare.comparison import finite_or_null
-from optforge.experiments.compare.origin import SEEN
 from optforge.experiments.errors import UserError
 from optforge.experiments.files import write_atomic
 from optforge.experiments.report.lineage import ancestors
@@ -34,7 +33,7 @@ def summarise(folder: Path, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         packed = gzip.compress(json.dumps(_summary(run), separators=(",", ":")).encode(), mtime=0)
         write_atomic(target / SUMMARY, packed)
-        for name in (*BESIDE, SEEN):
+        for name in BESIDE:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, target / name)
     except OSError as error:

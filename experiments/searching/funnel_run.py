@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from optforge.baselines import BASELINES
 from optforge.experiments.compare.comparison import finite_or_null
+from optforge.experiments.compare.fingerprints import task_named
 from optforge.experiments.compare.statistics import mean_interval
 from optforge.experiments.files import write_atomic
 from optforge.experiments.rundirs import FUNNEL_RESULT
-from optforge.experiments.searching.funnel_store import Report, Store, train
+from optforge.experiments.searching.presets import SCHEDULE, WARMUP
 from optforge.experiments.tasks import TASKS, get_task
 from optforge.primitives import Program
 from optforge.search.fitness.evaluator import Status
+from optforge.search.fitness.sweep import Sweep
 from optforge.search.funnel import (
     Checkpoint,
     Stage,
@@ -28,7 +30,7 @@ from optforge.search.funnel import (
     relative,
     select,
 )
-from optforge.search.training.evaluate import initial_loss
+from optforge.search.training.asking import Asking, Train, answer
 
 if TYPE_CHECKING:
     from optforge.search.evolution.evolution import Individual
@@ -135,85 +137,92 @@ def is_large(task: str) -> bool:
 
 def run_funnel(
     run_dir: Path,
+    train: Train,
     proxies: Sequence[str],
     entrants: Mapping[int, Program],
     history: Sequence[Individual],
     *,
     stages: Sequence[Stage] | None = None,
     every: int = 0,
-    workers: int = 0,
-    report: Report = lambda what, done, total: None,
 ) -> Funnel:
     """Send a search's best programs through the stages; writes ``funnel.json`` and returns what is in it.
 
-    What is trained is kept in ``funnel.sqlite``, so that a repetition, after an interruption or with a longer history,
-    trains only what is new.
+    What `train` finds in its store is not trained again, so that a repetition, after an interruption or with a longer
+    history, trains only what is new.
 
     Args:
         run_dir: of the search.
+        train: what trains, see `search.training.trainer.Trainer`.
         proxies: tasks of the search.
         entrants: by number, the programs that enter the first stage.
         history: all individuals of the search, for the checkpoints.
         stages: those after the search, `stages_for` by default; the last is meta-validation, which selects nothing.
         every: programs between checkpoints; by default so many that there are about `LOOKS`.
-        workers: processes; 0 for none but this one.
-        report: called after each training with what is being done, how many are done, and how many there are.
 
     Raises:
         ValueError: if meta-validation is not unseen (`check_unseen`), or AdamW cannot be trained on a task.
     """
     stages = stages_for(proxies) if stages is None else tuple(stages)
-    *selecting, last = stages or (None,)
     check_unseen(stages, proxies)
-    scores = {individual.number: individual.score for individual in history}
-    passages: list[Passage] = []
-    correlations: dict[str, Correlation] = {}
-    left = dict(entrants)
-    looks: list[Checkpoint] = []
-    meta = None
-    store = Store(run_dir)
-    try:
-        for stage in selecting:
-            passage = enter(store, stage, left, workers, report)
-            correlations[stage.name] = correlation([(scores[n], passage.mean(n)) for n in left])
-            left = {number: left[number] for number in passage.passed}
-            passages.append(passage)
-        if last is not None:
-            looks = checkpoints(history, every or max(1, len(history) // LOOKS))
-            sampled = {i.number: i.program for look in looks for i in (look.best, look.youngest)}
-            meta = enter(store, last, left | sampled, workers, report)
-            youngest = sorted({look.youngest.number for look in looks})
-            correlations[last.name] = correlation([(scores[n], meta.mean(n)) for n in youngest])
-    finally:
-        store.close()
-    point = None if meta is None else overfitting_point(curve(looks, meta))
-    found = Funnel(tuple(passages), meta, tuple(looks), point, correlations)
+    looks = checkpoints(history, every or max(1, len(history) // LOOKS)) if stages else []
+    found = answer(_passed(stages, dict(entrants), history, looks), train)
     write_atomic(run_dir / FUNNEL_RESULT, json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n")
     return found
 
 
-def enter(
-    store: Store,
-    stage: Stage,
-    programs: Mapping[int, Program],
-    workers: int,
-    report: Report = lambda what, done, total: None,
-) -> Passage:
+def _passed(
+    stages: Sequence[Stage], left: dict[int, Program], history: Sequence[Individual], looks: list[Checkpoint]
+) -> Asking[Funnel]:
+    *selecting, last = stages or (None,)
+    scores = {individual.number: individual.score for individual in history}
+    passages: list[Passage] = []
+    correlations: dict[str, Correlation] = {}
+    meta = None
+    for stage in selecting:
+        assert stage is not None
+        passage = yield from enter(stage, left)
+        correlations[stage.name] = correlation([(scores[n], passage.mean(n)) for n in left])
+        left = {number: left[number] for number in passage.passed}
+        passages.append(passage)
+    if last is not None:
+        sampled = {i.number: i.program for look in looks for i in (look.best, look.youngest)}
+        meta = yield from enter(last, left | sampled)
+        youngest = sorted({look.youngest.number for look in looks})
+        correlations[last.name] = correlation([(scores[n], meta.mean(n)) for n in youngest])
+    point = None if meta is None else overfitting_point(curve(looks, meta))
+    return Funnel(tuple(passages), meta, tuple(looks), point, correlations)
+
+
+def enter(stage: Stage, programs: Mapping[int, Program]) -> Asking[Passage]:
     """One stage: every program and AdamW trained on all its tasks, at every rate from every seed."""
-    adamw = BASELINES["adamw"].program
+    distinct = {program.key: program.pruned() for program in (BASELINES["adamw"].program, *programs.values())}
+    sweeps = [stage_sweep(stage, task) for task in stage.tasks]
+    asked = [sweep.trials(program) for sweep in sweeps for program in distinct.values()]
+    outcomes = list((yield [trial for trials in asked for trial in trials]))
     values: dict[int, dict[str, tuple[float, ...]]] = {number: {} for number in programs}
-    for task in stage.tasks:
-        outcomes = train(store, stage, task, {-1: adamw, **programs}, workers, report)
-        reference = outcomes.pop(-1)
+    for task, sweep in zip(stage.tasks, sweeps, strict=True):
+        size = len(sweep.rates) * len(sweep.seeds)
+        own = {key: outcomes[i * size : (i + 1) * size] for i, key in enumerate(distinct)}
+        del outcomes[: size * len(distinct)]
+        fitness = {key: sweep.fitness(found) for key, found in own.items()}
+        reference = fitness[BASELINES["adamw"].program.key]
         if reference.status is not Status.OK:
             raise ValueError(f"AdamW cannot be trained on {task}, so nothing can be set beside it: {reference.reason}")
-        start = math.fsum(initial_loss(get_task(task), seed) for seed in stage.seeds) / len(stage.seeds)
-        for number, outcome in outcomes.items():
-            values[number][task] = relative(outcome.by_seed, reference.by_seed, start)
+        first = own[BASELINES["adamw"].program.key][: len(sweep.seeds)]
+        start = math.fsum(outcome.start for outcome in first) / len(first)
+        for number, program in programs.items():
+            values[number][task] = relative(fitness[program.key].by_seed, reference.by_seed, start)
     found = {number: by_seed(list(tasks.values())) for number, tasks in values.items()}
     means = {number: math.fsum(score) / len(score) for number, score in found.items()}
     by_task = {n: {t: math.fsum(v) / len(v) for t, v in tasks.items()} for n, tasks in values.items()}
     return Passage(stage, found, by_task, tuple(select(means, stage.keep)))
+
+
+def stage_sweep(stage: Stage, name: str) -> Sweep:
+    """How programs are trained on one of a stage's tasks."""
+    task = task_named(name)
+    steps = stage.steps or task.steps
+    return Sweep(task, stage.ladder, stage.seeds, steps, SCHEDULE, round(WARMUP * steps))
 
 
 def curve(looks: Sequence[Checkpoint], meta: Passage) -> list[tuple[int, float, float]]:

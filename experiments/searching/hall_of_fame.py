@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optforge.baselines import BASELINES
 from optforge.experiments.compare.comparison import finite_or_null
+from optforge.experiments.compare.fingerprints import task_named
+from optforge.experiments.compare.plan import Plan, Row
+from optforge.experiments.compare.run import conduct
 from optforge.experiments.compare.statistics import Interval, mean_interval
 from optforge.experiments.files import write_atomic
 from optforge.experiments.programs import HALL_OF_FAME, usual_rate
@@ -18,35 +21,31 @@ from optforge.experiments.searching import funnel_report
 from optforge.experiments.searching.fresh_seeds import UNSEEN, FreshScore, fresh_scores, fresh_table
 from optforge.experiments.searching.funnel_run import ENTRANTS, Funnel, is_large, run_funnel
 from optforge.experiments.searching.presets import SCHEDULE, WARMUP
-from optforge.experiments.tasks import get_task
 from optforge.primitives import Program, print_program
+from optforge.search.training.asking import answer, together
 
 if TYPE_CHECKING:
     from optforge.experiments.compare.comparison import Comparison, Entry
+    from optforge.experiments.compare.contest import Contest
     from optforge.experiments.searching.constants import TunedConstants
     from optforge.search.engine import Search
     from optforge.search.ledger import Record
+    from optforge.search.training.asking import Train
     from optforge.search.training.executors.pool import Executor
+
+RESULT = "compare.json"
+"""In a run directory: the comparison that ended it."""
 
 RESCORED = 16
 """Best programs of a search that are scored again on fresh seeds."""
 
 FINALISTS = 3
 REFERENCES = ("adamw", "lion", "muon")
-CONSTANTS = "constants.sqlite"
-# How the finalists are compared where a run takes seconds; elsewhere `compare`'s own protocol serves.
-LARGE_PROTOCOL = {
-    "ladder": tuple(float(f"{10 ** (k / 2):.3g}") for k in range(-8, 1)),
-    "tune_seeds": (1000,),
-    "seeds": tuple(range(2000, 2005)),
-}
+FINAL: dict[str, Any] = {"trials": 8, "dimensions": 1, "seeds": 10, "tune_seeds": 2}
+"""The plan of the comparison that ends a search; the rate is all that is tuned, as long as no trials are asked for."""
 
-
-class FunnelSettings(NamedTuple):
-    """How the funnel is run: processes that train, and programs between checkpoints (0 for `run_funnel`'s own)."""
-
-    workers: int
-    every: int = 0
+LARGE: dict[str, Any] = {"seeds": 5, "tune_seeds": 1}
+"""What differs where a run takes seconds."""
 
 
 class Finalist(NamedTuple):
@@ -69,12 +68,14 @@ class Ending(NamedTuple):
 
     Attributes:
         fast: the hall of fame is by search score alone: no fresh seeds, no funnel, no comparison.
-        funnel: how the funnel is run, if it is.
+        funnel: whether the best programs are trained on other tasks first.
+        every: programs between checkpoints of the funnel; 0 for its own choice.
         trials: for the numbers in each finalist and reference, before they are compared.
     """
 
     fast: bool
-    funnel: FunnelSettings | None = None
+    funnel: bool = False
+    every: int = 0
     trials: int = 0
 
 
@@ -92,13 +93,21 @@ def conclude(
     search: Search,
     ending: Ending,
     executor_for: Callable[[Sequence[str]], Executor],
+    train: Train,
 ) -> None:
     """Archive, fresh seeds, funnel if asked for, and the hall of fame beside tuned references.
 
-    `executor_for` makes what scores programs on some tasks, as in the search.
+    Args:
+        run_dir: of the search.
+        json_file: where the table goes, too, if anywhere.
+        config: what determined the search.
+        search: which has ended.
+        ending: how to conclude it.
+        executor_for: makes what scores programs on some tasks, as in the search.
+        train: what trains, see `search.training.trainer.Trainer`.
     """
-    from optforge.experiments.compare.console import print_comparison, print_table
-    from optforge.experiments.report.comparison_report import write_report
+    from optforge.experiments.compare.console import print_contest, print_table
+    from optforge.experiments.report.command import write_run_report
 
     candidates = [_finalist(r) for r in _distinct(search.best)]
     print_table(funnel_report.write_archive(run_dir, search.history))
@@ -110,7 +119,7 @@ def conclude(
     best = candidates[: ENTRANTS if ending.funnel else RESCORED]
     own = _scores(executor_for(config["tasks"]), [*best, *references], config["batch"])
     best.sort(key=lambda e: own[e.label].mean)
-    passed = None if ending.funnel is None else _funnel(run_dir, config, search, best, ending.funnel)
+    passed = _funnel(run_dir, config, search, best, ending, train) if ending.funnel else None
     if passed is not None and passed.survivors:  # otherwise there was no stage for these tasks
         by_number = {e.record.number: e for e in best if e.record is not None}
         best = [by_number[number] for number in passed.survivors]
@@ -119,8 +128,9 @@ def conclude(
     unseen = _scores(executor_for(unseen_tasks), entrants, config["batch"]) if unseen_tasks else {}
     standings = Standings(own, unseen)
     if ending.trials:
-        entrants = _tuned(run_dir, config, entrants, ending.trials)
-    comparison = _final_comparison(config, entrants)
+        entrants = _tuned(config, entrants, ending.trials, train)
+    found = _final_comparison(config, entrants, train)
+    (comparison,) = found.comparisons
     ranked = [e for e in entrants if e.record is not None]
     _write_hall_of_fame(run_dir, ranked, comparison, standings)
     summary = _summary(config, search, comparison)
@@ -133,8 +143,9 @@ def conclude(
     for path in (run_dir / "search.json", json_file):
         if path is not None:
             write_atomic(path, content)
-    report = write_report(comparison, run_dir, summary)
-    print_comparison(comparison)
+    write_atomic(run_dir / RESULT, json.dumps(found.as_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    report = write_run_report([run_dir])
+    print_contest(found)
     rows = [*ranked, *(e for e in entrants if e.record is None)]
     print_table(fresh_table([(e.label, _score(e), own[e.label], unseen.get(e.label)) for e in rows]))
     ranks = ", ".join(f"#{rank} {entrant.label}" for rank, entrant in enumerate(ranked, 1))
@@ -176,39 +187,31 @@ def _alike(a: Record, b: Record) -> bool:
     return len(x) == len(y) and all(math.isclose(*both, rel_tol=1e-4) for both in zip(x, y, strict=True))
 
 
-def _tuned(run_dir: Path, config: dict[str, Any], entrants: list[Finalist], trials: int) -> list[Finalist]:
+def _tuned(config: dict[str, Any], entrants: list[Finalist], trials: int, train: Train) -> list[Finalist]:
     """All with better numbers, after as many trials each."""
-    from optforge.experiments.compare.console import comparison_progress, print_notes
+    from optforge.experiments.compare.console import print_notes
     from optforge.experiments.searching.constants import tune_constants
     from optforge.experiments.searching.tune_command import sentence
 
-    task, found = get_task(config["tasks"][0]), []
-    steps, storage = config["steps"] or None, run_dir / CONSTANTS
-    with comparison_progress() as progress:
-        for e in entrants:
-            what = f"numbers of {e.label}"
-            tuned = tune_constants(
-                e.program, task, e.lr, trials=trials, steps=steps, storage=storage, report=progress, what=what
-            )
-            found.append(e._replace(program=tuned.program, lr=tuned.lr, constants=tuned))
+    task = task_named(config["tasks"][0])
+    steps = config["steps"] or task.steps
+    options: dict[str, Any] = {"steps": steps, "schedule": SCHEDULE, "warmup": round(WARMUP * steps)}
+    asking = [tune_constants(e.program, task, e.lr, trials=trials, **options) for e in entrants]
+    found = [
+        e._replace(program=tuned.program, lr=tuned.lr, constants=tuned)
+        for e, tuned in zip(entrants, answer(together(asking), train), strict=True)
+    ]
     print_notes([sentence(e.label, e.constants) for e in found if e.constants is not None])
     return found
 
 
-def _final_comparison(config: dict[str, Any], entrants: list[Finalist]) -> Comparison:
-    """All tuned on one ladder of learning rates, on a task that the search has not seen if it saw several."""
-    from optforge.experiments.compare import compare
-    from optforge.experiments.compare.console import comparison_progress
-
+def _final_comparison(config: dict[str, Any], entrants: list[Finalist], train: Train) -> Contest:
+    """The comparison of `optforge compare`, on a task that the search has not seen if it saw several."""
     name = compared_on(config["tasks"])
-    task = get_task(name)
-    programs = [(e.label, e.program) for e in entrants]
-    length = config["steps"] or task.steps
-    with comparison_progress() as progress:
-        protocol: dict[str, Any] = {"schedule": SCHEDULE, "warmup": round(WARMUP * length), "steps": length}
-        if len(config["tasks"]) > 1 or is_large(name):
-            protocol |= LARGE_PROTOCOL
-        return compare(programs, task, against=REFERENCES, progress=progress, **protocol)
+    large = LARGE if len(config["tasks"]) > 1 or is_large(name) else {}
+    settings = FINAL | large | {"steps": config["steps"] or None, "schedule": SCHEDULE, "warmup": WARMUP}
+    rows = tuple(Row(e.label, print_program(e.program), e.lr) for e in entrants)
+    return conduct(Plan(rows, (name,), **settings), train)
 
 
 def compared_on(tasks: Sequence[str]) -> str:
@@ -247,17 +250,13 @@ def _valid_interval(entry: Entry) -> Interval:
 
 
 def _funnel(
-    run_dir: Path, config: dict[str, Any], search: Search, best: list[Finalist], settings: FunnelSettings
+    run_dir: Path, config: dict[str, Any], search: Search, best: list[Finalist], ending: Ending, train: Train
 ) -> Funnel:
     """The best programs of the search on other tasks; prints who is left."""
-    from optforge.experiments.compare.console import comparison_progress, print_notes, print_table
+    from optforge.experiments.compare.console import print_notes, print_table
 
     entrants = {e.record.number: e.record.program for e in best if e.record is not None}
-    with comparison_progress() as progress:
-        found = run_funnel(
-            run_dir, config["tasks"], entrants, search.history,
-            every=settings.every, workers=settings.workers, report=progress,
-        )  # fmt: skip
+    found = run_funnel(run_dir, train, config["tasks"], entrants, search.history, every=ending.every)
     statistics = search.statistics
     sound = statistics.trained - statistics.diverged - statistics.failed
     before = [("probes and cache", statistics.generated, statistics.trained), (config["task"], sound, len(entrants))]

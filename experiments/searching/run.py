@@ -39,13 +39,17 @@ def run_search(options: SearchOptions) -> bool:
     """
     import torch
 
+    from optforge.experiments.compare.console import runs_progress
+    from optforge.experiments.compare.run import STORE, executor, open_store
     from optforge.experiments.searching.funnel_watch import Watch
-    from optforge.experiments.searching.hall_of_fame import Ending, FunnelSettings, conclude
+    from optforge.experiments.searching.hall_of_fame import Ending, conclude
     from optforge.experiments.searching.view import SearchView
     from optforge.search.duplicates.cache import DuplicateCache
     from optforge.search.engine import Budget, Search
     from optforge.search.fitness.suite import UnusableTask
     from optforge.search.ledger import LedgerError
+    from optforge.search.training.store import StoreError
+    from optforge.search.training.trainer import Trainer
 
     torch.set_num_threads(1)  # the workers have the other cores; two threads that wait for each other lose tenfold
     check_can_write("--json", options.json)
@@ -61,11 +65,13 @@ def run_search(options: SearchOptions) -> bool:
         return _executor(functools.partial(evaluator, tuple(tasks), cuts=cuts, **settings), options, config["lag"])
 
     workers = executor_for(config["tasks"], tuple(map(tuple, config["cuts"])))
-    finished = True
+    finished, store, trainers = True, None, None
     for sentence in cautions(config["tasks"], config["steps"]):
         print(sentence)
     try:
-        watch = Watch(options.run_dir, config["tasks"], options.programs) if options.stop_overfitting else None
+        store = open_store(options.run_dir / STORE)
+        store.release()  # nobody else has this folder
+        watch = Watch(Trainer(store), config["tasks"], options.programs) if options.stop_overfitting else None
         keep_budget(options)
         search = Search(evolution(config), ledger, workers, DuplicateCache(check_descent=config["descent"]))
         budget = Budget(options.programs, None if options.minutes is None else 60 * options.minutes)
@@ -84,17 +90,23 @@ def run_search(options: SearchOptions) -> bool:
         view.summary(search, interrupted=not finished)
         if search.best:
             every = 0 if watch is None else watch.every
-            funnel = FunnelSettings(_workers(options, config["lag"]), every) if options.funnel else None
-            ending = Ending(fast=not finished, funnel=funnel, trials=options.tune or 0)
-            conclude(options.run_dir, options.json, config, search, ending, executor_for)
+            ending = Ending(not finished, options.funnel or False, every, options.tune or 0)
+            trainers = executor(_workers(options, config["lag"])) if finished else None
+            with runs_progress() as progress:
+                train = Trainer(store, trainers, progress)
+                conclude(options.run_dir, options.json, config, search, ending, executor_for, train)
         elif finished and not search.statistics.trained:
             raise UserError("the time was over before the first batch; go on with --resume and more --minutes")
         elif finished:
             raise FailedError(_nothing_trained(search))
-    except (LedgerError, UnusableTask) as error:
+    except (LedgerError, StoreError, UnusableTask) as error:
         raise UserError(str(error)) from None
     finally:
         workers.close()
+        if trainers is not None:
+            trainers.close()
+        if store is not None:
+            store.close()
         ledger.close()
         if not finished:
             signal.signal(signal.SIGINT, previous)

@@ -37,12 +37,15 @@ def tune_command(
     import torch
 
     from optforge.experiments.compare.comparison import finite_or_null
-    from optforge.experiments.compare.console import comparison_progress
-    from optforge.experiments.compare.fingerprints import fingerprint
+    from optforge.experiments.compare.console import runs_progress
+    from optforge.experiments.compare.fingerprints import task_named
+    from optforge.experiments.compare.run import open_store
     from optforge.experiments.programs import resolve_program, usual_rate
     from optforge.experiments.searching.constants import SAMPLERS, tune_constants
-    from optforge.experiments.tasks import get_task
     from optforge.primitives import print_program
+    from optforge.search.training.asking import answer
+    from optforge.search.training.store import StoreError
+    from optforge.search.training.trainer import Trainer
 
     torch.set_num_threads(1)
     check_can_write("--output", output)
@@ -52,10 +55,14 @@ def tune_command(
     check_can_write("--storage", storage)
     name, found = resolve_program(program)
     rate = usual_rate(name) if lr is None else lr
-    options: dict[str, Any] = {"trials": trials, "steps": steps, "sampler": sampler, "seed": seed, "storage": storage}
-    options["source"] = fingerprint(task).get("file", "")
-    with comparison_progress() as progress:
-        tuned = tune_constants(found, get_task(task), rate, report=progress, what=f"numbers of {name}", **options)
+    options: dict[str, Any] = {"trials": trials, "steps": steps, "sampler": sampler, "seed": seed}
+    asking = tune_constants(found, task_named(task), rate, **options)
+    try:
+        store = None if storage is None else open_store(storage)
+        with runs_progress() as progress:
+            tuned = answer(asking, Trainer(store, progress=progress))
+    except StoreError as error:
+        raise UserError(f"--storage {error}") from None
     print(sentence(name, tuned))
     for line in changes(found, rate, tuned):
         print(f"  {line}")
@@ -70,7 +77,7 @@ def tune_command(
 
 def sentence(name: str, tuned: TunedConstants) -> str:
     """What came of it, with the budget. The losses are those that selected, so the gain is flattered."""
-    counts = f"{tuned.trials} trials of {len(tuned.seeds)} seeds ({tuned.pruned} pruned, {tuned.failed} diverged)"
+    counts = f"{tuned.trials} trials of {len(tuned.seeds)} seeds ({tuned.failed} diverged)"
     return (
         f"{name}: validation loss {tuned.before:.4g} before and {tuned.loss:.4g} after tuning {tuned.numbers} numbers "
         f"in {counts}, on the seeds that selected"

@@ -31,7 +31,7 @@ def answer(asking: Asking[T], train: Train) -> T:
         while True:
             trials = asking.send(train(trials))
     except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+        return end.value
 
 
 def together(askings: Iterable[Asking[T]]) -> Asking[list[T]]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 from optforge.primitives import Program, parse_program
 from optforge.search.training.executors.pool import Executor, Job, Work
@@ -111,17 +112,31 @@ class Trainer:
 
 
 def training(
-    task: Callable[[str], Task], rule: Callable[[str], Program | Rule] = parse_program, most: int = MOST
+    task: Callable[[str], Task],
+    rule: Callable[[str], Program | Rule] = parse_program,
+    name: Callable[[Task], str] = lambda task: task.name,
+    most: int = MOST,
 ) -> Work:
-    """The work of training trials in other processes, where tasks and rules are found by their names and texts."""
-    return Work(partial(_trainer, most), Trial.as_json, partial(_trial, task, rule), failed)
+    """The work of training trials in other processes.
+
+    Args:
+        task: finds a task there, by its name; must be picklable.
+        rule: finds a rule by its text.
+        name: what `task` takes for a task.
+        most: most runs in one batch.
+    """
+    return Work(partial(_trainer, most), partial(_encoded, name), partial(_trial, task, rule), failed)
+
+
+def _encoded(name: Callable[[Task], str], trial: Trial) -> dict[str, Any]:
+    return trial.as_json() | {"task": name(trial.task)}
 
 
 def _trainer(most: int) -> Callable[[Sequence[Trial], int], list[Outcome]]:
     return lambda trials, number: train(trials, most=most)
 
 
-def _trial(task: Callable[[str], Task], rule: Callable[[str], Program | Rule], found: dict[str, object]) -> Trial:
+def _trial(task: Callable[[str], Task], rule: Callable[[str], Program | Rule], found: dict[str, Any]) -> Trial:
     return Trial.from_json(found, task, rule)
 
 

@@ -43,7 +43,7 @@ from optforge.primitives import print_program
 TASK = """
 import torch
 from torch import nn
-from optforge.primitives import Splits, Task, TensorSplit
+from optforge.search.training import Splits, Task, TensorSplit
 
 g = torch.Generator().manual_seed(0)
 x = torch.randn(160, 6, generator=g)

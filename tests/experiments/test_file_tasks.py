@@ -339,7 +339,7 @@ class Few:
 
 MINE = """
 import torch
-from optforge.primitives import Splits, Task, TensorSplit
+from optforge.search.training import Splits, Task, TensorSplit
 
 x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
 PART = TensorSplit(x, x.sum(1, keepdim=True))

@@ -273,7 +273,7 @@ def test_search_on_a_task_that_has_changed_is_not_resumed(tmp_path: Path) -> Non
     task = tmp_path / "mine.py"
     text = """
 import torch
-from optforge.primitives import Splits, Task, TensorSplit
+from optforge.search.training import Splits, Task, TensorSplit
 def data():
     x = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
     return Splits(*(TensorSplit(part, FACTOR * part.sum(1, keepdim=True)) for part in x.split(40)))

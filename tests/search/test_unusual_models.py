@@ -202,7 +202,7 @@ def test_graphs_of_what_depends_on_the_inputs_are_not_recorded() -> None:
 
 FILE = """
 import torch
-from optforge.primitives import Splits, Task, TensorSplit
+from optforge.search.training import Splits, Task, TensorSplit
 def data():
     x = torch.randn(60, 3, 4, generator=torch.Generator().manual_seed(0))
     return Splits(*(TensorSplit(a, a.sum((1, 2))[:, None]) for a in x.split(20)))

@@ -61,7 +61,7 @@ class Cluster(Pool["_Actor"]):
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
         needs = {"num_cpus": 0, "num_gpus": 1} if gpus else {"num_cpus": 1}
         super().__init__(work, count or gpus or max(1, cpus), limit=limit, patience=patience)
-        self.shared = ray.put(work)
+        self.shared = ray.put(work._replace(encode=str))
         remote: Any = ray.remote  # its types know no options from a dictionary
         self.remote = remote(max_restarts=0, **needs)(Worker)
 

@@ -47,13 +47,20 @@ class Workers(Pool["_Process | _Here"]):
         if self.here:
             return _Here(self.work)
         taken = Counter(w.gpu for w in (*self.idle, *self.busy) if isinstance(w, _Process))
-        return _Process(self.work, self.memory, min(visible_gpus(), key=taken.__getitem__, default=None))
+        return _Process(
+            self.work._replace(encode=_unchanged), self.memory, min(visible_gpus(), key=taken.__getitem__, default=None)
+        )
 
     def _wait(self, busy: Sequence[_Process | _Here], timeout: float) -> Sequence[_Process | _Here]:
         processes = {w.connection: w for w in busy if isinstance(w, _Process)}
         if not processes:
             return busy
         return [processes[c] for c in multiprocessing.connection.wait(list(processes), timeout)]  # type: ignore[index]
+
+
+def _unchanged(item: Any) -> Any:
+    """Encoding happens in the driver; what it needs must not travel."""
+    return item
 
 
 class _Here:
