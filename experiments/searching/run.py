@@ -23,7 +23,7 @@ from optforge.experiments.tasks import get_task
 
 if TYPE_CHECKING:
     from optforge.search.engine import Search
-    from optforge.search.fitness.evaluator import Evaluator, evaluating
+    from optforge.search.fitness.evaluator import Evaluator
     from optforge.search.fitness.suite import Suite
     from optforge.search.ledger import Ledger
     from optforge.search.training.executors.pool import Executor
@@ -212,6 +212,8 @@ def _connect(address: str) -> None:
 
 def _executor(factory: Callable[[], Evaluator], options: SearchOptions, lag: int) -> Executor:
     """Where batches are evaluated: on the Ray cluster if one was named, or in processes here."""
+    from optforge.search.fitness.evaluator import evaluating
+
     if options.ray is None:
         from optforge.search.training.executors.processes import Workers
 

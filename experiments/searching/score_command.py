@@ -16,7 +16,7 @@ from optforge.experiments.files import check_can_write, write_atomic
 from optforge.experiments.searching.fresh_seeds import FreshScore, standard_error
 
 if TYPE_CHECKING:
-    from optforge.search.fitness.evaluator import Fitness, evaluating
+    from optforge.search.fitness.evaluator import Fitness
 
 REFERENCE = "adamw"
 TOGETHER = 16
@@ -44,6 +44,7 @@ def score_command(
     from optforge.experiments.searching.run import cautions, evaluator
     from optforge.experiments.tasks import task_names
     from optforge.search.fitness.suite import UnusableTask
+    from optforge.search.fitness.evaluator import evaluating
     from optforge.search.training.executors.processes import Workers
 
     torch.set_num_threads(1)
