@@ -1,8 +1,7 @@
-"""The ledger: every evaluated program of a run, in an SQLite file that survives `kill -9`.
+"""The ledger: every evaluated program of a run, as tables in its store.
 
 A batch is one transaction: it is in the ledger whole or not at all. What a repeated or resumed run must reproduce
-(everything but timings) is summarised by `digest`. Each batch has a checksum, so that damage is noticed even where
-SQLite would read on; `Ledger.open` then keeps the batches before it, from which the run goes on to the same end.
+(everything but timings) is summarised by `digest`.
 """
 
 from __future__ import annotations
@@ -10,27 +9,48 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+from sqlalchemy import Column, Float, Integer, String, Table, Text, func, insert, select
+from sqlalchemy.exc import IntegrityError
 
 from optforge.primitives import Program, parse_program, print_program
 from optforge.search.duplicates.cache import Verdict
 from optforge.search.evolution.evolution import Candidate
 from optforge.search.fitness.evaluator import Fitness, Part, Status
-from optforge.search.ledger_file import (
-    BATCH,
-    PROGRAM,
-    LedgerError,
-    attach,
-    checksum,
-    connect,
-    insert,
-    lock_directory,
-    write,
+from optforge.search.training.store import META, TABLES, Store, StoreError, lock
+
+BATCHES = Table(
+    "batches",
+    TABLES,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("first", Integer, nullable=False),
+    Column("size", Integer, nullable=False),
+    *(Column(v.value, Integer, nullable=False) for v in Verdict),
+    Column("seconds", Float, nullable=False),
+    Column("finished_at", Float, nullable=False),
 )
+PROGRAMS = Table(
+    "programs",
+    TABLES,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    *(Column(name, Integer, nullable=False) for name in ("batch", "parent")),
+    Column("mutations", Text, nullable=False),
+    Column("program", Text, nullable=False),
+    Column("key", String(64), nullable=False),
+    Column("fingerprint", String(64), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    *(Column(name, Float) for name in ("score", "lr")),
+    Column("edge", Integer, nullable=False),
+    *(Column(name, Text, nullable=False) for name in ("rungs", "parts")),
+    *(Column(name, Integer, nullable=False) for name in ("statements", "live", "slots")),
+)
+_TIMINGS = ("seconds", "finished_at")  # the other columns are what a repeated run reproduces
 
 
 class Record(NamedTuple):
@@ -51,64 +71,66 @@ class Ledger:
 
     Attributes:
         config: what was given to `create`.
-        notice: a sentence about damage that was mended in opening; empty otherwise.
+        store: the store that the ledger is a part of.
     """
 
-    FILE = "ledger.sqlite"
+    FILE = "store.sqlite"
 
-    def __init__(self, path: Path, db: sqlite3.Connection, config: Mapping[str, Any], lock: IO[bytes] | None) -> None:
-        self._path, self._db, self.config, self._lock = path, db, dict(config), lock
-        self.notice = ""
+    def __init__(self, store: Store, config: Mapping[str, Any], held: FileLock | None) -> None:
+        self.store, self.config, self._held = store, dict(config), held
 
     @classmethod
     def create(cls, run_dir: Path, config: Mapping[str, Any]) -> Ledger:
         """Start a ledger in `run_dir`, which must not hold one; `config` (JSON) is kept in it.
 
         Raises:
-            LedgerError: if there is one, the directory is in use, or it cannot be written.
+            StoreError: if there is one, the directory is in use, or it cannot be written.
         """
-        path = run_dir / cls.FILE
-        if not path.exists():
-            lock = lock_directory(run_dir)
-            if not path.exists():  # another process may have been quicker
-                try:
-                    write(path, config, (), ())
-                    return cls(path, connect(path), config, lock)
-                except (sqlite3.DatabaseError, OSError) as error:
-                    lock.close()
-                    raise LedgerError(f"{path} cannot be written: {error}") from None
-            lock.close()
-        raise LedgerError(f"{path} already exists; resume that run or choose another run directory")
+        held = lock(run_dir)
+        try:
+            store = Store(run_dir / cls.FILE)
+            with store.writing() as db:
+                db.execute(insert(META), {"name": "config", "value": json.dumps(config, sort_keys=True)})
+        except IntegrityError:
+            held.release()
+            store.close()
+            raise StoreError(
+                f"{run_dir / cls.FILE} already exists; resume that run or choose another run directory"
+            ) from None
+        except StoreError:
+            held.release()
+            raise
+        return cls(store, config, held)
 
     @classmethod
     def open(cls, run_dir: Path, *, read_only: bool = False) -> Ledger:
-        """Open the ledger in `run_dir`; one that is damaged is replaced by what is sound, unless `read_only`.
+        """Open the ledger in `run_dir`.
 
         Raises:
-            LedgerError: if there is none, it is in use, or not even its beginning can be read.
+            StoreError: if there is none, it is in use, damaged, or of another version.
         """
         path = run_dir / cls.FILE
         if not path.exists():
-            raise LedgerError(f"{run_dir} holds no search run (there is no {cls.FILE} in it)")
-        lock = None if read_only else lock_directory(run_dir)
+            raise StoreError(f"{run_dir} holds no search run (there is no {cls.FILE} in it)")
+        held = None if read_only else lock(run_dir)
         try:
-            db, config, notice = attach(path, read_only)
-        except (sqlite3.DatabaseError, OSError, KeyError, ValueError, LedgerError) as error:
-            if lock is not None:
-                lock.close()
-            if isinstance(error, LedgerError):
-                raise
-            hint = "--resume saves what can be saved" if read_only else "nothing can be saved, so begin a new run"
-            raise LedgerError(f"{path} is not a readable ledger: {error}; {hint}") from None
-        ledger = cls(path, db, config, lock)
-        ledger.notice = notice
-        return ledger
+            store = Store(path, read_only=read_only)
+            with store.reading() as db:
+                config = db.execute(select(META.c.value).where(META.c.name == "config")).scalar_one_or_none()
+            if config is None:
+                store.close()
+                raise StoreError(f"{run_dir} holds no search run (nothing was begun in its {cls.FILE})")
+            return cls(store, json.loads(config), held)
+        except StoreError:
+            if held is not None:
+                held.release()
+            raise
 
     def close(self) -> None:
         """Release the file and the run directory."""
-        self._db.close()
-        if self._lock is not None:
-            self._lock.close()
+        self.store.close()
+        if self._held is not None:
+            self._held.release()
 
     def append(
         self,
@@ -122,66 +144,73 @@ class Ledger:
         """Write one finished batch, atomically. Batches follow each other without gaps.
 
         Raises:
-            LedgerError: if the file cannot be written; it is then as it was before.
+            StoreError: if the file cannot be written; it is then as it was before.
         """
         programs = [_row(batch, c, f) for c, f in zip(candidates, fitnesses, strict=True)]
-        row = (batch, programs[0][0], len(programs), *(counts[v] for v in Verdict))
-        try:
-            with self._db:
-                insert(self._db, "batches", [(*row, checksum(row, programs), seconds, now)])
-                insert(self._db, "programs", programs)
-        except sqlite3.IntegrityError:
-            raise  # a mistake of the caller
-        except sqlite3.DatabaseError as error:
-            raise LedgerError(
-                f"{self._path} cannot be written: {error}; what is in it is kept, and --resume goes on from there"
-            ) from None
+        row = {"number": batch, "first": programs[0]["number"], "size": len(programs)}
+        row |= {v.value: counts[v] for v in Verdict} | {"seconds": seconds, "finished_at": now}
+        with self.store.writing() as db:
+            db.execute(insert(BATCHES), row)
+            db.execute(insert(PROGRAMS), programs)
 
     def __iter__(self) -> Iterator[Record]:
         """All evaluated programs in order of their numbers."""
-        for row in self._query(f"select {PROGRAM} from programs order by number"):
-            score = math.inf if row[9] is None else row[9]
-            parts = tuple(Part(task, x, _rate(lr), _losses(rungs)) for task, x, lr, rungs in json.loads(row[13]))
-            rungs = _losses(json.loads(row[12]))
-            fitness = Fitness(score, Status[row[7].upper()], row[8], _rate(row[10]), rungs, bool(row[11]), parts=parts)
-            mutations = tuple(row[3].split(","))
-            yield Record(row[0], row[1], row[2], mutations, parse_program(row[4]), row[5], row[6], fitness)
+        for row in self.rows(PROGRAMS):
+            parts = tuple(Part(task, x, _rate(lr), _losses(rungs)) for task, x, lr, rungs in json.loads(row.parts))
+            score = math.inf if row.score is None else row.score
+            status, rungs = Status[row.status.upper()], _losses(json.loads(row.rungs))
+            fitness = Fitness(score, status, row.reason, _rate(row.lr), rungs, bool(row.edge), parts=parts)
+            names = tuple(row.mutations.split(","))
+            program = parse_program(row.program)
+            yield Record(row.number, row.batch, row.parent, names, program, row.key, row.fingerprint, fitness)
 
     def counts(self) -> Counter[Verdict]:
         """Programs generated in the whole run, by verdict."""
-        columns = ", ".join(f"total({v.value})" for v in Verdict)
-        (totals,) = self._query(f"select {columns} from batches")
-        return Counter({v: int(n) for v, n in zip(Verdict, totals, strict=True)})
+        with self.store.reading() as db:
+            totals = db.execute(select(*(func.sum(BATCHES.c[v.value]) for v in Verdict))).one()
+        return Counter({v: int(n or 0) for v, n in zip(Verdict, totals, strict=True)})
 
     def seconds(self) -> float:
         """Time from handing a batch out to its result, waiting included, summed over batches that overlap."""
-        ((total,),) = self._query("select total(seconds) from batches")
-        return float(total)
+        with self.store.reading() as db:
+            return float(db.execute(select(func.sum(BATCHES.c.seconds))).scalar_one() or 0.0)
 
     def digest(self) -> str:
         """SHA-256 over everything that a repeated or resumed run must reproduce; timings are left out."""
         sha = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        for columns, table in ((PROGRAM, "programs"), (BATCH, "batches")):
-            for row in self._query(f"select {columns} from {table} order by number"):
-                sha.update(repr(row).encode())
+        for table in (PROGRAMS, BATCHES):
+            for row in self.rows(table):
+                sha.update(repr(tuple(row)).encode())
         return sha.hexdigest()
 
-    def _query(self, sql: str) -> Iterator[Any]:
-        try:
-            yield from self._db.execute(sql)
-        except sqlite3.DatabaseError as error:
-            raise LedgerError(f"{self._path} is damaged: {error}; --resume saves what can be saved") from None
+    def rows(self, table: Table) -> Iterator[Any]:
+        """The rows of `PROGRAMS` or `BATCHES` as they are stored, without timings, by number."""
+        with self.store.reading() as db:
+            columns = [column for column in table.c if column.name not in _TIMINGS]
+            yield from db.execute(select(*columns).order_by(table.c.number))
 
 
-def _row(batch: int, candidate: Candidate, fitness: Fitness) -> tuple[Any, ...]:
+def _row(batch: int, candidate: Candidate, fitness: Fitness) -> dict[str, Any]:
     number, parent, mutations, program, identity = candidate
-    return (
-        number, batch, parent, ",".join(mutations), print_program(program), identity.key, identity.fingerprint,
-        fitness.status.name.lower(), fitness.reason, _finite(fitness.score), _finite(fitness.lr), int(fitness.edge),
-        json.dumps([_finite(r) for r in fitness.rungs]),
-        json.dumps([(p.task, p.score, _finite(p.lr), [_finite(r) for r in p.rungs]) for p in fitness.parts]),
-        len(program.body), len(program.live.instructions), len(program.live_state),
-    )  # fmt: skip
+    return {
+        "number": number,
+        "batch": batch,
+        "parent": parent,
+        "mutations": ",".join(mutations),
+        "program": print_program(program),
+        "key": identity.key,
+        "fingerprint": identity.fingerprint,
+        "status": fitness.status.name.lower(),
+        "reason": fitness.reason,
+        "score": _finite(fitness.score),
+        "lr": _finite(fitness.lr),
+        "edge": int(fitness.edge),
+        "rungs": json.dumps([_finite(r) for r in fitness.rungs]),
+        "parts": json.dumps([(p.task, p.score, _finite(p.lr), [_finite(r) for r in p.rungs]) for p in fitness.parts]),
+        "statements": len(program.body),
+        "live": len(program.live.instructions),
+        "slots": len(program.live_state),
+    }
 
 
 def _losses(stored: Sequence[float | None]) -> tuple[float, ...]:

@@ -22,7 +22,7 @@ from optforge.experiments.programs import HALL_OF_FAME, baseline_name, resolve_p
 from optforge.experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from optforge.experiments.tasks import TASKS, get_task, task_names
 from optforge.primitives import print_program
-from optforge.search.training.store import Store, StoreError
+from optforge.search.training.store import Store, StoreError, lock
 from optforge.search.training.trainer import Trainer
 
 ALWAYS = ("adamw", "lion")
@@ -222,11 +222,10 @@ def _store(where: str | Path) -> Store:
 def _run(plan: Plan, folder: Path, asked: Asked) -> int:
     from optforge.experiments.compare.console import print_contest, runs_progress
     from optforge.experiments.report.command import write_run_report
-    from optforge.search.ledger_file import LedgerError, lock_directory
 
     try:
-        lock = lock_directory(folder)
-    except LedgerError as error:
+        held = lock(folder)
+    except StoreError as error:
         raise UserError(str(error)) from None
     store, workers = _store(asked.storage or folder / STORE), executor(asked.workers)
     try:
@@ -245,7 +244,7 @@ def _run(plan: Plan, folder: Path, asked: Asked) -> int:
         if workers is not None:
             workers.close()
         store.close()
-        lock.close()
+        held.release()
     print_contest(found)
     print(f"report: {written.html}")
     return int(all(run.failed for c in found.comparisons for entry in c.entries for run in entry.runs))

@@ -78,18 +78,19 @@ def steps_each(config: Mapping[str, Any]) -> int | None:
 
 def _search(run_dir: Path) -> tuple[dict[str, Any], int, float]:
     """Configuration, programs trained and seconds of a search; from what it wrote last if the ledger is of old."""
-    from optforge.search.ledger import Ledger, LedgerError
+    from optforge.search.ledger import Ledger
+    from optforge.search.training.store import StoreError
 
     try:
         ledger = Ledger.open(run_dir, read_only=True)
-    except LedgerError as error:
+    except StoreError as error:
         if not (run_dir / "search.json").is_file():
             raise ValueError(str(error)) from None
         found = json.loads((run_dir / "search.json").read_text(encoding="utf-8"))["search"]
         return found["config"], int(found["programs"]), float(found["seconds"])
     try:
         return dict(ledger.config), sum(1 for _ in ledger), ledger.seconds()
-    except LedgerError as error:
+    except StoreError as error:
         raise ValueError(str(error)) from None
     finally:
         ledger.close()

@@ -21,7 +21,7 @@ from optforge.search.training.store import Store
 from optforge.search.training.task import Task, initial_model, trainable
 from optforge.search.training.trainer import Progress, Trainer, training
 
-STORE = "trials.sqlite"
+STORE = "store.sqlite"
 """In a run directory: the outcomes of its trials."""
 
 Named = str | tuple[str, Program]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import sqlite3
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ from optforge.primitives import Program, ProgramError, parse_program
 from optforge.primitives.analysis.cost import cost
 from optforge.search.duplicates.cache import Verdict
 from optforge.search.fitness.evaluator import Status
-from optforge.search.ledger import Ledger, LedgerError
-from optforge.search.ledger_file import connect
+from optforge.search.ledger import BATCHES, PROGRAMS, Ledger
+from optforge.search.training.store import StoreError
 
 SUMMARY = "ledger.json.gz"
 """In place of a ledger: what `experiments.report.summary` writes of one."""
@@ -29,7 +28,9 @@ SUMMARY = "ledger.json.gz"
 BESIDE: dict[str, type] = {"hall_of_fame.json": list, "search.json": dict, "funnel.json": dict}
 """What else a search has, and the kind of value that it holds."""
 
-_COLUMNS = "number, parent, mutations, program, score, lr, status, statements, live, slots"
+_COLUMNS = (
+    "number", "parent", "mutations", "program", "score", "lr", "status", "statements", "live", "slots",
+)  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -169,16 +170,11 @@ def _from_ledger(folder: Path) -> dict[str, Any]:
         ledger = Ledger.open(folder, read_only=True)
         try:
             found = {"config": ledger.config, "seconds": ledger.seconds(), "digest": ledger.digest()}
+            rows = [_row(tuple(getattr(row, name) for name in _COLUMNS)) for row in ledger.rows(PROGRAMS)]
+            counts = [tuple(row)[2:] for row in ledger.rows(BATCHES)]
         finally:
             ledger.close()
-        db = connect(folder / Ledger.FILE, read_only=True)
-        try:
-            rows = [_row(row) for row in db.execute(f"select {_COLUMNS} from programs order by number")]
-            verdicts = ", ".join(v.value for v in Verdict)
-            counts = list(db.execute(f"select size, {verdicts} from batches order by number"))
-        finally:
-            db.close()
-    except (LedgerError, sqlite3.DatabaseError) as error:
+    except StoreError as error:
         raise UserError(str(error)) from None
     return found | {"rows": tuple(rows), "batches": _batches(counts)}
 

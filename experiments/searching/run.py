@@ -47,7 +47,6 @@ def run_search(options: SearchOptions) -> bool:
     from optforge.search.duplicates.cache import DuplicateCache
     from optforge.search.engine import Budget, Search
     from optforge.search.fitness.suite import UnusableTask
-    from optforge.search.ledger import LedgerError
     from optforge.search.training.store import StoreError
     from optforge.search.training.trainer import Trainer
 
@@ -57,8 +56,6 @@ def run_search(options: SearchOptions) -> bool:
     if options.ray is not None:
         _connect(options.ray)
     ledger, config = _open(options)
-    if ledger.notice:
-        print(ledger.notice)
     settings = {name: config[name] for name in ("seed", "steps", "race", "precision")}
 
     def executor_for(tasks: Sequence[str], cuts: tuple[tuple[int, float], ...] = ()) -> Executor:
@@ -99,7 +96,7 @@ def run_search(options: SearchOptions) -> bool:
             raise UserError("the time was over before the first batch; go on with --resume and more --minutes")
         elif finished:
             raise FailedError(_nothing_trained(search))
-    except (LedgerError, StoreError, UnusableTask) as error:
+    except (StoreError, UnusableTask) as error:
         raise UserError(str(error)) from None
     finally:
         workers.close()
@@ -123,7 +120,8 @@ def _nothing_trained(search: Search) -> str:
 
 def _open(options: SearchOptions) -> tuple[Ledger, dict[str, Any]]:
     """The run's ledger, new or resumed, and what determines the search."""
-    from optforge.search.ledger import Ledger, LedgerError
+    from optforge.search.ledger import Ledger
+    from optforge.search.training.store import StoreError
 
     try:
         if not options.resume:
@@ -131,7 +129,7 @@ def _open(options: SearchOptions) -> tuple[Ledger, dict[str, Any]]:
             _workers(options, config["lag"])  # or it refuses, before anything is written
             return Ledger.create(options.run_dir, config), config
         ledger = Ledger.open(options.run_dir)
-    except LedgerError as error:
+    except StoreError as error:
         raise UserError(str(error)) from None
     try:
         config = agreed(options, ledger.config)
@@ -144,15 +142,16 @@ def _open(options: SearchOptions) -> tuple[Ledger, dict[str, Any]]:
 
 def digest(run_dir: Path) -> str:
     """SHA-256 over everything in a run's ledger that a repeated or resumed run must reproduce."""
-    from optforge.search.ledger import Ledger, LedgerError
+    from optforge.search.ledger import Ledger
+    from optforge.search.training.store import StoreError
 
     try:
         ledger = Ledger.open(run_dir, read_only=True)
-    except LedgerError as error:
+    except StoreError as error:
         raise UserError(str(error)) from None
     try:
         return ledger.digest()
-    except LedgerError as error:  # damage that shows in what is read only now
+    except StoreError as error:  # damage that shows in what is read only now
         raise UserError(str(error)) from None
     finally:
         ledger.close()

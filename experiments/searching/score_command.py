@@ -43,8 +43,8 @@ def score_command(
     from optforge.experiments.programs import resolve_program, unique_names
     from optforge.experiments.searching.run import cautions, evaluator
     from optforge.experiments.tasks import task_names
-    from optforge.search.fitness.suite import UnusableTask
     from optforge.search.fitness.evaluator import evaluating
+    from optforge.search.fitness.suite import UnusableTask
     from optforge.search.training.executors.processes import Workers
 
     torch.set_num_threads(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import time
 import uuid
@@ -18,9 +19,11 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+from filelock import FileLock, Timeout
 from sqlalchemy import Column, Float, MetaData, String, Table, Text, create_engine, delete, event, insert, select
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.pool import QueuePool
 
 from optforge.search.training.trial import Outcome, Status, Trial
 
@@ -31,11 +34,11 @@ LEASE = 60.0
 _LOCK_WAIT = 60  # seconds for which SQLite waits for another process
 _MANY = 500  # keys in one query
 
-_TABLES = MetaData()
-META = Table("meta", _TABLES, Column("name", String(40), primary_key=True), Column("value", Text, nullable=False))
+TABLES = MetaData()
+META = Table("meta", TABLES, Column("name", String(40), primary_key=True), Column("value", Text, nullable=False))
 OUTCOMES = Table(
     "outcomes",
-    _TABLES,
+    TABLES,
     Column("key", String(64), primary_key=True),
     Column("trial", Text, nullable=False),
     Column("outcome", Text, nullable=False),
@@ -43,7 +46,7 @@ OUTCOMES = Table(
 )
 CLAIMS = Table(
     "claims",
-    _TABLES,
+    TABLES,
     Column("key", String(64), primary_key=True),
     Column("owner", String(32), nullable=False),
     Column("until", Float, nullable=False),
@@ -60,19 +63,27 @@ class Store:
     Args:
         where: path of an SQLite file, or the address of a database (``postgresql+psycopg://user@host/name``).
         identity: text that tells a trial's task from others of the same name, such as hashes of its data.
+        read_only: open a file that exists, and change nothing.
 
     Raises:
         StoreError: if the database cannot be used, is damaged, or is of another version.
     """
 
-    def __init__(self, where: Path | str, identity: Callable[[Trial], str] = lambda trial: "") -> None:
+    def __init__(
+        self, where: Path | str, identity: Callable[[Trial], str] = lambda trial: "", *, read_only: bool = False
+    ) -> None:
         self.name = str(where).split("@")[-1]
         self.owner = uuid.uuid4().hex
         self._identity = identity
-        self._engine = _engine(where)
+        self._engine = _engine(where, read_only)
         with self._answering("cannot be used"):
-            _create(self._engine)
+            if not read_only:
+                _create(self._engine)
             with self._engine.connect() as db:
+                if self._engine.dialect.name == "sqlite":
+                    (found,) = db.exec_driver_sql("pragma quick_check(1)").one()
+                    if found != "ok":
+                        raise ValueError(f"it is damaged ({str(found).splitlines()[-1]}); restore it from a backup")
                 version = db.execute(select(META.c.value).where(META.c.name == "version")).scalar_one()
         if version != str(VERSION):
             self.close()
@@ -81,6 +92,23 @@ class Store:
     def close(self) -> None:
         """Release the database."""
         self._engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection for queries. Raises `StoreError` where the database cannot be read."""
+        with self._answering("cannot be read"), self._engine.connect() as db:
+            yield db
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A connection with one transaction, all of which is written, or nothing.
+
+        Raises:
+            StoreError: if the database cannot be written.
+            IntegrityError: for rows that are there already.
+        """
+        with self._answering("cannot be written"), self._engine.begin() as db:
+            yield db
 
     def key(self, trial: Trial) -> str:
         """The trial's name in the store: equal for equal trials of equal tasks."""
@@ -91,7 +119,7 @@ class Store:
         """The outcomes that are known."""
         keys = {self.key(trial): trial for trial in trials}
         found: dict[Trial, Outcome] = {}
-        with self._answering("cannot be read"), self._engine.connect() as db:
+        with self.reading() as db:
             for some in _pieces(list(keys)):
                 rows = db.execute(select(OUTCOMES.c.key, OUTCOMES.c.outcome).where(OUTCOMES.c.key.in_(some)))
                 found |= {keys[key]: Outcome.from_json(json.loads(text)) for key, text in rows}
@@ -109,7 +137,7 @@ class Store:
             for t, o in outcomes.items()
             if o.status not in (Status.FAILED, Status.DROPPED)
         ]
-        with self._answering("cannot be written"), self._engine.begin() as db:
+        with self.writing() as db:
             known: set[str] = set()
             for some in _pieces(list(keys.values())):
                 known.update(db.execute(select(OUTCOMES.c.key).where(OUTCOMES.c.key.in_(some))).scalars())
@@ -123,7 +151,7 @@ class Store:
         now = time.time()
         rows = [{"key": key, "owner": self.owner, "until": now + LEASE} for key in keys]
         try:
-            with self._answering("cannot be written", passing=IntegrityError), self._engine.begin() as db:
+            with self.writing() as db:
                 db.execute(delete(CLAIMS).where(CLAIMS.c.until < now))
                 db.execute(insert(CLAIMS), rows)
         except IntegrityError:
@@ -132,7 +160,7 @@ class Store:
 
     def release(self) -> None:
         """Give up all claims, whoever made them; only while nobody else is at work."""
-        with self._answering("cannot be written"), self._engine.begin() as db:
+        with self.writing() as db:
             db.execute(delete(CLAIMS))
 
     @contextmanager
@@ -156,34 +184,31 @@ class Store:
         finally:
             done.set()
             thread.join()
-            with self._answering("cannot be written"), self._engine.begin() as db:
+            with self.writing() as db:
                 db.execute(delete(CLAIMS).where(CLAIMS.c.owner == self.owner))
 
     def seconds(self) -> float:
         """Time that all outcomes took together."""
-        with self._answering("cannot be read"), self._engine.connect() as db:
+        with self.reading() as db:
             return sum(json.loads(text)["seconds"] for text in db.execute(select(OUTCOMES.c.outcome)).scalars())
 
     @contextmanager
-    def _answering(self, what: str, passing: type[Exception] | None = None) -> Iterator[None]:
+    def _answering(self, what: str) -> Iterator[None]:
         try:
             yield
+        except IntegrityError:
+            raise
         except (SQLAlchemyError, OSError, ValueError, KeyError, TypeError) as error:
-            if passing is not None and isinstance(error, passing):
-                raise
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             said = str(cause).strip().splitlines()
             reason = said[0][:200] if said else type(cause).__name__
             raise StoreError(f"{self.name} {what}: {reason}; what was finished before is kept") from None
 
 
-def _engine(where: Path | str) -> Engine:
+def _engine(where: Path | str, read_only: bool) -> Engine:
     if isinstance(where, Path):
-        file = where.resolve()
         # a path is no part of an address, in which ?, % and braces mean something
-        engine = create_engine(
-            "sqlite://", creator=lambda: sqlite3.connect(file, timeout=_LOCK_WAIT, check_same_thread=False)
-        )
+        engine = create_engine("sqlite://", creator=lambda: _connect(where.resolve(), read_only), poolclass=QueuePool)
     else:
         try:
             engine = create_engine(where, pool_pre_ping=True)
@@ -192,7 +217,7 @@ def _engine(where: Path | str) -> Engine:
             said = str(error).splitlines()[0]
             told = hint if where.startswith("postgresql") else ""
             raise StoreError(f"{where.split('@')[-1]} is no database that can be used: {said}{told}") from None
-    if engine.dialect.name == "sqlite":
+    if engine.dialect.name == "sqlite" and not read_only:
 
         @event.listens_for(engine, "connect")
         def wal(connection: Any, record: Any) -> None:
@@ -202,13 +227,40 @@ def _engine(where: Path | str) -> Engine:
     return engine
 
 
+def _connect(file: Path, read_only: bool) -> sqlite3.Connection:
+    options: dict[str, Any] = {"timeout": _LOCK_WAIT, "check_same_thread": False}
+    if not read_only:
+        return sqlite3.connect(file, **options)
+    # where nothing can be written, nobody writes; without being told, SQLite would want to make files of its own
+    still = not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists()
+    return sqlite3.connect(f"{file.as_uri()}?mode=ro{'&immutable=1' * still}", uri=True, **options)
+
+
+def lock(folder: Path) -> FileLock:
+    """Hold a run directory until the lock is released or the process ends, however it ends.
+
+    Raises:
+        StoreError: if another process holds it, or nothing can be written there.
+    """
+    held = FileLock(folder / "lock", thread_local=False)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise StoreError(
+            f"{folder} is in use by another process; wait for it or choose another run directory"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be written: {error.strerror}") from None
+    return held
+
+
 def _create(engine: Engine) -> None:
     """Make the tables, where another process may do the same at this moment."""
     end = time.monotonic() + 20
     while True:
         try:
             with engine.begin() as db:
-                _TABLES.create_all(db)
+                TABLES.create_all(db)
                 _say_version(db)
             return
         except SQLAlchemyError as error:
@@ -228,4 +280,4 @@ def _pieces(keys: list[str]) -> Iterator[list[str]]:
         yield keys[first : first + _MANY]
 
 
-__all__ = ["Store", "StoreError"]
+__all__ = ["META", "TABLES", "Store", "StoreError", "lock"]

@@ -308,7 +308,7 @@ def test_numbers_that_no_run_writes_are_refused_in_a_sentence(
     assert list(folder.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("name", ["compare.json", "result.json", "ledger.sqlite"])
+@pytest.mark.parametrize("name", ["compare.json", "result.json", "store.sqlite"])
 def test_a_file_that_is_cut_off_is_refused_in_a_sentence(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"a": ')
     result = CliRunner().invoke(app, ["report", str(tmp_path)])

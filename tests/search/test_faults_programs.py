@@ -91,9 +91,8 @@ def test_no_program_stops_a_search(tmp_path: Path, strategy: str, programs: int,
             or "on rows and columns, but a parameter has shape (4,)" in fitness.reason  # what it is not made for
         ), f"{fitness.reason}\n{print_program(record.program)}"
         assert math.isfinite(fitness.score) == (fitness.status is Status.OK) == (fitness.reason == "")
-    again = Ledger.open(tmp_path)  # with its checksums
+    again = Ledger.open(tmp_path)
     again.close()
-    assert again.notice == ""
 
 
 # values that are no numbers, and programs as large as they may be

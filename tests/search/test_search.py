@@ -22,9 +22,10 @@ from optforge.search.duplicates.cache import DuplicateCache, Verdict
 from optforge.search.engine import Budget, Search
 from optforge.search.evolution.evolution import Evolution, Individual, SpaceExhausted
 from optforge.search.fitness.evaluator import Fitness, Status, evaluating
-from optforge.search.ledger import Ledger, LedgerError, Record
+from optforge.search.ledger import Ledger, Record
 from optforge.search.space.mutation import Space
 from optforge.search.training.executors.processes import Workers
+from optforge.search.training.store import StoreError
 
 
 def test_failed_evaluations_are_counted_apart_from_divergence(tmp_path: Path) -> None:
@@ -271,13 +272,13 @@ def test_an_exhausted_space_ends_with_a_sentence() -> None:
 
 def test_a_ledger_is_never_overwritten_and_never_shared(tmp_path: Path) -> None:
     ledger = Ledger.create(tmp_path, {})
-    with pytest.raises(LedgerError, match="already exists"):
+    with pytest.raises(StoreError, match="already exists"):
         Ledger.create(tmp_path, {})
-    with pytest.raises(LedgerError, match="in use by another process"):
+    with pytest.raises(StoreError, match="in use by another process"):
         Ledger.open(tmp_path)
     ledger.close()
     Ledger.open(tmp_path).close()
-    with pytest.raises(LedgerError, match="holds no search run"):
+    with pytest.raises(StoreError, match="holds no search run"):
         Ledger.open(tmp_path / "nowhere")
 
 
@@ -285,7 +286,7 @@ def test_a_corrupted_ledger_is_said_to_be_one(tmp_path: Path) -> None:
     run(tmp_path, 64)
     path = tmp_path / Ledger.FILE
     path.write_bytes(b"not a database, " * 100)
-    with pytest.raises(LedgerError, match="not a readable ledger"):
+    with pytest.raises(StoreError, match="cannot be used"):
         Ledger.open(tmp_path)
 
 
