@@ -86,6 +86,8 @@ class Ledger:
         Raises:
             StoreError: if there is one, the directory is in use, or it cannot be written.
         """
+        if (run_dir / cls.FILE).exists():
+            raise StoreError(f"{run_dir / cls.FILE} already exists; resume that run or choose another run directory")
         held = lock(run_dir)
         try:
             store = Store(run_dir / cls.FILE)
