@@ -7,6 +7,7 @@ import os
 import torch
 
 from optforge.experiments.provenance import provenance
+from optforge.experiments.report.markdown import markdown_table
 from optforge.primitives import Program
 
 Counts = dict[str, int]
@@ -26,8 +27,7 @@ def interval(hits: int, total: int) -> str:
 def report(halves: dict[str, tuple[Counts, Pairs, float]], seed: int, setting: dict[str, int]) -> str:
     """The text of docs/fingerprints.md."""
     every = {row: [counts[row] for counts, _, _ in halves.values()] for row in next(iter(halves.values()))[0]}
-    table = [f"| | {' | '.join(halves)} | together |", "|---|" + "---:|" * (len(halves) + 1)]
-    table += [f"| {row} | {' | '.join(f'{n:,}' for n in (*found, sum(found)))} |" for row, found in every.items()]
+    rows = [(row, *(f"{n:,}" for n in (*found, sum(found)))) for row, found in every.items()]
     keys, _, merged, hits, missed = (sum(list(every.values())[i]) for i in (4, 5, 6, 7, 9))
     source = provenance()
     examples = "".join(
@@ -35,7 +35,7 @@ def report(halves: dict[str, tuple[Counts, Pairs, float]], seed: int, setting: d
         for kept, lost in [pairs[0] for _, pairs, _ in halves.values() if pairs]
     )
     return TEXT.format(
-        table="\n".join(table),
+        table=markdown_table(("", *halves, "together"), rows, numeric=1),
         **setting,
         merged_rate=interval(hits, merged),
         key_rate=interval(hits, keys),

@@ -162,7 +162,7 @@ def test_ladder_is_widened_for_everyone_and_an_end_is_flagged() -> None:
 
     hopeless = compare([("adamw", ADAMW)], regression(), ladder=(1e-9, 1e-8, 1e-7), tune_seeds=(0,), seeds=(1, 2))
     assert hopeless.entry("adamw").edge and len(hopeless.entry("adamw").tuning.rates) == 5
-    assert "adamw is on an end of the widened ladder" in hopeless.verdict
+    assert "adamw lies at the boundary of the widened learning-rate grid" in hopeless.verdict
 
 
 def test_small_batches_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

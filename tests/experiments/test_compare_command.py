@@ -29,9 +29,8 @@ from optforge.experiments.compare.contest import contest
 from optforge.experiments.compare.fingerprints import changes, fingerprint
 from optforge.experiments.compare.origin import count_seen, origin_sentences, random_control
 from optforge.experiments.compare.plan import FACTORS, Plan, Row, block_size, check_plan, pending, tuning
-from optforge.experiments.compare.tables import place
 from optforge.experiments.compare.tuning import Jobs, proposals
-from optforge.experiments.compare.verdict import MANY, contest_sentence
+from optforge.experiments.compare.verdict import MANY, contest_sentence, task_label
 from optforge.experiments.compare.work import run_job, study_name, work_together
 from optforge.experiments.errors import UserError
 from optforge.experiments.report.command import write_run_report
@@ -346,8 +345,8 @@ def test_many_tasks_are_counted_and_few_are_named(line: str) -> None:
     plan = plan_of(line, trials=2, seeds=2, widenings=0)
     comparison = contest(plan, done(plan), 0.0).comparisons[0]
     few, many = (contest_sentence([comparison] * n) for n in (MANY, MANY + 1))
-    assert few.count(f"{place(comparison)} (") == MANY and f" of {MANY} (" not in few
-    assert many.count(f"{place(comparison)} (") == 0 and f" on {MANY + 1} of {MANY + 1} (" in many
+    assert few.count(f"{task_label(comparison)} (") == MANY and f" of {MANY} (" not in few
+    assert many.count(f"{task_label(comparison)} (") == 0 and f" on {MANY + 1} of {MANY + 1} (" in many
 
 
 def test_a_baseline_in_other_words_is_a_reference(line: str, tmp_path: Path) -> None:
