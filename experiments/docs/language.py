@@ -17,9 +17,9 @@ from optforge.primitives.blocks import BLOCKS
 from optforge.primitives.kinds import MAX_NAME, RESERVED
 from optforge.primitives.lion45 import LION45
 from optforge.primitives.ops import DOMAINS, subset, subset_names
-from optforge.primitives.program import MAX_HYPERS, MAX_INSTRUCTIONS, MAX_STATE
+from optforge.primitives.program import MAX_HYPERS, MAX_INSTRUCTIONS, MAX_STATE, VERSION
 from optforge.primitives.routing import LARGEST_SIDE
-from optforge.primitives.text import MAX_CHARACTERS, VERSION
+from optforge.primitives.text import MAX_CHARACTERS
 
 PAGE = DOCS / "language.md"
 BUILTIN = tuple(OPS.values())  # before any plug-in is loaded: the page does not depend on what is installed

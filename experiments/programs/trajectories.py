@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from optforge.experiments.colours import COLOURS, curve_style, short_label
 from optforge.experiments.programs.surfaces import Surface
 from optforge.primitives import Program, ProgramError
-from optforge.primitives.backends.interpret import execute, initial_slot
+from optforge.primitives.backends.interpret import Simulation
 from optforge.primitives.routing import can_train, route
 
 LR_GRID = tuple(10 ** (k / 4) for k in range(-20, 9))
@@ -68,26 +67,12 @@ def follow(program: Program, surface: Surface, rates: Sequence[float], steps: in
     """
     program = route(program, (2,))
     lr = torch.tensor(rates, dtype=torch.float64).unsqueeze(1)
-    p = torch.tensor(surface.start, dtype=torch.float64).expand(len(rates), 2).clone()
-    numbers = {name: torch.tensor(value, dtype=torch.float64) for name, value in program.defaults().items()}
-    state: dict[str, Tensor] = {}
-    points = [p]
-    for step, noise in enumerate(surface.noises(steps, seed), start=1):
-        g = surface.gradient(p) + noise
-        state = state or {s.name: initial_slot(s, p, g, lead=1) for s in program.state}
-        now = torch.tensor(float(step), dtype=torch.float64)
-        signals = {
-            "g": g,
-            "p": p,
-            "lr": lr,
-            "step": now,
-            "progress": now / steps,
-            "global_norm": g.norm(dim=1)[:, None],
-        }
-        update, following = execute(program, numbers | state | signals, dims=(1,))
-        state = {s.name: value.expand(state[s.name].shape) for s, value in zip(program.state, following, strict=True)}
-        p = p - lr * update
-        points.append(p)
+    start = torch.tensor(surface.start, dtype=torch.float64).expand(len(rates), 2)
+    noises = list(surface.noises(steps, seed))
+    path = Simulation(program, dims=(1,)).follow(
+        start, lambda step, p: surface.gradient(p) + noises[step - 1], steps, lr=lr
+    )
+    points = [start, *(p - lr * stepped.update for p, stepped in path)]
     return torch.stack(points, dim=1).numpy()
 
 

@@ -35,7 +35,7 @@ def entry_table(comparison: Comparison) -> Table:
     if protocol.task.accuracy:
         columns["accuracy"] = ["–" if e.accuracy is None else f"{e.accuracy:.2%}" for e in ranked]
     columns["failed"] = [f"{e.diverged}/{len(protocol.seeds)}" for e in ranked]
-    columns["state B/param"] = [f"{e.state_bytes:g}" for e in ranked]
+    columns["state B/param"] = [f"{e.state_bytes:.3g}" for e in ranked]
     columns["statements"] = [_statements(e) for e in ranked]
     if any(e.costs for e in ranked):
         costs = [e.costs or Costs(math.nan, math.nan, math.nan, None) for e in ranked]

@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from optforge.baselines import BASELINES, NAMED, Baseline
 from optforge.experiments.errors import UserError
 from optforge.experiments.files import check_can_write, write_atomic
-from optforge.experiments.programs import state_bytes
 from optforge.experiments.report.document import Table
 from optforge.experiments.report.terminal import print_table
 from optforge.experiments.tasks import TASKS
@@ -25,7 +24,7 @@ from optforge.experiments.tasks.places import FOLDER, data_folder
 from optforge.experiments.tasks.transformers import SIZES
 from optforge.experiments.tasks.user_tasks import from_entry_point, installed
 from optforge.primitives import Kind, Program, ProgramOptimizer
-from optforge.primitives.analysis.cost import cost
+from optforge.primitives.analysis.cost import cost, state_bytes
 from optforge.search.training import Task
 
 SHAPES: tuple[tuple[int, ...], ...] = ((1024, 1024), (64, 32, 3, 3), (4096,))
@@ -61,7 +60,7 @@ def print_optimizers() -> None:
     rows = []
     for row in (BASELINES | NAMED).values():
         rates = "{:g} to {:g}".format(*row.lr_range) if isinstance(row, Baseline) else "–"
-        rows.append((row.name, row.paper, len(row.program.live.instructions), state_bytes(row.program), rates))
+        rows.append((row.name, row.paper, len(row.program.live.instructions), f"{state_bytes(row.program):.3g}", rates))
     print_table(Table("", columns, _texts(rows), numeric=len(columns)))
 
 

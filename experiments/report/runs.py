@@ -100,11 +100,11 @@ class SearchRun:
 
 def kind_of(folder: Path) -> str:
     """``search``, ``compare`` or ``train``, by what is in a run directory; `UserError` for any other."""
-    kinds = {Ledger.FILE: "search", "compare.json": "compare", "result.json": "train"}
-    for name, kind in kinds.items():
-        if (folder / name).is_file():
-            return kind
-    if (folder / "plan.json").is_file():
+    kinds = {"result.json": "train", "plan.json": "compare", Ledger.FILE: "search"}
+    kind = next((kind for name, kind in kinds.items() if (folder / name).is_file()), "")
+    if kind and (kind != "compare" or (folder / "compare.json").is_file()):
+        return kind
+    if kind:
         raise UserError(f"{folder} is a comparison that has not ended: optforge compare --resume --run-dir {folder}")
     if (folder / "command.json").is_file():
         raise UserError(f"{folder} is a training run that has not ended: optforge train --resume --run-dir {folder}")

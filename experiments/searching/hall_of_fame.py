@@ -109,7 +109,7 @@ def conclude(
     from optforge.experiments.report.command import write_run_report
     from optforge.experiments.report.terminal import print_document, print_table
 
-    candidates = [_finalist(r) for r in _distinct(search.best)]
+    candidates = [_finalist(r) for r in distinct(search.best)]
     funnel_report.write_archive(run_dir, search.history)
     if ending.fast:
         _write_hall_of_fame(run_dir, candidates[:FINALISTS], None, Standings({}, {}))
@@ -170,7 +170,7 @@ def _scores(executor: Executor, entrants: Sequence[Finalist], batch: int) -> dic
     return {e.label: score for e, score in zip(entrants, found, strict=True)}
 
 
-def _distinct(best: list[Record]) -> list[Record]:
+def distinct(best: list[Record]) -> list[Record]:
     """Without programs that trained like a better one: a change in the ninth digit is no second find."""
     kept: list[Record] = []
     for record in best:

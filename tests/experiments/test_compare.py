@@ -15,7 +15,7 @@ from optforge.experiments.compare.comparison import LADDER, SEEDS, TUNE_SEEDS, C
 from optforge.experiments.compare.ladder import widen
 from optforge.experiments.compare.statistics import Verdict
 from optforge.experiments.programs import unique_names
-from optforge.primitives import Builder, Kind, Program
+from optforge.primitives import Builder, Kind, Program, ProgramOptimizer
 from optforge.search.training import Task
 from optforge.search.training.population import members as members_module
 from optforge.search.training.task import batch_indices, initial_model
@@ -95,6 +95,18 @@ def test_reported_run_equals_training_with_torch(result: Comparison) -> None:
         test, valid = (float(task.loss(model(s.batch(torch.arange(32))[0]), s.batch(torch.arange(32))[1]))
                        for s in (data.test, data.valid))  # fmt: skip
     assert run.test == pytest.approx(test, rel=1e-4) and run.valid == pytest.approx(valid, rel=1e-4)
+
+
+def test_state_is_that_of_the_optimizer_on_the_model_of_the_task() -> None:
+    entrants = [(name, BASELINES[name].program) for name in ("adafactor", "adamw")]
+    comparison = compare(entrants, regression(steps=5), ladder=NARROW, tune_seeds=(1,), seeds=(2, 3))
+    for name, program in entrants:
+        model = nn.Linear(6, 1)
+        optimizer = ProgramOptimizer(model.parameters(), program)
+        model(torch.ones(1, 6)).sum().backward()
+        optimizer.step()
+        held = sum(x.nbytes for state in optimizer.state.values() for key, x in state.items() if key != "step")
+        assert held > 0 and comparison.entry(name).state_bytes == pytest.approx(held / 7)
 
 
 def test_tuning_looks_at_tuning_seeds_and_validation_data_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from optforge.baselines import BASELINES
 from optforge.experiments.compare import tuning as storage_of_jobs
 from optforge.experiments.compare import work
 from optforge.experiments.compare.batches import ROOM_OF_GPU
-from optforge.experiments.compare.command import Asked, _shown, compare_command, make_plan, newest_search
+from optforge.experiments.compare.command import Asked, compare_command, make_plan, newest_search
 from optforge.experiments.compare.contest import contest
 from optforge.experiments.compare.fingerprints import changes, fingerprint
 from optforge.experiments.compare.origin import count_seen, origin_sentences, random_control
@@ -416,10 +416,12 @@ def test_a_comparison_is_resumed_on_its_storage_and_its_data(line: str, tmp_path
         (tmp_path / "plan.json").write_text(json.dumps(begun | {"storage": storage, "data": {}}))
         with pytest.raises(UserError, match=words):
             compare_command([], replace(resume, storage=asked))
-    assert _shown(shared) == "postgresql://me@host/name"
-    (tmp_path / "plan.json").write_text(json.dumps(begun | {"storage": None, "data": {line: {"train": "other"}}}))
-    with pytest.raises(UserError, match=f"{line} is another task than .* was begun with: its data changed"):
-        compare_command([], resume)
+    for storage, asked in ((None, None), ("postgresql://me@host/name", shared)):  # a password is not in the file
+        (tmp_path / "plan.json").write_text(
+            json.dumps(begun | {"storage": storage, "data": {line: {"train": "other"}}})
+        )
+        with pytest.raises(UserError, match=f"{line} is another task than .* was begun with: its data changed"):
+            compare_command([], replace(resume, storage=asked))
     with pytest.raises(UserError, match="a comparison that has not ended: optforge compare --resume"):
         write_run_report([tmp_path])
 

@@ -219,10 +219,3 @@ def test_commands_are_spelled_as_they_are(page: Path) -> None:
         except Exception as error:  # of the command line's own copy of click
             incomplete = ("MissingParameter", "NoArgsIsHelpError", "BadOptionUsage")  # spoken of, not to be typed
             assert type(error).__name__ in incomplete, f"{page.name}: optforge {command}: {error}"
-
-
-def test_the_study_of_fingerprints_is_published() -> None:
-    text = (language.PAGE.parent / "fingerprints.md").read_text(encoding="utf-8")
-    drawn = re.search(r"^\| programs drawn \|.*\| ([0-9,]+) \|$", text, re.MULTILINE)
-    assert drawn is not None and int(drawn[1].replace(",", "")) >= 20_000
-    assert "python -m optforge.experiments.bench.fingerprint_study" in text

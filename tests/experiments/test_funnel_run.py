@@ -26,8 +26,9 @@ from optforge.experiments.searching.run import run_search
 from optforge.experiments.tasks import TASKS
 from optforge.primitives import Program, parse_program
 from optforge.search.evolution.evolution import Individual
+from optforge.search.fitness.evaluator import FLOOR
 from optforge.search.fitness.sweep import Sweep
-from optforge.search.funnel import FLOOR, Stage, check_unseen
+from optforge.search.funnel import Stage, check_unseen
 from optforge.search.training import Task
 from optforge.search.training.loop import train_alone
 from optforge.search.training.task import Splits, TensorSplit

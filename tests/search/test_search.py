@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import IntegrityError
-from support.searches import ADAMW, _always_dies, evolution, run, toy_factory, toy_fitness
+from support.searches import ADAMW, always_dies, evolution, run, toy_factory, toy_fitness
 
 from optforge.baselines import BASELINES
 from optforge.primitives import Program
@@ -308,7 +308,7 @@ def test_workers_give_up_on_a_batch_that_always_kills(tmp_path: Path) -> None:
             workers.result(workers.submit([ADAMW]))
     finally:
         workers.close()
-    workers = Workers(evaluating(_always_dies), 1)
+    workers = Workers(evaluating(always_dies), 1)
     try:
         (fitness,) = workers.result(workers.submit([ADAMW]))
         assert fitness.status is Status.FAILED
