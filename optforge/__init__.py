@@ -5,6 +5,7 @@
     import optforge
 
     optforge.evolve("runs/mine", tasks="proxies", preset="minutes")           # search for an update rule
+    optforge.compare("runs/mine#1", "adamw", "lion", tasks="mnist1d").verdict  # compare it with others, tuned alike
     optforge.train("digits", "runs/mine#1")                                   # train a task with it
     optforge.load("runs/mine#1")                                              # the program itself
     optforge.learn(model.parameters(), "adamw")                               # an optimizer that learns its rate
@@ -15,9 +16,9 @@ Everything is loaded when it is first used.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optforge.front import evolve, learn, load, train
+    from optforge.front import compare, evolve, learn, load, train
 
-__all__ = ["__version__", "evolve", "learn", "load", "train"]
+__all__ = ["__version__", "compare", "evolve", "learn", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:

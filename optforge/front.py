@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from optforge.experiments.compare import compare
 from optforge.experiments.programs import resolve_program, usual_rate
 from optforge.experiments.searching.options import SearchOptions
 from optforge.experiments.searching.run import run_search
@@ -71,4 +72,4 @@ def learn(params: Any, program: str | Path | Program = "adamw", lr: float = 1e-3
     return learn_rates(params, load(program), lr, **options)
 
 
-__all__: Sequence[str] = ["evolve", "learn", "load", "train"]
+__all__: Sequence[str] = ["compare", "evolve", "learn", "load", "train"]

@@ -13,17 +13,18 @@ from optforge.baselines import BASELINES
 from optforge.experiments.compare.comparison import SEEDS, TUNE_SEEDS
 from optforge.experiments.compare.fingerprints import changes, fingerprint
 from optforge.experiments.compare.origin import bred_on, origin, origin_sentences, random_control, task_key
-from optforge.experiments.compare.plan import Plan, Row, check_plan
-from optforge.experiments.compare.run import STORE, check_rows, conduct, executor, open_store
+from optforge.experiments.compare.plan import Plan, check_plan
+from optforge.experiments.compare.run import STORE, check_rows, conduct, executor, open_store, row_of
 from optforge.experiments.compare.verdict import CONTROL
 from optforge.experiments.errors import UserError
 from optforge.experiments.files import check_can_write, write_atomic
-from optforge.experiments.programs import HALL_OF_FAME, baseline_name, resolve_program, unique_names, usual_rate
+from optforge.experiments.programs import HALL_OF_FAME, unique_names
+from optforge.experiments.programs.rules import base_program, resolve_entrant
 from optforge.experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from optforge.experiments.tasks import TASKS, get_task, task_names
-from optforge.primitives import print_program
 from optforge.search.training.store import Store, StoreError, lock
 from optforge.search.training.trainer import Trainer
+from optforge.search.training.trial import rule_text
 
 ALWAYS = ("adamw", "lion")
 """Baselines that are rows of every comparison on the command line."""
@@ -105,20 +106,19 @@ def make_plan(programs: Sequence[str], asked: Asked) -> Plan:
         ValueError: if a program cannot train a task's model, or the numbers make no comparison.
     """
     given = list(dict.fromkeys(programs))
-    found = [(text, *resolve_program(text)) for text in given]
-    found += [(name, *resolve_program(name)) for name in ALWAYS if name not in given]
+    found = [(text, *resolve_entrant(text)) for text in given]
+    found += [(name, *resolve_entrant(name)) for name in ALWAYS if name not in given]
     first = sorted(found, key=lambda one: one[0] not in BASELINES)  # whose names stay theirs, whatever a file is called
     names = dict(zip([one[0] for one in first], unique_names([one[1] for one in first]), strict=True))
     origins, rows = [], []
-    for text, _, program in found:
+    for text, _, rule in found:
         name = names[text]
         known = origin(text, name)
         origins += [known] if known else []
-        rate = usual_rate(baseline_name(program) or text)
-        rows.append(Row(name, print_program(program), (known and known["lr"]) or rate))
+        rows.append(row_of(name, rule, (known and known["lr"]) or None))
     if asked.control:
-        like = next((program for text, _, program in found if text not in ALWAYS), found[0][2])
-        rows.append(Row(CONTROL, print_program(random_control(like)), usual_rate(CONTROL), control=True))
+        like = base_program(next((rule for text, _, rule in found if text not in ALWAYS), found[0][2]))
+        rows.append(row_of(CONTROL, random_control(like), control=True))
     tasks = _tasks(asked, bred_on(origins))
     horizons = _horizons("1" if asked.horizons is None else asked.horizons)
     plan = Plan(tuple(rows), tasks, horizons, origins=tuple(origins), **asked.changes)
@@ -180,7 +180,7 @@ def _resumed(programs: Sequence[str], asked: Asked) -> tuple[Path, Plan]:
 def _differences(plan: Plan, programs: Sequence[str], asked: Asked) -> Iterator[str]:
     """What was asked for beside --resume, and is not so in the comparison that was begun."""
     texts = {row.text for row in plan.rows}
-    yield from (f"no {name} in it" for name in programs if print_program(resolve_program(name)[1]) not in texts)
+    yield from (f"no {name} in it" for name in programs if rule_text(resolve_entrant(name)[1]) not in texts)
     if asked.control and not any(row.control for row in plan.rows):
         yield "no random control in it"
     wanted = replace(plan, **asked.changes)

@@ -14,7 +14,6 @@ from optforge.experiments.compare.reduction import Unit, check
 from optforge.experiments.compare.spaces import RATE, declared
 from optforge.experiments.compare.statistics import compare_pairs, corrected, mean_interval
 from optforge.experiments.compare.verdict import contest_sentence, verdict_sentence
-from optforge.experiments.programs import baseline_name
 from optforge.experiments.provenance import data_hash, provenance
 from optforge.primitives.analysis.cost import state_bytes
 from optforge.search.training.task import Task, parameter_shapes
@@ -114,7 +113,7 @@ def _entry(plan: Plan, unit: Unit, row: int, task: Task, costs: Costs | None) ->
         statements=len(what.program.live.instructions),
         all_statements=len(what.program.body),
         costs=costs,
-        reference=what.control or baseline_name(what.program) is not None,
+        reference=what.is_reference,
     )
 
 

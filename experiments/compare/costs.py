@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from optforge.experiments.compare.comparison import Costs
+from optforge.experiments.programs.rules import LearnedRate
 from optforge.experiments.training.options import device_type
 from optforge.primitives import Program, ProgramOptimizer
 from optforge.primitives.backends.compiled import kernel
@@ -54,8 +56,8 @@ class PeakMemory(TorchDispatchMode):
         weakref.finalize(storage, gone)
 
 
-def measure_costs(task: Task, program: Program, lr: float, compiling: bool = True) -> Costs:
-    """Costs of training the task's model with `program`, as `ProgramOptimizer` runs it on this machine's device.
+def measure_costs(task: Task, rule: Program | LearnedRate, lr: float, compiling: bool = True) -> Costs:
+    """Costs of training the task's model with `rule` on this machine's device.
 
     Times are medians of `STEPS` steps. The peak is that of the plain step, which makes a tensor for each statement; a
     compiled one works in place. Compiling is timed where there is a compiler, if
@@ -64,7 +66,10 @@ def measure_costs(task: Task, program: Program, lr: float, compiling: bool = Tru
     device = device_type()
     model = initial_model(task, 0).to(device)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = ProgramOptimizer(parameters, program, lr, total_steps=STEPS + WARM)
+    if isinstance(rule, Program):
+        optimizer: Optimizer = ProgramOptimizer(parameters, rule, lr, total_steps=STEPS + WARM)
+    else:
+        optimizer = rule.optimizer(parameters, lr, STEPS + WARM)
     data = task.data().train
     step_ms, rule_ms = [], []
     for number, indices in enumerate(batch_indices(len(data), task.batch_size, STEPS + WARM, 0)):
@@ -81,7 +86,7 @@ def measure_costs(task: Task, program: Program, lr: float, compiling: bool = Tru
     with PeakMemory() as memory:
         optimizer.step()
     count = sum(p.numel() for p in parameters)
-    seconds = _compile_seconds(parameters, program, lr) if compiling else None
+    seconds = _compile_seconds(parameters, rule, lr) if compiling and isinstance(rule, Program) else None
     return Costs(median(step_ms), median(rule_ms), memory.peak / count, seconds)
 
 

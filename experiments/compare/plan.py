@@ -10,7 +10,9 @@ from typing import Any
 
 from optforge.experiments.compare.comparison import SEEDS, TUNE_SEEDS, Protocol
 from optforge.experiments.compare.spaces import Space, spaces
-from optforge.primitives import Program, parse_program
+from optforge.experiments.programs import baseline_name
+from optforge.experiments.programs.rules import LearnedRate, base_program, parse_rule
+from optforge.primitives import Program
 from optforge.search.training import Task
 from optforge.search.training.schedule import SCHEDULES
 
@@ -23,7 +25,7 @@ MOST_RUNS, MOST_TIMES, MOST_STEPS = 10_000, 1_000, 10_000_000
 
 @dataclass(frozen=True)
 class Row:
-    """An optimizer in a plan: unique name, program as text, centre of its learning rate, whether it is a control."""
+    """An optimizer in a plan: unique name, rule as text, centre of its learning rate, whether it is a control."""
 
     name: str
     text: str
@@ -31,14 +33,24 @@ class Row:
     control: bool = False
 
     @property
-    def program(self) -> Program:
-        """The update rule."""
+    def rule(self) -> Program | LearnedRate:
+        """What trains."""
         return _parsed(self.text)
+
+    @property
+    def program(self) -> Program:
+        """The update rule in it."""
+        return base_program(self.rule)
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is what others are set beside: a control, or a baseline as it is published."""
+        return self.control or (isinstance(self.rule, Program) and baseline_name(self.rule) is not None)
 
 
 @lru_cache(maxsize=256)
-def _parsed(text: str) -> Program:
-    return parse_program(text)
+def _parsed(text: str) -> Program | LearnedRate:
+    return parse_rule(text)
 
 
 @dataclass(frozen=True)

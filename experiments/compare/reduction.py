@@ -18,6 +18,7 @@ from optforge.experiments.compare.comparison import Protocol, Setting
 from optforge.experiments.compare.plan import FACTORS, Plan
 from optforge.experiments.compare.spaces import RATE, Space, configured
 from optforge.experiments.errors import FailedError
+from optforge.experiments.programs.rules import with_base
 from optforge.search.training.asking import Asking, together
 from optforge.search.training.proposals import Point, Proposer, sobol
 from optforge.search.training.task import Task
@@ -137,7 +138,8 @@ def _sequence(dimensions: int, count: int) -> tuple[Point, ...]:
 def _trials(
     plan: Plan, protocol: Protocol, row: int, values: Mapping[str, float], seeds: Sequence[int], reported: bool = False
 ) -> list[Trial]:
-    rule = configured(plan.rows[row].program, values)
+    own = plan.rows[row]
+    rule = with_base(own.rule, configured(own.program, values))
     first = Trial(
         rule, values[RATE], protocol.task, seeds[0], protocol.steps, protocol.schedule, protocol.warmup, protocol.clip,
         splits=("valid", "test") if reported else ("valid",), watch=reported,

@@ -12,19 +12,21 @@ from optforge.experiments.compare.fingerprints import identity, name_of, task_na
 from optforge.experiments.compare.plan import Plan, Row, check_plan
 from optforge.experiments.compare.reduction import units
 from optforge.experiments.compare.spaces import RATE, configured
-from optforge.experiments.programs import baseline_name, resolve_program, unique_names, usual_rate
-from optforge.primitives import Program, print_program
+from optforge.experiments.programs import baseline_name, unique_names, usual_rate
+from optforge.experiments.programs.rules import LearnedRate, base_program, parse_rule, resolve_entrant, with_base
+from optforge.primitives import Program
 from optforge.search.training.asking import Train, answer
 from optforge.search.training.executors.pool import Executor
 from optforge.search.training.executors.processes import Workers
 from optforge.search.training.store import Store
 from optforge.search.training.task import Task, initial_model, trainable
 from optforge.search.training.trainer import Progress, Trainer, training
+from optforge.search.training.trial import rule_text
 
 STORE = "store.sqlite"
 """In a run directory: the outcomes of its trials."""
 
-Named = str | tuple[str, Program]
+Named = str | tuple[str, Program | LearnedRate]
 """An entrant: what the command line accepts, or a name and a program."""
 
 
@@ -39,7 +41,8 @@ def compare(
     """Tune every entrant with the same budget, then set them beside each other on fresh seeds.
 
     Args:
-        entrants: names of optimizers, program files or ``RUN_DIR#RANK``, or pairs of a name and a program.
+        entrants: names of optimizers, program files, ``RUN_DIR#RANK`` or ``learned(…)`` of any of these; or pairs of a
+            name and a program.
         tasks: tasks or their names.
         train: what trains, by default this process; see `search.training.trainer.Trainer`.
         costs: whether the cost of a step is measured.
@@ -78,8 +81,8 @@ def conduct(
         for row, what in enumerate(plan.rows):
             if unit.horizon == plan.horizons[0]:
                 values = unit.tuned.winner(row).values
-                program, first = configured(what.program, values), unit.task == plan.tasks[0]
-                own = measure_costs(find(unit.task), program, values[RATE], compiling=first)
+                rule, first = with_base(what.rule, configured(what.program, values)), unit.task == plan.tasks[0]
+                own = measure_costs(find(unit.task), rule, values[RATE], compiling=first)
                 seconds = own.compile_seconds if first else measured[plan.tasks[0], row].compile_seconds
                 measured[unit.task, row] = Costs(own.step_ms, own.rule_ms, own.peak_bytes, seconds)
     return contest(plan, found, find, measured, notes)
@@ -87,12 +90,15 @@ def conduct(
 
 def rows(entrants: Sequence[Named]) -> tuple[Row, ...]:
     """Entrants as rows of a plan; a name that occurs again gets a number."""
-    found = [resolve_program(e) if isinstance(e, str) else e for e in entrants]
+    found = [resolve_entrant(e) if isinstance(e, str) else e for e in entrants]
     names = unique_names([name for name, _ in found])
-    return tuple(
-        Row(name, print_program(program), usual_rate(baseline_name(program) or name))
-        for name, (_, program) in zip(names, found, strict=True)
-    )
+    return tuple(row_of(name, rule) for name, (_, rule) in zip(names, found, strict=True))
+
+
+def row_of(name: str, rule: Program | LearnedRate, rate: float | None = None, *, control: bool = False) -> Row:
+    """A row of a plan; its rate is by default the usual one of the baseline that it is."""
+    usual = usual_rate(baseline_name(base_program(rule)) or name)
+    return Row(name, rule_text(rule), usual if rate is None else rate, control)
 
 
 def check_rows(plan: Plan, find: Callable[[str], Task] = task_named) -> None:
@@ -115,7 +121,7 @@ def open_store(where: Path | str) -> Store:
 
 def executor(workers: int) -> Executor | None:
     """Processes that train; None for this one."""
-    return Workers(training(task_named, name=name_of), workers) if workers > 1 else None
+    return Workers(training(task_named, parse_rule, name_of), workers) if workers > 1 else None
 
 
-__all__ = ["STORE", "Progress", "check_rows", "compare", "conduct", "executor", "open_store", "rows"]
+__all__ = ["STORE", "Progress", "check_rows", "compare", "conduct", "executor", "open_store", "row_of", "rows"]
