@@ -28,7 +28,7 @@ def test_importing_loads_nothing_and_a_file_of_a_users_shadows_nothing(tmp_path:
 def test_strings_are_accepted_where_the_command_line_accepts_them() -> None:
     adamw = BASELINES["adamw"].program
     assert optforge.load("adamw") == optforge.load(adamw) == adamw
-    with pytest.raises(UserError, match="did you mean adamw"):
+    with pytest.raises(UserError, match="did you mean .*adamw"):
         optforge.load("adamv")
     run = optforge.train("digits", "lion", steps=3)
     assert (run.task, run.steps, run.status) == ("digits", 3, "ok")
@@ -41,7 +41,7 @@ def test_strings_are_accepted_where_the_command_line_accepts_them() -> None:
 
 def test_programs_and_learned_rates_are_compared_by_the_same_budget() -> None:
     found = optforge.compare(
-        "adamw", "learned(adamw)", ("mine", BASELINES["lion"].program), tasks=regression(steps=8), trials=3,
+        "adamw", "learned(adamw)", ("mine", BASELINES["lion"].program), tasks=regression(steps=80), trials=3,
         dimensions=1, seeds=2, tune_seeds=1, costs=False,
     )  # fmt: skip
     (comparison,) = found.comparisons
