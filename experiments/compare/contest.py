@@ -101,6 +101,7 @@ def _entry(plan: Plan, unit: Unit, row: int, task: Task, costs: Costs | None) ->
     check(unit.outcomes[row])
     runs = tuple(_run(seed, outcome) for seed, outcome in zip(protocol.seeds, unit.outcomes[row], strict=True))
     counted = [run.counted for run in runs]
+    known = what.control or baseline_name(what.program) is not None
     accuracies = [run.test_accuracy for run in runs if run.test_accuracy is not None]
     return Entry(
         name=what.name,
@@ -115,7 +116,7 @@ def _entry(plan: Plan, unit: Unit, row: int, task: Task, costs: Costs | None) ->
         statements=len(what.program.live.instructions),
         all_statements=len(what.program.body),
         costs=costs,
-        reference=what.control or baseline_name(what.program) is not None,
+        reference=known if what.reference is None else what.reference,
     )
 
 

@@ -23,12 +23,21 @@ MOST_RUNS, MOST_TIMES, MOST_STEPS = 10_000, 1_000, 10_000_000
 
 @dataclass(frozen=True)
 class Row:
-    """An optimizer in a plan: unique name, program as text, centre of its learning rate, whether it is a control."""
+    """An optimizer in a plan.
+
+    Attributes:
+        name: unique in the plan.
+        text: its program.
+        rate: centre of its learning rate.
+        control: whether it is one.
+        reference: whether others are set beside it; by default controls and baselines are references.
+    """
 
     name: str
     text: str
     rate: float
     control: bool = False
+    reference: bool | None = None
 
     @property
     def program(self) -> Program:

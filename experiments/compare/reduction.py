@@ -122,7 +122,7 @@ def _points(
     elif not tried:
         found = [centre]
     else:
-        proposer = Proposer(plan.sampler, dimensions)
+        proposer = Proposer(plan.sampler, dimensions, seed=len(tried))
         proposer.tell([whole.place(setting.at) for setting in tried], [setting.loss for setting in tried])
         found = proposer.ask(count)
     return tuple(tuple(parts[k % len(parts)].inside(point)) for k, point in enumerate(found))

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from support.reports import NASTY, Page, comparison
 
-from optforge.experiments.compare.comparison import Trial, Tuning
+from optforge.experiments.compare.comparison import Setting, Tuning
 from optforge.experiments.compare.console import print_comparison
 from optforge.experiments.compare.contest import Contest
 from optforge.experiments.compare.statistics import Verdict
@@ -122,7 +122,7 @@ def test_verdict_names_the_program_in_question_and_sets_it_beside_baselines() ->
 def test_the_quantity_at_an_edge_is_named_and_no_other() -> None:
     found = comparison(("mine", "adamw"))
     edge = replace(found.entries[0].tuning, edge=True)
-    trial = Trial({"lr": 1e-3, "beta1": 0.5}, 0.2, (0.2,), (0.2,), (False,))
+    trial = Setting({"lr": 1e-3, "beta1": 0.5}, 0.2, (0.2,), (0.2,), (False,))
     space = tuple({"name": name, "low": 0.1, "high": 1.0} for name in ("lr", "beta1"))
     searched = replace(edge, trials=(trial,), space=space, values=trial.values)
 
@@ -145,7 +145,7 @@ def test_the_quantity_at_an_edge_is_named_and_no_other() -> None:
 
 def test_a_control_that_was_tuned_in_fewer_dimensions_is_named() -> None:
     found = comparison(("mine", "adamw", "random control"))
-    trial = Trial({"lr": 1e-3}, 0.2, (0.2,), (0.2,), (False,))
+    trial = Setting({"lr": 1e-3}, 0.2, (0.2,), (0.2,), (False,))
     space = tuple({"name": name, "low": 0.1, "high": 1.0} for name in ("lr", "beta1", "beta2"))
     entries = tuple(
         replace(e, tuning=replace(e.tuning, trials=(trial,) * 16, space=space[: 1 if "control" in e.name else 3]))
