@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
-from optforge.baselines.adam import Adam
-from optforge.baselines.base import Lists
+from optforge.baselines.adamw import AdamW
+from optforge.baselines.base import Lists, average_squares
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Program
 from optforge.primitives.blocks import debias, decoupled_weight_decay, momentum, rms_normalise
 
 
-class AdaBelief(Adam):
+class AdaBelief(AdamW, eps=1e-16, weight_decay=0.0):
     """Adam that divides by how far gradients are from their average, not by how large they are.
 
     Steps are long where gradients agree with what was expected of them, and short where they surprise.
@@ -25,31 +24,9 @@ class AdaBelief(Adam):
     decay; without rectification. The default of epsilon is that of the authors' code.
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-16,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize, state_dtype=state_dtype)
-
-    def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
-        lr, (beta1, beta2), m, v = group["lr"], group["betas"], state["m"], state["v"]
-        torch._foreach_lerp_(m, grads, 1 - beta1)
-        surprises = torch._foreach_sub(grads, m)
-        torch._foreach_mul_(v, beta2)
-        torch._foreach_addcmul_(v, surprises, surprises, 1 - beta2)
-        torch._foreach_add_(v, group["eps"])
-        denominator = torch._foreach_div(v, 1 - beta2**step)
-        torch._foreach_sqrt_(denominator)
-        torch._foreach_add_(denominator, group["eps"])
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        torch._foreach_addcdiv_(params, m, denominator, -lr / (1 - beta1**step))
+    def _second_moment(self, group: dict[str, Any], grads: list[Tensor], state: Lists) -> None:
+        average_squares(state["v"], list(torch._foreach_sub(grads, state["m"])), group["betas"][1])
+        torch._foreach_add_(state["v"], group["eps"])
 
 
 def program() -> Program:

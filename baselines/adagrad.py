@@ -47,7 +47,8 @@ class AdaGrad(HandWritten):
         super().__init__(params, options, maximize=maximize, state_dtype=state_dtype)
 
     def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
+        super()._check(group)
+        check_not_negative(group, "lr_decay", "initial_accumulator_value")
 
     def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         return {"total": torch.full_like(p, group["initial_accumulator_value"])}

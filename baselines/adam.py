@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optforge.baselines.base import HandWritten, Lists, with_l2
-from optforge.baselines.checks import check_beta, check_not_negative
+from optforge.baselines.base import HandWritten, Lists, average_squares, corrected_root, with_l2
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Program
 from optforge.primitives.blocks import debias, momentum, rms_normalise
@@ -36,45 +35,25 @@ class Adam(HandWritten):
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, options, maximize=maximize, state_dtype=state_dtype)
 
-    def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "eps", "weight_decay")
-        check_beta(group, "betas")
-
-    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"m": torch.zeros_like(p), "v": torch.zeros_like(p)}
+    _zeros: tuple[str, ...] = ("m", "v")
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         self._adam(group, params, with_l2(group, params, grads), state, step)
 
-    @staticmethod
-    def _adam(group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
-        (beta1, beta2), m, v = group["betas"], state["m"], state["v"]
-        torch._foreach_lerp_(m, grads, 1 - beta1)
-        torch._foreach_mul_(v, beta2)
-        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
-        denominator = torch._foreach_div(v, 1 - beta2**step)
-        torch._foreach_sqrt_(denominator)
-        # Epsilon joins the root of the corrected average, below the fraction bar. Write-ups have it under the root, or
-        # beside the quotient, where it would be a constant drift; TensorFlow's joins the uncorrected root.
-        torch._foreach_add_(denominator, group["eps"])
-        torch._foreach_addcdiv_(params, m, denominator, -group["lr"] / (1 - beta1**step))
+    def _adam(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
+        beta1, beta2 = group["betas"]
+        torch._foreach_lerp_(state["m"], grads, 1 - beta1)
+        self._second_moment(group, grads, state)
+        roots = corrected_root(state["v"], beta2, step, group["eps"])
+        torch._foreach_addcdiv_(params, state["m"], roots, -group["lr"] / (1 - beta1**step))
+
+    def _second_moment(self, group: dict[str, Any], grads: list[Tensor], state: Lists) -> None:
+        """Move ``state["v"]``, in place; ``state["m"]`` already holds `grads`."""
+        average_squares(state["v"], grads, group["betas"][1])
 
 
-class AdamL2(Adam):
+class AdamL2(Adam, weight_decay=0.01):
     """Adam with an L2 penalty by default, to be set beside `AdamW` (Loshchilov & Hutter 2019, algorithm 2)."""
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        *,
-        maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize, state_dtype=state_dtype)
 
 
 def direction(b: Builder, g: Expr) -> Expr:

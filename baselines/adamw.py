@@ -4,38 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from optforge.baselines.adam import Adam, direction
-from optforge.baselines.base import Lists
+from optforge.baselines.base import Lists, decay_weights
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Program
 from optforge.primitives.blocks import decoupled_weight_decay
 
 
-class AdamW(Adam):
+class AdamW(Adam, weight_decay=0.01):
     """Adam with decoupled weight decay, as in `torch.optim.AdamW`: the decay is scaled by the learning rate.
 
     Variant: the paper's schedule multiplier is the learning rate that a scheduler sets.
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        *,
-        maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize, state_dtype=state_dtype)
-
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        decay_weights(group, params)
         self._adam(group, params, grads, state, step)
 
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optforge.baselines.base import HandWritten, Lists
-from optforge.baselines.checks import check_beta, check_not_negative
+from optforge.baselines.base import HandWritten, Lists, average_squares, corrected_root
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Program
 from optforge.primitives.blocks import debias, momentum, rms_normalise
@@ -38,12 +37,8 @@ class Adan(HandWritten):
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, options, maximize=maximize, state_dtype=state_dtype)
 
-    def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "eps", "weight_decay")
-        check_beta(group, "betas", count=3)
-
-    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {name: torch.zeros_like(p) for name in ("m", "v", "n", "previous")}
+    _zeros = ("m", "v", "n", "previous")
+    _betas = 3
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         lr, (beta1, beta2, beta3) = group["lr"], group["betas"]
@@ -55,11 +50,8 @@ class Adan(HandWritten):
         torch._foreach_lerp_(v, change, 1 - beta2)
         torch._foreach_mul_(change, beta2)
         torch._foreach_add_(change, grads)  # the gradient that Nesterov's method would take further ahead
-        torch._foreach_mul_(n, beta3)
-        torch._foreach_addcmul_(n, change, change, 1 - beta3)
-        denominator = torch._foreach_div(n, 1 - beta3**step)
-        torch._foreach_sqrt_(denominator)
-        torch._foreach_add_(denominator, group["eps"])
+        average_squares(n, list(change), beta3)
+        denominator = corrected_root(n, beta3, step, group["eps"])
         torch._foreach_addcdiv_(params, m, denominator, -lr / (1 - beta1**step))
         torch._foreach_addcdiv_(params, v, denominator, -lr * beta2 / (1 - beta2**step))
         torch._foreach_div_(params, 1 + lr * group["weight_decay"])

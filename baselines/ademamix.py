@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from optforge.baselines.adam import Adam
-from optforge.baselines.base import HandWritten, Lists
-from optforge.baselines.checks import check_beta, check_not_negative
+from optforge.baselines.base import HandWritten, Lists, average_squares, corrected_root, decay_weights
+from optforge.baselines.checks import check_not_negative
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Program
 from optforge.primitives.blocks import debias, decoupled_weight_decay, momentum, rms_normalise
@@ -50,26 +50,23 @@ class AdEMAMix(Adam):
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "alpha": alpha, "warmup": warmup}
         HandWritten.__init__(self, params, options, maximize=maximize, state_dtype=state_dtype)
 
-    def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "eps", "weight_decay", "alpha", "warmup")
-        check_beta(group, "betas", count=3)
+    _zeros = ("m", "slow", "v")
+    _betas = 3
 
-    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {name: torch.zeros_like(p) for name in ("m", "slow", "v")}
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        check_not_negative(group, "alpha", "warmup")
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         lr, (beta1, beta2, beta3), m, slow, v = group["lr"], group["betas"], *(state[x] for x in ("m", "slow", "v"))
         share = min(step / group["warmup"], 1.0) if group["warmup"] else 1.0
         torch._foreach_lerp_(m, grads, 1 - beta1)
         torch._foreach_lerp_(slow, grads, 1 - _decay(share, beta1, beta3))
-        torch._foreach_mul_(v, beta2)
-        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
-        denominator = torch._foreach_div(v, 1 - beta2**step)
-        torch._foreach_sqrt_(denominator)
-        torch._foreach_add_(denominator, group["eps"])
+        average_squares(v, grads, beta2)
+        denominator = corrected_root(v, beta2, step, group["eps"])
         direction = torch._foreach_div(m, 1 - beta1**step)
         torch._foreach_add_(direction, slow, alpha=group["alpha"] * share)
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        decay_weights(group, params)
         torch._foreach_addcdiv_(params, direction, denominator, -lr)
 
 

@@ -6,16 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from optforge.baselines.adam import Adam
-from optforge.baselines.base import Lists
+from optforge.baselines.base import Lists, average_squares, decay_weights
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Program
 from optforge.primitives.blocks import decoupled_weight_decay, momentum
 
 
-class ADOPT(Adam):
+class ADOPT(Adam, betas=(0.9, 0.9999), eps=1e-6):
     """The average of gradients, each divided by the root of second moments that do not know it yet.
 
     As the divisor does not depend on the gradient that it divides, it converges for every decay of second moments.
@@ -24,36 +23,19 @@ class ADOPT(Adam):
     fills the second moment and moves nothing but weight decay, which is decoupled.
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.9999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize, state_dtype=state_dtype)
-
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         lr, (beta1, beta2), m, v = group["lr"], group["betas"], state["m"], state["v"]
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        decay_weights(group, params)
         if step == 1:
             torch._foreach_addcmul_(v, grads, grads)
             return
         limit = (step - 1) ** 0.25
-        quotients = torch._foreach_sqrt(v)
-        torch._foreach_clamp_min_(quotients, group["eps"])
-        torch._foreach_reciprocal_(quotients)
-        torch._foreach_mul_(quotients, grads)
+        quotients = torch._foreach_div(grads, torch._foreach_clamp_min(torch._foreach_sqrt(v), group["eps"]))
         torch._foreach_clamp_max_(quotients, limit)
         torch._foreach_clamp_min_(quotients, -limit)
         torch._foreach_lerp_(m, quotients, 1 - beta1)
         torch._foreach_add_(params, m, alpha=-lr)
-        torch._foreach_mul_(v, beta2)
-        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
+        average_squares(v, grads, beta2)
 
 
 def program() -> Program:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from optforge.baselines.checks import check_bool, check_dtype
+from optforge.baselines.checks import check_beta, check_bool, check_dtype, check_not_negative, check_unit
 from optforge.primitives.options import is_note
 from optforge.primitives.parameters import (
     REST,
@@ -30,12 +32,34 @@ def with_l2(group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) ->
     return list(torch._foreach_add(grads, params, alpha=weight_decay)) if weight_decay else grads
 
 
+def decay_weights(group: dict[str, Any], params: list[Tensor]) -> None:
+    """Decoupled weight decay, in place."""
+    torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+
+
+def average_squares(v: list[Tensor], grads: list[Tensor], decay: float) -> None:
+    """Let the averages `v` take in the squares of `grads`, in place."""
+    torch._foreach_mul_(v, decay)
+    torch._foreach_addcmul_(v, grads, grads, 1 - decay)
+
+
+def corrected_root(v: list[Tensor], decay: float, step: int, eps: float) -> list[Tensor]:
+    """Roots of averages of squares, corrected for their start at zero, plus `eps`."""
+    roots = torch._foreach_div(v, 1 - decay**step)
+    torch._foreach_sqrt_(roots)
+    # Epsilon joins the root of the corrected average, below the fraction bar. Write-ups have it under the root, or
+    # beside the quotient, where it would be a constant drift; TensorFlow's joins the uncorrected root.
+    torch._foreach_add_(roots, eps)
+    return list(roots)
+
+
 class HandWritten(Optimizer):
     """A `torch.optim.Optimizer` whose rule is `_apply`, over lists of tensors and in place.
 
-    A subclass names its hyperparameters in ``__init__``, refuses wrong ones in `_check`, makes the state of a parameter
-    in `_start`, and writes the paper's formulas down in `_apply`. Here are closures, groups, `maximize`, arithmetic in
-    another dtype, and a step number for each parameter: one that is unfrozen late begins at step 1.
+    A subclass names its hyperparameters in ``__init__`` and the state that begins at zero in `_zeros`, and writes the
+    paper's formulas down in `_apply`; `_check` and `_start` are for further hyperparameters and state. Here are
+    closures, groups, `maximize`, arithmetic in another dtype, and a step number for each parameter: one that is
+    unfrozen late begins at step 1.
 
     Args:
         params: parameters or parameter groups; a group may override every hyperparameter.
@@ -51,6 +75,15 @@ class HandWritten(Optimizer):
         ProgramError: for sparse or complex gradients, in `step`.
     """
 
+    _zeros: tuple[str, ...] = ()  # state that begins at zero
+    _betas = 2  # how many numbers `betas` are
+
+    def __init_subclass__(cls, **defaults: Any) -> None:
+        """``class AdamW(Adam, weight_decay=0.01)`` has the constructor of Adam with another default."""
+        super().__init_subclass__()
+        if defaults:
+            cls.__init__ = _with_defaults(cls.__init__, defaults)  # type: ignore[method-assign]
+
     def __init__(
         self,
         params: ParamsT,
@@ -62,12 +95,19 @@ class HandWritten(Optimizer):
         super().__init__(params, {**defaults, "maximize": maximize, "state_dtype": state_dtype})
 
     def _check(self, group: dict[str, Any]) -> None:
-        """Raise `ValueError` naming the first hyperparameter of `group` that is out of range."""
-        raise NotImplementedError
+        """Raise `ValueError` naming the first hyperparameter of `group` that is out of range.
+
+        Names that mean the same in all papers are checked here.
+        """
+        check_not_negative(group, *(name for name in ("lr", "eps", "weight_decay") if name in self.defaults))
+        if "momentum" in self.defaults:
+            check_unit(group, "momentum")
+        if "betas" in self.defaults:
+            check_beta(group, "betas", count=self._betas)
 
     def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """State of `p` before its first step; `p` has the dtype of the state."""
-        raise NotImplementedError
+        return {name: torch.zeros_like(p) for name in self._zeros}
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         """One update in place of parameters that are all at the same `step`, 1 for the first.
@@ -167,3 +207,15 @@ class HandWritten(Optimizer):
             for p, whole, state in zip(moved, params, states, strict=True):
                 p.copy_(whole)
                 state[REST].copy_(whole.sub_(p))
+
+
+def _with_defaults(function: Any, changes: Mapping[str, Any]) -> FunctionType:
+    """The same function with other default values of some arguments."""
+    parameters = inspect.signature(function).parameters.values()
+    kept = {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty}
+    if unknown := changes.keys() - kept:
+        raise TypeError(f"{function.__qualname__} has no argument {min(unknown)!r} with a default")
+    values = tuple((kept | dict(changes)).values())
+    copy = FunctionType(function.__code__, function.__globals__, function.__name__, values, function.__closure__)
+    copy.__kwdefaults__, copy.__annotations__ = function.__kwdefaults__, function.__annotations__
+    return copy

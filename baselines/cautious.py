@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from optforge.baselines import adamw, lion
-from optforge.baselines.base import HandWritten, Lists
+from optforge.baselines.base import HandWritten, Lists, decay_weights
 from optforge.baselines.row import Baseline, Oracle
-from optforge.primitives import Const, Instr, Kind, Program
+from optforge.primitives import Builder, Instr, Kind, Program, blocks
 from optforge.primitives.program import Arg
 
 
@@ -24,7 +24,7 @@ class _Cautious(HandWritten):
         masks = [torch.lt(move * g, 0).to(g.dtype) for move, g in zip(moves, grads, strict=True)]
         torch._foreach_mul_(moves, masks)
         torch._foreach_div_(moves, [mask.mean().clamp(min=1e-3) for mask in masks])
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        decay_weights(group, params)
         torch._foreach_add_(params, moves, alpha=lr)
 
 
@@ -53,20 +53,12 @@ def cautious(program: Program) -> Program:
     parameter, as `primitives.blocks.decoupled_weight_decay` makes it, that term stays as it is. Decay in any other
     place, as inside LAMB's ratio, is masked with the rest. A fallback becomes cautious, too.
     """
-    body = list(program.body)
-
-    def add(op: str, *args: Arg) -> int:
-        body.append(Instr(op, args))
-        return len(body) - 1
-
-    direction, decay = _parts(program)
-    mask = add("agree", direction, "g")
-    share = add("max", add("mean", mask), Const(1e-3))
-    update = add("mul", direction, add("div", mask, share))
+    b = Builder()
+    value, (direction, decay) = b.append(program), _parts(program)
+    update = blocks.cautious(b, value(direction))
     if decay is not None:
-        update = add("add", update, decay)
-    fallback = cautious(program.fallback) if program.fallback is not None else None
-    return Program(program.state, program.hypers, tuple(body), update, program.next_state, fallback).pruned()
+        update = update + value(decay)
+    return b.build(update, cautious(program.fallback) if program.fallback is not None else None).pruned()
 
 
 def _parts(program: Program) -> tuple[Arg, Arg | None]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from optforge.baselines.adam import Adam, direction
 from optforge.baselines.base import Lists
@@ -15,7 +14,7 @@ from optforge.primitives import Builder, Program
 from optforge.primitives.blocks import decoupled_weight_decay, trust_ratio
 
 
-class LAMB(Adam):
+class LAMB(Adam, eps=1e-6, weight_decay=0.01):
     """AdamW's step, scaled in every tensor to the size of the tensor: ``‖p‖`` over that of the step.
 
     Variant: with bias correction, as in the paper's algorithm, for which some packages have a larger first step
@@ -23,30 +22,9 @@ class LAMB(Adam):
     1 where one of the norms is 0; no tensor is exempt.
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
-        *,
-        maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize, state_dtype=state_dtype)
-
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
-        (beta1, beta2), m, v = group["betas"], state["m"], state["v"]
-        torch._foreach_lerp_(m, grads, 1 - beta1)
-        torch._foreach_mul_(v, beta2)
-        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
-        updates = torch._foreach_div(v, 1 - beta2**step)
-        torch._foreach_sqrt_(updates)
-        torch._foreach_add_(updates, group["eps"])
-        torch._foreach_mul_(updates, 1 - beta1**step)
-        torch._foreach_reciprocal_(updates)
-        torch._foreach_mul_(updates, m)
+        updates = [torch.zeros_like(p) for p in params]
+        self._adam({**group, "lr": -1.0}, updates, grads, state, step)
         torch._foreach_add_(updates, params, alpha=group["weight_decay"])
         sizes, lengths = torch._foreach_norm(params), torch._foreach_norm(updates)
         ratios = [

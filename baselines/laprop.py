@@ -6,16 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from optforge.baselines.adam import Adam
-from optforge.baselines.base import Lists
+from optforge.baselines.base import Lists, average_squares, corrected_root, decay_weights
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Program
 from optforge.primitives.blocks import debias, decoupled_weight_decay, momentum, rms_normalise
 
 
-class LaProp(Adam):
+class LaProp(Adam, lr=4e-4, eps=1e-15):
     """Adam in another order: each gradient is divided by the root mean square of its day, and the quotients averaged.
 
     Adam divides the average by what the root is now, so that a sudden large gradient holds back all earlier ones.
@@ -24,30 +23,12 @@ class LaProp(Adam):
     averaged with the quotients, which is the same until it changes. Weight decay is decoupled.
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 4e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-15,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize, state_dtype=state_dtype)
-
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         lr, (beta1, beta2), m, v = group["lr"], group["betas"], state["m"], state["v"]
-        torch._foreach_mul_(v, beta2)
-        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
-        quotients = torch._foreach_div(v, 1 - beta2**step)
-        torch._foreach_sqrt_(quotients)
-        torch._foreach_add_(quotients, group["eps"])
-        torch._foreach_reciprocal_(quotients)
-        torch._foreach_mul_(quotients, grads)
+        average_squares(v, grads, beta2)
+        quotients = torch._foreach_div(grads, corrected_root(v, beta2, step, group["eps"]))
         torch._foreach_lerp_(m, quotients, 1 - beta1)
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        decay_weights(group, params)
         torch._foreach_add_(params, m, alpha=-lr / (1 - beta1**step))
 
 

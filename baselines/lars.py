@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from optforge.baselines.base import HandWritten, Lists
-from optforge.baselines.checks import check_not_negative, check_positive, check_unit
+from optforge.baselines.checks import check_positive
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Program
 from optforge.primitives.blocks import heavy_ball
@@ -45,13 +45,11 @@ class LARS(HandWritten):
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
         super().__init__(params, options, maximize=maximize, state_dtype=state_dtype)
 
-    def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "weight_decay")
-        check_unit(group, "momentum")
-        check_positive(group, "trust_coefficient")
+    _zeros = ("m",)
 
-    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"m": torch.zeros_like(p)}
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        check_positive(group, "trust_coefficient")
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         weight_decay, m = group["weight_decay"], state["m"]

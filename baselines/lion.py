@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optforge.baselines.base import HandWritten, Lists
-from optforge.baselines.checks import check_beta, check_not_negative
+from optforge.baselines.base import HandWritten, Lists, decay_weights
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Program
 from optforge.primitives.blocks import decoupled_weight_decay, momentum
@@ -35,18 +34,13 @@ class Lion(HandWritten):
         options = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
         super().__init__(params, options, maximize=maximize, state_dtype=state_dtype)
 
-    def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "weight_decay")
-        check_beta(group, "betas")
-
-    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"m": torch.zeros_like(p)}
+    _zeros = ("m",)
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         lr, (beta1, beta2), m = group["lr"], group["betas"], state["m"]
         direction = torch._foreach_lerp(m, grads, 1 - beta1)
         torch._foreach_sign_(direction)
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        decay_weights(group, params)
         torch._foreach_add_(params, direction, alpha=-lr)
         torch._foreach_lerp_(m, grads, 1 - beta2)
 

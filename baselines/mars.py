@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from optforge.baselines.adam import Adam
-from optforge.baselines.base import HandWritten, Lists
+from optforge.baselines.base import HandWritten, Lists, decay_weights
 from optforge.baselines.checks import check_not_negative
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Program
@@ -50,12 +50,11 @@ class MARS(Adam):
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "gamma": gamma}
         HandWritten.__init__(self, params, options, maximize=maximize, state_dtype=state_dtype)
 
+    _zeros = ("m", "v", "previous")
+
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         check_not_negative(group, "gamma")
-
-    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {name: torch.zeros_like(p) for name in ("m", "v", "previous")}
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         beta1, previous = group["betas"][0], state["previous"]
@@ -65,7 +64,7 @@ class MARS(Adam):
         torch._foreach_mul_(corrected, group["gamma"] * beta1 / (1 - beta1))
         torch._foreach_add_(corrected, grads)
         torch._foreach_div_(corrected, torch._foreach_clamp_min(torch._foreach_norm(corrected), 1))
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        decay_weights(group, params)
         self._adam(group, params, list(corrected), state, step)
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from optforge.baselines import adamw
-from optforge.baselines.base import HandWritten, Lists
-from optforge.baselines.checks import check_beta, check_bool, check_not_negative, check_unit
+from optforge.baselines.base import HandWritten, Lists, decay_weights
+from optforge.baselines.checks import check_bool
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Program
 from optforge.primitives.blocks import decoupled_weight_decay, nesterov
@@ -66,9 +66,7 @@ class Muon(adamw.AdamW):
         HandWritten.__init__(self, params, options, maximize=maximize, state_dtype=state_dtype)
 
     def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "weight_decay", "eps")
-        check_unit(group, "momentum")
-        check_beta(group, "betas")
+        super()._check(group)
         check_bool(group, "use_muon")
 
     def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
@@ -80,7 +78,7 @@ class Muon(adamw.AdamW):
             return
         torch._foreach_mul_(state["m"], group["momentum"])
         torch._foreach_add_(state["m"], grads)
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        decay_weights(group, params)
         for i, (p, g) in enumerate(zip(params, grads, strict=True)):
             p.sub_(self._direction(group, g, {name: values[i] for name, values in state.items()}), alpha=group["lr"])
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optforge.baselines.base import HandWritten, Lists, with_l2
-from optforge.baselines.checks import check_beta, check_not_negative
+from optforge.baselines.base import HandWritten, Lists, average_squares, corrected_root, decay_weights, with_l2
+from optforge.baselines.checks import check_not_negative
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Kind, Program
 from optforge.primitives.blocks import debias, decoupled_weight_decay, momentum, rms_normalise
@@ -41,12 +41,14 @@ class NAdam(HandWritten):
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum_decay": momentum_decay}
         super().__init__(params, options, maximize=maximize, state_dtype=state_dtype)
 
+    _zeros = ("m", "v")
+
     def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "eps", "weight_decay", "momentum_decay")
-        check_beta(group, "betas")
+        super()._check(group)
+        check_not_negative(group, "momentum_decay")
 
     def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"m": torch.zeros_like(p), "v": torch.zeros_like(p), "mu_product": p.new_ones(())}
+        return super()._start(p, group) | {"mu_product": p.new_ones(())}
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         (beta1, beta2), m, v, products = group["betas"], state["m"], state["v"], state["mu_product"]
@@ -54,41 +56,22 @@ class NAdam(HandWritten):
         grads = with_l2(group, params, grads)
         torch._foreach_mul_(products, mu)
         torch._foreach_lerp_(m, grads, 1 - beta1)
-        torch._foreach_mul_(v, beta2)
-        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
-        denominator = torch._foreach_div(v, 1 - beta2**step)
-        torch._foreach_sqrt_(denominator)
-        torch._foreach_add_(denominator, group["eps"])
+        average_squares(v, grads, beta2)
+        denominator = corrected_root(v, beta2, step, group["eps"])
         direction = torch._foreach_mul(grads, [(1 - mu) / (1 - x) for x in products])
         ahead = torch._foreach_mul(m, [following / (1 - x * following) for x in products])
         torch._foreach_add_(direction, ahead)
         torch._foreach_addcdiv_(params, direction, denominator, -group["lr"])
 
 
-class NAdamW(NAdam):
+class NAdamW(NAdam, weight_decay=0.01):
     """NAdam with decoupled weight decay.
 
     Variant: that of `torch.optim.NAdam` with ``decoupled_weight_decay=True``; the rest is as in `NAdam`.
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        momentum_decay: float = 4e-3,
-        *,
-        maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            params, lr, betas, eps, weight_decay, momentum_decay, maximize=maximize, state_dtype=state_dtype
-        )
-
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        decay_weights(group, params)
         super()._apply({**group, "weight_decay": 0.0}, params, grads, state, step)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from optforge.baselines.base import HandWritten, Lists
-from optforge.baselines.checks import check_beta, check_bool, check_not_negative, check_positive
+from optforge.baselines.checks import check_bool, check_positive
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Kind, Program
 from optforge.primitives.blocks import decoupled_weight_decay, heavy_ball, momentum, rms_normalise
@@ -62,8 +62,7 @@ class Prodigy(HandWritten):
         super().__init__(params, options, maximize=maximize, state_dtype=state_dtype)
 
     def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "eps", "weight_decay")
-        check_beta(group, "betas")
+        super()._check(group)
         check_positive(group, "d0", "d_coef")
         check_bool(group, "per_tensor")
         for name in ("per_tensor",) if group["per_tensor"] else ("per_tensor", "d0", "d_coef"):

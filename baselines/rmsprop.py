@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optforge.baselines.base import HandWritten, Lists, with_l2
-from optforge.baselines.checks import check_bool, check_not_negative, check_unit
+from optforge.baselines.base import HandWritten, Lists, average_squares, with_l2
+from optforge.baselines.checks import check_bool, check_unit
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Program
 from optforge.primitives.blocks import heavy_ball, rms_normalise
@@ -51,8 +51,8 @@ class RMSProp(HandWritten):
         super().__init__(params, {**options, "centered": centered}, maximize=maximize, state_dtype=state_dtype)
 
     def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "eps", "weight_decay")
-        check_unit(group, "alpha", "momentum")
+        super()._check(group)
+        check_unit(group, "alpha")
         check_bool(group, "centered")
 
     def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
@@ -65,8 +65,7 @@ class RMSProp(HandWritten):
                 raise ValueError(f"{option} must be set before the first step, got {group[option]!r} after it")
         lr, alpha, v = group["lr"], group["alpha"], state["v"]
         grads = with_l2(group, params, grads)
-        torch._foreach_mul_(v, alpha)
-        torch._foreach_addcmul_(v, grads, grads, 1 - alpha)
+        average_squares(v, grads, alpha)
         if group["centered"]:
             torch._foreach_lerp_(state["m"], grads, 1 - alpha)
             denominator = torch._foreach_addcmul(v, state["m"], state["m"], -1)

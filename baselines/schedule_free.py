@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from optforge.baselines.base import HandWritten, Lists
-from optforge.baselines.checks import check_beta, check_not_negative, check_positive
+from optforge.baselines.base import HandWritten, Lists, average_squares, corrected_root
+from optforge.baselines.checks import check_positive
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Kind, Program
 from optforge.primitives.blocks import debias, decoupled_weight_decay, momentum, rms_normalise
@@ -57,8 +57,7 @@ class ScheduleFreeAdamW(HandWritten):
         super().__init__(params, options, maximize=maximize, state_dtype=state_dtype)
 
     def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "eps", "weight_decay")
-        check_beta(group, "betas")
+        super()._check(group)
         check_positive({"betas[0]": group["betas"][0]}, "betas[0]")  # else x would be lost
 
     def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
@@ -74,17 +73,12 @@ class ScheduleFreeAdamW(HandWritten):
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         lr, (beta1, beta2), z, v = group["lr"], group["betas"], state["z"], state["v"]
-        torch._foreach_mul_(v, beta2)
-        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
+        average_squares(v, grads, beta2)
         if lr == 0:
             return  # nothing moves, nothing counts
         torch._foreach_add_(state["total"], lr**2)
         shares = [lr**2 / total for total in state["total"]]
-        updates = torch._foreach_div(v, 1 - beta2**step)
-        torch._foreach_sqrt_(updates)
-        torch._foreach_add_(updates, group["eps"])
-        torch._foreach_reciprocal_(updates)
-        torch._foreach_mul_(updates, grads)
+        updates = torch._foreach_div(grads, corrected_root(v, beta2, step, group["eps"]))
         torch._foreach_add_(updates, params, alpha=group["weight_decay"])
         torch._foreach_lerp_(params, z, shares)
         torch._foreach_sub_(z, updates, alpha=lr)

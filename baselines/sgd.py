@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from optforge.baselines.base import HandWritten, Lists, with_l2
-from optforge.baselines.checks import check_not_negative, check_unit
+from optforge.baselines.checks import check_unit
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Program
 from optforge.primitives.blocks import heavy_ball, nesterov
@@ -29,12 +29,6 @@ class GradientDescent(HandWritten):
         self, params: ParamsT, lr: float = 1e-3, *, maximize: bool = False, state_dtype: torch.dtype | None = None
     ) -> None:
         super().__init__(params, {"lr": lr}, maximize=maximize, state_dtype=state_dtype)
-
-    def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr")
-
-    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {}
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         torch._foreach_add_(params, grads, alpha=-group["lr"])
@@ -53,12 +47,6 @@ class SGD(HandWritten):
         state_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, maximize=maximize, state_dtype=state_dtype)
-
-    def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "weight_decay")
-
-    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {}
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         torch._foreach_add_(params, with_l2(group, params, grads), alpha=-group["lr"])
@@ -86,12 +74,11 @@ class Momentum(HandWritten):
         options = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         super().__init__(params, options, maximize=maximize, state_dtype=state_dtype)
 
-    def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "weight_decay")
-        check_unit(group, "momentum", "dampening")
+    _zeros = ("m",)
 
-    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"m": torch.zeros_like(p)}
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        check_unit(group, "dampening")
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         grads, m = with_l2(group, params, grads), state["m"]
@@ -122,12 +109,7 @@ class Nesterov(HandWritten):
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, options, maximize=maximize, state_dtype=state_dtype)
 
-    def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "weight_decay")
-        check_unit(group, "momentum")
-
-    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"m": torch.zeros_like(p)}
+    _zeros = ("m",)
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         lr, momentum, m = group["lr"], group["momentum"], state["m"]

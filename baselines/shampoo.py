@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from optforge.baselines import adamw
-from optforge.baselines.base import HandWritten, Lists
-from optforge.baselines.checks import check_beta, check_not_negative
+from optforge.baselines.base import HandWritten, Lists, decay_weights
+from optforge.baselines.checks import check_not_negative
 from optforge.baselines.row import Baseline
 from optforge.primitives import Builder, Kind, Program
 from optforge.primitives.blocks import debias, decoupled_weight_decay, every, momentum
@@ -60,49 +60,55 @@ class Shampoo(adamw.AdamW):
         HandWritten.__init__(self, params, options, maximize=maximize, state_dtype=state_dtype)
 
     def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "eps", "every", "damping", "weight_decay")
-        check_beta(group, "betas")
+        super()._check(group)
+        check_not_negative(group, "every", "damping")
 
     def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state = super()._start(p, group)
-        return state | squares(p, left="root_l", right="root_r") if is_matrix(p) else state
+        if self._mixes(p, group):
+            for side, n in (("l", len(p)), ("r", p[0].numel())):
+                state[side] = p.new_zeros(n, n)
+                state[f"{self._root}_{side}"] = torch.eye(n, dtype=p.dtype, device=p.device)
+        return state
+
+    _root = "root"  # name of what is computed from the averages of Gram matrices, l and r
 
     def _mixes(self, p: Tensor, group: dict[str, Any]) -> bool:
-        return is_matrix(p)
+        """Whether both sides of `p` have square matrices."""
+        return p.ndim >= 2 and p.numel() > 0 and max(len(p), p[0].numel()) <= LARGEST_SIDE
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         if "l" not in state:
             super()._apply(group, params, grads, state, step)
             return
-        (beta1, beta2), damping = group["betas"], torch.tensor(group["damping"], dtype=params[0].dtype)
-        for i, (p, gradient) in enumerate(zip(params, grads, strict=True)):
+        decay_weights(group, params)
+        for i, (p, g) in enumerate(zip(params, grads, strict=True)):
             own = {name: values[i] for name, values in state.items()}
-            g = gradient.flatten(1)
-            own["m"].lerp_(gradient, 1 - beta1)
-            own["v"].lerp_(gradient.square(), 1 - beta2)
-            own["l"].lerp_(g @ g.mT, 1 - beta2)
-            own["r"].lerp_(g.mT @ g, 1 - beta2)
-            if (step - 1) % max(group["every"], 1) < 1:
-                for side in "lr":
-                    own[f"root_{side}"].copy_(inverse_root(own[side], damping, 4, (0, 1)))
-            shampoo = own["root_l"] @ own["m"].flatten(1) @ own["root_r"]
-            adam = (own["m"] / (1 - beta1**step)) / ((own["v"] / (1 - beta2**step)).sqrt() + group["eps"])
-            length = torch.linalg.vector_norm(shampoo)
-            graft = torch.where(length > 0, torch.linalg.vector_norm(adam) / length, 0.0)
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.sub_(group["lr"] * graft * shampoo.view_as(p))
+            p.sub_(group["lr"] * self._direction(group, g, own, step).view_as(p))
 
+    def _direction(self, group: dict[str, Any], gradient: Tensor, state: dict[str, Tensor], step: int) -> Tensor:
+        """What a matrix moves against at learning rate 1."""
+        (beta1, beta2), g = group["betas"], gradient.flatten(1)
+        state["m"].lerp_(gradient, 1 - beta1)
+        state["v"].lerp_(gradient.square(), 1 - beta2)
+        self._average_grams(group, g, state)
+        if self._due(group, step):
+            damping = torch.tensor(group["damping"], dtype=g.dtype)
+            for side in "lr":
+                state[f"root_{side}"].copy_(inverse_root(state[side], damping, 4, (0, 1)))
+        shampoo = state["root_l"] @ state["m"].flatten(1) @ state["root_r"]
+        adam = (state["m"] / (1 - beta1**step)) / ((state["v"] / (1 - beta2**step)).sqrt() + group["eps"])
+        length = torch.linalg.vector_norm(shampoo)
+        return torch.where(length > 0, torch.linalg.vector_norm(adam) / length, 0.0) * shampoo
 
-def is_matrix(p: Tensor) -> bool:
-    """Whether both sides of `p` have square matrices."""
-    return p.ndim >= 2 and p.numel() > 0 and max(len(p), p[0].numel()) <= LARGEST_SIDE
+    @staticmethod
+    def _average_grams(group: dict[str, Any], g: Tensor, state: dict[str, Tensor]) -> None:
+        state["l"].lerp_(g @ g.mT, 1 - group["betas"][1])
+        state["r"].lerp_(g.mT @ g, 1 - group["betas"][1])
 
-
-def squares(p: Tensor, left: str, right: str) -> dict[str, Tensor]:
-    """Averages of Gram matrices of both sides, which begin at 0, and two more matrices, which begin as the identity."""
-    n, m = len(p), p[0].numel()
-    zeros = {"l": p.new_zeros(n, n), "r": p.new_zeros(m, m)}
-    return zeros | {name: torch.eye(k, dtype=p.dtype, device=p.device) for name, k in ((left, n), (right, m))}
+    @staticmethod
+    def _due(group: dict[str, Any], step: int) -> bool:
+        return (step - 1) % max(group["every"], 1) < 1
 
 
 def program() -> Program:

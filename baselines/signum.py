@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optforge.baselines.base import HandWritten, Lists
-from optforge.baselines.checks import check_not_negative, check_unit
+from optforge.baselines.base import HandWritten, Lists, decay_weights
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Program
 from optforge.primitives.blocks import decoupled_weight_decay, momentum
@@ -34,16 +33,11 @@ class Signum(HandWritten):
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, options, maximize=maximize, state_dtype=state_dtype)
 
-    def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "weight_decay")
-        check_unit(group, "momentum")
-
-    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"m": torch.zeros_like(p)}
+    _zeros = ("m",)
 
     def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
         torch._foreach_lerp_(state["m"], grads, 1 - group["momentum"])
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        decay_weights(group, params)
         torch._foreach_add_(params, torch._foreach_sign(state["m"]), alpha=-group["lr"])
 
 

@@ -6,19 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from optforge.baselines import adamw
-from optforge.baselines.base import HandWritten, Lists
-from optforge.baselines.checks import check_beta, check_not_negative
 from optforge.baselines.row import Baseline, Oracle
-from optforge.baselines.shampoo import is_matrix, squares
+from optforge.baselines.shampoo import Shampoo
 from optforge.primitives import Builder, Kind, Program
 from optforge.primitives.blocks import debias, decoupled_weight_decay, every, momentum
 from optforge.primitives.linalg import basis
 
 
-class SOAP(adamw.AdamW):
+class SOAP(Shampoo, lr=3e-3, betas=(0.95, 0.95)):
     """Adam in the eigenbasis of Shampoo's two matrices, which takes a step of power iteration every `every` steps.
 
     Variant: as algorithm 3 of the paper, from identities as bases, with the bias correction of Adam that the algorithm
@@ -38,53 +35,20 @@ class SOAP(adamw.AdamW):
         weight_decay: decoupled, of both rules.
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 3e-3,
-        betas: tuple[float, float] = (0.95, 0.95),
-        eps: float = 1e-8,
-        damping: float = 1e-6,
-        every: float = 10,
-        weight_decay: float = 0.01,
-        *,
-        maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        options = {"lr": lr, "betas": betas, "eps": eps, "damping": damping, "every": every}
-        options["weight_decay"] = weight_decay
-        HandWritten.__init__(self, params, options, maximize=maximize, state_dtype=state_dtype)
+    _root = "q"  # the bases
 
-    def _check(self, group: dict[str, Any]) -> None:
-        check_not_negative(group, "lr", "eps", "damping", "every", "weight_decay")
-        check_beta(group, "betas")
-
-    def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        state = super()._start(p, group)
-        return state | squares(p, left="q_l", right="q_r") if is_matrix(p) else state
-
-    def _mixes(self, p: Tensor, group: dict[str, Any]) -> bool:
-        return is_matrix(p)
-
-    def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
-        if "l" not in state:
-            super()._apply(group, params, grads, state, step)
-            return
-        (beta1, beta2), damping = group["betas"], torch.tensor(group["damping"], dtype=params[0].dtype)
-        for i, (p, gradient) in enumerate(zip(params, grads, strict=True)):
-            own = {name: values[i] for name, values in state.items()}
-            g, q_l, q_r = gradient.flatten(1), own["q_l"], own["q_r"]
-            own["m"].lerp_(gradient, 1 - beta1)
-            own["v"].lerp_((q_l.mT @ g @ q_r).square().view_as(p), 1 - beta2)
-            rotated = q_l.mT @ own["m"].flatten(1) @ q_r / (1 - beta1**step)
-            adam = rotated / ((own["v"].flatten(1) / (1 - beta2**step)).sqrt() + group["eps"])
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.sub_(group["lr"] * (q_l @ adam @ q_r.mT).view_as(p))
-            own["l"].lerp_(g @ g.mT, 1 - beta2)
-            own["r"].lerp_(g.mT @ g, 1 - beta2)
-            if (step - 1) % max(group["every"], 1) < 1:
-                for side in "lr":
-                    own[f"q_{side}"].copy_(basis(own[side], own[f"q_{side}"], damping, (0, 1)))
+    def _direction(self, group: dict[str, Any], gradient: Tensor, state: dict[str, Tensor], step: int) -> Tensor:
+        (beta1, beta2), g, q_l, q_r = group["betas"], gradient.flatten(1), state["q_l"], state["q_r"]
+        state["m"].lerp_(gradient, 1 - beta1)
+        state["v"].lerp_((q_l.mT @ g @ q_r).square().view_as(gradient), 1 - beta2)
+        rotated = q_l.mT @ state["m"].flatten(1) @ q_r / (1 - beta1**step)
+        direction = q_l @ (rotated / ((state["v"].flatten(1) / (1 - beta2**step)).sqrt() + group["eps"])) @ q_r.mT
+        self._average_grams(group, g, state)
+        if self._due(group, step):
+            damping = torch.tensor(group["damping"], dtype=g.dtype)
+            for side in "lr":
+                state[f"q_{side}"].copy_(basis(state[side], state[f"q_{side}"], damping, (0, 1)))
+        return direction
 
 
 def program() -> Program:

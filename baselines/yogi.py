@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
-from optforge.baselines.adam import Adam
+from optforge.baselines.adamw import AdamW
 from optforge.baselines.base import Lists
 from optforge.baselines.row import Baseline, Oracle
 from optforge.primitives import Builder, Program
@@ -17,7 +16,7 @@ from optforge.primitives.blocks import debias, decoupled_weight_decay, momentum,
 _FIRST = 1e-6  # what second moments begin with, as in the authors' code
 
 
-class Yogi(Adam):
+class Yogi(AdamW, lr=1e-2, eps=1e-3, weight_decay=0.0):
     """Adam whose second moment moves towards the squared gradient by steps of that gradient's size.
 
     Adam's moves by a share of the difference, so that a run of small gradients lets it fall, and the rate rise, fast.
@@ -26,34 +25,14 @@ class Yogi(Adam):
     Second moments begin at 1e-6. Weight decay is decoupled.
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-2,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-3,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize, state_dtype=state_dtype)
-
     def _start(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         return {"m": torch.zeros_like(p), "v": torch.full_like(p, _FIRST)}
 
-    def _apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Lists, step: int) -> None:
-        lr, (beta1, beta2), m, v = group["lr"], group["betas"], state["m"], state["v"]
-        torch._foreach_lerp_(m, grads, 1 - beta1)
+    def _second_moment(self, group: dict[str, Any], grads: list[Tensor], state: Lists) -> None:
         squares = torch._foreach_mul(grads, grads)
-        signs = torch._foreach_sub(v, squares)
+        signs = torch._foreach_sub(state["v"], squares)
         torch._foreach_sign_(signs)
-        torch._foreach_addcmul_(v, signs, squares, beta2 - 1)
-        denominator = torch._foreach_div(v, 1 - beta2**step)
-        torch._foreach_sqrt_(denominator)
-        torch._foreach_add_(denominator, group["eps"])
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        torch._foreach_addcdiv_(params, m, denominator, -lr / (1 - beta1**step))
+        torch._foreach_addcmul_(state["v"], signs, squares, group["betas"][1] - 1)
 
 
 def program() -> Program:

@@ -59,7 +59,7 @@ class Extended(Builder):
         for slot, value in zip(program.state, walked.next_state, strict=True):
             if slot.name in own:
                 own[slot.name].next = value
-        return walked.update  # type: ignore[return-value]
+        return walked.update
 
     def slot(self, name: str, kind: Kind = Kind.TENSOR, init: float | str = 0.0) -> Any:
         """Declare a slot, as `Builder.slot` does."""

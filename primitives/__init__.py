@@ -5,8 +5,9 @@ from optforge.primitives.builder import Builder
 from optforge.primitives.kinds import SCALES, SIGNALS, Hyper, Kind, ProgramError, Slot
 from optforge.primitives.ops import OPS, Op, subset
 from optforge.primitives.optimizer import ProgramOptimizer
-from optforge.primitives.program import Const, Instr, Program, fold
-from optforge.primitives.text import parse_program, print_program
+from optforge.primitives.program import Program, fold, print_program
+from optforge.primitives.statements import Const, Instr
+from optforge.primitives.text import parse_program
 
 __all__ = [
     "OPS", "SCALES", "SIGNALS", "Builder", "Const", "Hyper", "Instr", "Kind", "Op", "Program", "ProgramError",

@@ -11,12 +11,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from optforge.primitives.kinds import SIGNALS, Hyper, Kind, ProgramError, Slot
 from optforge.primitives.ops import get_op
-from optforge.primitives.program import Arg, Const, Instr, Program
+from optforge.primitives.program import Arg, Const, Instr, Program, fold
 
 
 class Expr:
@@ -94,6 +94,27 @@ class Builder:
         """Append ``name(*args)`` unless the same statement is already there."""
         instr = Instr(name, tuple(self._arg(a) for a in args))
         return Expr(self, self._body.setdefault(instr, len(self._body)))
+
+    def append(self, program: Program, instead: Mapping[str, Expr] | None = None) -> Callable[[Arg], Expr]:
+        """Declare what `program` has and append its live statements; the function returned gives each of its values.
+
+        A dead slot keeps the value that it has.
+
+        Args:
+            program: whose hyperparameters and slots must have names that are free.
+            instead: what its statements read in place of signals, by name.
+        """
+        named = {h.name: self.hyper(h.name, h.default, h.scale) for h in program.hypers} | dict(instead or {})
+        slots = {s.name: self.slot(s.name, s.kind, s.init) for s in program.state}
+        names = {name: Expr(self, name) for name in program.names} | named | slots
+
+        def leaf(value: str | float) -> Expr:
+            return names[value] if isinstance(value, str) else Expr(self, Const(value))
+
+        _, following, values = fold(program, leaf, lambda op, args, _: self.op(op.name, *args))
+        for slot, value in zip(slots.values(), following, strict=True):
+            slot.next = value
+        return lambda arg: values[arg] if isinstance(arg, int) else leaf(arg.value if isinstance(arg, Const) else arg)
 
     def __getattr__(self, name: str) -> Callable[..., Expr]:
         if not name.startswith("_"):

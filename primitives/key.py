@@ -6,11 +6,15 @@ import hashlib
 import math
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 
 from optforge.primitives.ops import OPS
-from optforge.primitives.program import Arg, Const, Program
+from optforge.primitives.statements import Arg, Const
+
+if TYPE_CHECKING:
+    from optforge.primitives.program import Program
 
 
 def structural_key(program: Program) -> str:

@@ -3,44 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
+from optforge.primitives.key import structural_key
 from optforge.primitives.kinds import SHARED_SIGNALS, SIGNALS, Hyper, Kind, ProgramError, Slot
 from optforge.primitives.ops import OPS, Op, get_op
+from optforge.primitives.statements import Arg, Const, Instr, show_arg
+
+VERSION = 1
+"""Of the text form."""
 
 MAX_INSTRUCTIONS = 1000
 MAX_STATE = 64
 MAX_HYPERS = 64
 
 
-class Const(NamedTuple):
-    """A literal number in a program. A type of its own, because register 1 is not the number 1.0."""
-
-    value: float
-
-
-Arg = int | str | Const  # an earlier instruction's result | a signal, slot or hyperparameter | a literal
 V = TypeVar("V")
-
-
-class Instr(NamedTuple):
-    """One statement: apply `op` to `args`. Its result is known by its position in the body."""
-
-    op: str
-    args: tuple[Arg, ...]
-
-    def __str__(self) -> str:
-        return f"{self.op}({', '.join(map(show_arg, self.args))})"
-
-
-def show_arg(arg: Arg) -> str:
-    """Text of an argument: ``x3`` for a register, a name, or a number that reads back exactly."""
-    if type(arg) is Const:
-        return repr(arg.value)
-    return f"x{arg}" if type(arg) is int else str(arg)
 
 
 @dataclass(frozen=True)
@@ -185,8 +166,6 @@ class Program:
     @cached_property
     def key(self) -> str:
         """Structural identity, 32 hexadecimal digits; see `primitives.key.structural_key`."""
-        from optforge.primitives.key import structural_key
-
         return structural_key(self)
 
     def defaults(self) -> dict[str, float]:
@@ -218,9 +197,27 @@ class Program:
         )
 
     def __str__(self) -> str:
-        from optforge.primitives.text import print_program
-
         return print_program(self)
+
+
+def print_program(program: Program) -> str:
+    """Text of a program, one item a line, ending in a newline."""
+    return f"optforge {VERSION}\n" + "\n".join(_lines(program)) + "\n"
+
+
+def _lines(program: Program) -> Iterator[str]:
+    for hyper in program.hypers:
+        yield f"hyper {hyper.name} = {hyper.default!r} {hyper.scale}"
+    for slot in program.state:
+        yield f"slot {slot.name} = {slot.init} {slot.kind.name.lower()}"
+    for index, instr in enumerate(program.body):
+        yield f"x{index} = {instr}"
+    yield f"update {show_arg(program.update)}"
+    for slot, arg in zip(program.state, program.next_state, strict=True):
+        yield f"next {slot.name} = {show_arg(arg)}"
+    if program.fallback is not None:
+        yield "fallback"
+        yield from _lines(program.fallback)
 
 
 class Liveness(NamedTuple):
@@ -230,12 +227,12 @@ class Liveness(NamedTuple):
     names: frozenset[str]
 
 
-class Folded(NamedTuple):
+class Folded(NamedTuple, Generic[V]):
     """Outcome of a walk: the update, the next value of each slot, and the value of each visited instruction."""
 
-    update: object
-    next_state: tuple[object, ...]
-    values: dict[int, object]
+    update: V
+    next_state: tuple[V, ...]
+    values: dict[int, V]
 
 
 def fold(
@@ -244,7 +241,7 @@ def fold(
     apply: Callable[[Op, list[V], int], V],
     *,
     only_live: bool = True,
-) -> Folded:
+) -> Folded[V]:
     """Walk a program once, in order, with a small algebra.
 
     Args:
@@ -274,7 +271,7 @@ def fold(
         read(arg if not only_live or slot.name in live else slot.name)
         for slot, arg in zip(program.state, program.next_state, strict=True)
     )
-    return Folded(read(program.update), following, values)  # type: ignore[arg-type]
+    return Folded(read(program.update), following, values)
 
 
 def check_hypers(program: Program, values: dict[str, float]) -> dict[str, float]:

@@ -17,12 +17,11 @@ the program for parameters without rows and columns. ``parse(print(p)) == p`` ho
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 from optforge.primitives.kinds import Hyper, Kind, ProgramError, Slot
-from optforge.primitives.program import MAX_INSTRUCTIONS, Arg, Const, Instr, Program, show_arg
+from optforge.primitives.program import MAX_INSTRUCTIONS, VERSION, Program
+from optforge.primitives.statements import Arg, Const, Instr
 
-VERSION = 1
 MAX_CHARACTERS = 1_000_000
 
 _NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?|[+-]?(?:nan|inf)"
@@ -35,26 +34,6 @@ _UPDATE = re.compile(r"update (\S+)")
 _NEXT = re.compile(rf"next ({_NAME}) = (\S+)", re.ASCII)
 _REGISTER = re.compile(r"x([0-9]{1,7})", re.ASCII)
 _LONGEST_LINE = 400
-
-
-def print_program(program: Program) -> str:
-    """Text of a program, one item a line, ending in a newline."""
-    return f"optforge {VERSION}\n" + "\n".join(_lines(program)) + "\n"
-
-
-def _lines(program: Program) -> Iterator[str]:
-    for hyper in program.hypers:
-        yield f"hyper {hyper.name} = {hyper.default!r} {hyper.scale}"
-    for slot in program.state:
-        yield f"slot {slot.name} = {slot.init} {slot.kind.name.lower()}"
-    for index, instr in enumerate(program.body):
-        yield f"x{index} = {instr}"
-    yield f"update {show_arg(program.update)}"
-    for slot, arg in zip(program.state, program.next_state, strict=True):
-        yield f"next {slot.name} = {show_arg(arg)}"
-    if program.fallback is not None:
-        yield "fallback"
-        yield from _lines(program.fallback)
 
 
 def parse_program(text: str) -> Program:

@@ -16,12 +16,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from optforge.search.evolution.evolution import Individual
-
-FLOOR = 1e-3
-"""Share of the loss before training below which losses count as equal: a task solved to that is solved."""
-
-BOUND = 1.0
-"""Most that one run counts, in nats, for or against a program: a factor e in the loss."""
+from optforge.search.fitness.evaluator import BOUND, FLOOR
 
 LADDER = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(-8, 1))
 """Learning rates in half-decades from 1e-4 to 1: other tasks than the proxy need other rates."""

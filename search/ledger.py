@@ -66,6 +66,39 @@ class Record(NamedTuple):
     fitness: Fitness
 
 
+class Summary(NamedTuple):
+    """One evaluated program without what takes time to read.
+
+    Attributes:
+        number: of the program.
+        parent: number of its parent.
+        mutations: names of what made it of its parent.
+        text: the program, not parsed.
+        score: infinite where training failed.
+        lr: learning rate of that score; NaN where there is none.
+        status: how training ended.
+        statements: number of statements, dead ones included.
+        live: number of live statements.
+        slots: number of live pieces of state.
+    """
+
+    number: int
+    parent: int
+    mutations: tuple[str, ...]
+    text: str
+    score: float
+    lr: float
+    status: Status
+    statements: int
+    live: int
+    slots: int
+
+    @property
+    def program(self) -> Program:
+        """The live part of the program."""
+        return parse_program(self.text).pruned()
+
+
 class Ledger:
     """An open ledger. Use `create` for a new run and `open` for an existing one; both hold a lock until `close`.
 
@@ -86,6 +119,8 @@ class Ledger:
         Raises:
             StoreError: if there is one, the directory is in use, or it cannot be written.
         """
+        if (run_dir / cls.FILE).exists():
+            raise StoreError(f"{run_dir / cls.FILE} already exists; resume that run or choose another run directory")
         held = lock(run_dir)
         try:
             store = Store(run_dir / cls.FILE)
@@ -155,7 +190,7 @@ class Ledger:
 
     def __iter__(self) -> Iterator[Record]:
         """All evaluated programs in order of their numbers."""
-        for row in self.rows(PROGRAMS):
+        for row in self._rows(PROGRAMS):
             parts = tuple(Part(task, x, _rate(lr), _losses(rungs)) for task, x, lr, rungs in json.loads(row.parts))
             score = math.inf if row.score is None else row.score
             status, rungs = Status[row.status.upper()], _losses(json.loads(row.rungs))
@@ -163,6 +198,19 @@ class Ledger:
             names = tuple(row.mutations.split(","))
             program = parse_program(row.program)
             yield Record(row.number, row.batch, row.parent, names, program, row.key, row.fingerprint, fitness)
+
+    def summaries(self) -> Iterator[Summary]:
+        """All evaluated programs in order of their numbers, many times faster than by iteration."""
+        for row in self._rows(PROGRAMS):
+            score = math.inf if row.score is None else row.score
+            names, status = tuple(row.mutations.split(",")), Status[row.status.upper()]
+            sizes = (row.statements, row.live, row.slots)
+            yield Summary(row.number, row.parent, names, row.program, score, _rate(row.lr), status, *sizes)
+
+    def batches(self) -> Iterator[tuple[int, Counter[Verdict]]]:
+        """For each batch the number of evaluated programs, and of generated ones by verdict."""
+        for row in self._rows(BATCHES):
+            yield row.size, Counter({v: getattr(row, v.value) for v in Verdict})
 
     def counts(self) -> Counter[Verdict]:
         """Programs generated in the whole run, by verdict."""
@@ -179,12 +227,11 @@ class Ledger:
         """SHA-256 over everything that a repeated or resumed run must reproduce; timings are left out."""
         sha = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         for table in (PROGRAMS, BATCHES):
-            for row in self.rows(table):
+            for row in self._rows(table):
                 sha.update(repr(tuple(row)).encode())
         return sha.hexdigest()
 
-    def rows(self, table: Table) -> Iterator[Any]:
-        """The rows of `PROGRAMS` or `BATCHES` as they are stored, without timings, by number."""
+    def _rows(self, table: Table) -> Iterator[Any]:
         with self.store.reading() as db:
             columns = [column for column in table.c if column.name not in _TIMINGS]
             yield from db.execute(select(*columns).order_by(table.c.number))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from optforge.experiments.report import plots
+from optforge.experiments.report import html
 
 torch.set_num_threads(1)
 pytest.register_assert_rewrite("support")
@@ -38,8 +38,7 @@ def real_data(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
 
 @pytest.fixture(autouse=True)
 def _quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports whose pictures are composed but not drawn, which takes most of a small search's time; the tests that look
-    at them are marked `pictures`."""
+    """Reports without pictures, which take most of a small search's time; the tests that look at them are marked
+    `pictures`."""
     if request.node.get_closest_marker("pictures") is None:
-        blank = b'<svg xmlns="http://www.w3.org/2000/svg"></svg>'
-        monkeypatch.setattr(plots, "_save", lambda figure, kind, salt, **options: blank)
+        monkeypatch.setattr(html, "svg", lambda figure, prefix: '<svg xmlns="http://www.w3.org/2000/svg"></svg>')

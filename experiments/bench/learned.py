@@ -11,6 +11,7 @@ Every run is a cell in the file, which the next call goes on from.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from optforge.baselines import BASELINES
-from optforge.experiments.bench.comparison_optimizers import OPTIMIZERS
 from optforge.experiments.bench.learned_suite import OFFLINE, cost, not_worse
 from optforge.experiments.bench.learned_tables import insert, tables
 from optforge.experiments.files import write_atomic
@@ -104,7 +104,7 @@ def _learned(rule: str, **options: Any) -> Callable[..., Any]:
 
 
 class _Told(LearnedOptimizer):
-    """Hears of the loss of each step, as from a closure."""
+    """With loss feedback: observes the loss of each step, as from a closure."""
 
     takes_loss = True
 
@@ -115,21 +115,39 @@ class _Told(LearnedOptimizer):
         return super().step(lambda: loss)
 
 
-def _peer(module: str, name: str, **options: Any) -> Callable[..., Any]:
+def _peer(module: str, name: str) -> Callable[..., Any]:
+    return lambda params, **options: getattr(importlib.import_module(module), name)(params, **options)
+
+
+def _estimating(module: str, name: str) -> Callable[..., Any]:
+    """The estimate's first value is swept, as the rate of Prodigy and D-Adaptation is 1."""
+    return lambda params, lr: _peer(module, name)(params, lr=1.0, d0=lr)
+
+
+def _dog(name: str) -> Callable[..., Any]:
+    """The size of the first step is swept; evaluated at the averaged iterate, as in the paper."""
+
     def make(params: Any, lr: float) -> Any:
-        return getattr(__import__(module), name)(params, lr=lr, **options)
+        from dog import PolynomialDecayAverager
+
+        params = nn.ParameterList(params)
+        optimizer = _peer("dog", name)(params, lr=1.0, reps_rel=lr)
+        optimizer.averager = PolynomialDecayAverager(params)
+        return optimizer
 
     return make
 
 
-class _Prodigy:
-    """The estimate's first value is swept, as the rate of Prodigy and D-Adaptation is 1."""
+def _mechanic(params: Any, lr: float) -> Any:
+    from mechanic_pytorch import mechanize
 
-    def __init__(self, module: str, name: str) -> None:
-        self.make = lambda params, lr: getattr(__import__(module), name)(params, lr=1.0, d0=lr)
+    return mechanize(torch.optim.AdamW)(params, lr=lr, weight_decay=0.0)
 
-    def __call__(self, params: Any, lr: float) -> Any:
-        return self.make(params, lr)
+
+def _momo(params: Any, lr: float) -> Any:
+    optimizer = _peer("momo", "MomoAdam")(params, lr=lr)
+    optimizer.takes_loss = True
+    return optimizer
 
 
 METHODS: dict[str, Callable[..., Any]] = {
@@ -140,9 +158,12 @@ METHODS: dict[str, Callable[..., Any]] = {
     "optforge multiplicative": _learned("multiplicative"),
     "optforge tower": _learned("tower"),
     "optforge scaled": _learned("scaled"),
-    **OPTIMIZERS,
-    "Prodigy": _Prodigy("prodigyopt", "Prodigy"),
-    "D-Adaptation": _Prodigy("dadaptation", "DAdaptAdam"),
+    "LDoG": _dog("LDoG"),
+    "DoG": _dog("DoG"),
+    "Mechanic": _mechanic,
+    "MoMo-Adam": _momo,
+    "Prodigy": _estimating("prodigyopt", "Prodigy"),
+    "D-Adaptation": _estimating("dadaptation", "DAdaptAdam"),
     "Schedule-Free AdamW": _peer("schedulefree", "AdamWScheduleFree"),
     "AdamW": lambda params, lr: torch.optim.AdamW(params, lr=lr, weight_decay=0.0),
 }
@@ -168,13 +189,16 @@ def train(problem: Problem, make: Callable[..., Any], lr: float, seed: int, cosi
         if not math.isfinite(loss.item()):
             return {"start": start, "final": math.nan}
         loss.backward()
-        optimizer.step(loss.detach()) if getattr(optimizer, "takes_loss", False) else optimizer.step()
+        optimizer.step(loss=loss.detach()) if getattr(optimizer, "takes_loss", False) else optimizer.step()
+        if averager := getattr(optimizer, "averager", None):
+            averager.step()
         if schedule is not None:
             schedule.step()
     getattr(optimizer, "eval", lambda: None)()
     with torch.no_grad():
-        for p, average in zip(model.parameters(), getattr(optimizer, "average", ()), strict=False):
-            p.copy_(average)
+        if averager := getattr(optimizer, "averager", None):
+            for p, average in zip(model.parameters(), averager.averaged_model.parameters(), strict=True):
+                p.copy_(average)
         return {"start": start, "final": loss_of(problem.valid).item()}
 
 

@@ -8,7 +8,7 @@ from statistics import fmean, quantiles
 from typing import Any
 
 from optforge.baselines import BASELINES
-from optforge.experiments.bench.step import model_parameters, threads
+from optforge.experiments.bench.step import model_parameters
 from optforge.experiments.programs import usual_rate
 from optforge.experiments.tasks import TASKS, get_task
 from optforge.experiments.tasks.file_tasks import FILE_TASKS
@@ -58,24 +58,23 @@ def cost() -> list[dict[str, Any]]:
     less than wall-clock time; 10th percentile over mean times of twenty steps, of optimizers that take turns.
     """
     rows = []
-    with threads(1):
-        for name in TIMED:
-            program = BASELINES[name].program
-            optimizers = (
-                _plain(program, model_parameters(), 1e-3),
-                learn(model_parameters(), program, 1e-3, compile=True, every=1),
-                learn(model_parameters(), program, 1e-3, compile=True, every=CYCLE),
-            )
-            times = [[_timed(optimizer.step) for optimizer in optimizers] for _ in range(BEGINNING + CYCLE * CYCLES)]
-            cycles = [times[i : i + CYCLE] for i in range(BEGINNING, len(times), CYCLE)]
-            plain, beginning, afterwards = (
-                quantiles([fmean(column) for column in columns], n=10)[0]
-                for columns in zip(*(zip(*cycle, strict=True) for cycle in cycles), strict=True)
-            )
-            watch = watched(program)
-            kept = sum(s.kind is Kind.TENSOR and s.name in watch.extra for s in watch.program.state)
-            ratios = {"beginning": beginning / plain, "afterwards": afterwards / plain}
-            rows.append({"program": name, "milliseconds": 1e3 * plain, **ratios, "tensors": kept})
+    for name in TIMED:
+        program = BASELINES[name].program
+        optimizers = (
+            _plain(program, model_parameters(), 1e-3),
+            learn(model_parameters(), program, 1e-3, compile=True, every=1),
+            learn(model_parameters(), program, 1e-3, compile=True, every=CYCLE),
+        )
+        times = [[_timed(optimizer.step) for optimizer in optimizers] for _ in range(BEGINNING + CYCLE * CYCLES)]
+        cycles = [times[i : i + CYCLE] for i in range(BEGINNING, len(times), CYCLE)]
+        plain, beginning, afterwards = (
+            quantiles([fmean(column) for column in columns], n=10)[0]
+            for columns in zip(*(zip(*cycle, strict=True) for cycle in cycles), strict=True)
+        )
+        watch = watched(program)
+        kept = sum(s.kind is Kind.TENSOR and s.name in watch.extra for s in watch.program.state)
+        ratios = {"beginning": beginning / plain, "afterwards": afterwards / plain}
+        rows.append({"program": name, "milliseconds": 1e3 * plain, **ratios, "tensors": kept})
     return rows
 
 

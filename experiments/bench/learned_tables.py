@@ -11,6 +11,7 @@ import numpy as np
 
 from optforge.experiments.errors import UserError
 from optforge.experiments.files import write_atomic
+from optforge.experiments.report.markdown import markdown_table
 
 BEGIN, END = "<!-- these tables are written by: make bench-learned -->", "<!-- end of the tables -->"
 Cells = Sequence[Mapping[str, Any]]
@@ -54,7 +55,7 @@ def sweep_table(cells: Cells) -> str:
         rows.append((first, row))
     head = ["method", *(f"{t} {what}" for t in tasks for what in ("S", "≤ 1.25×", "worst", "seeds"))]
     told = "; ".join(f"{task} {reference(cells, task):.4g}" for task in tasks)
-    return markdown(head, [row for _, row in sorted(rows, key=lambda r: r[0])]) + f"\n\nTuned AdamW: {told}."
+    return markdown_table(head, [row for _, row in sorted(rows, key=lambda r: r[0])]) + f"\n\nTuned AdamW: {told}."
 
 
 def suite_table(cells: Cells) -> str:
@@ -77,7 +78,7 @@ def suite_table(cells: Cells) -> str:
     lr = cells[0]["lr"]
     head = ["task", f"{plain} at {lr:g}", f"{learned} from {lr:g}", "ratio of means", "of single seeds", "seeds"]
     average = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    return markdown(head, rows) + f"\n\nLargest ratio {max(ratios):.3f}, geometric mean {average:.3f}."
+    return markdown_table(head, rows) + f"\n\nLargest ratio {max(ratios):.3f}, geometric mean {average:.3f}."
 
 
 def cost_table(rows: Cells) -> str:
@@ -88,12 +89,7 @@ def cost_table(rows: Cells) -> str:
         whole = 0.2 * r["beginning"] + 0.8 * r["afterwards"]
         ratios = [f"{x:.2f}×" for x in (r["beginning"], r["afterwards"], whole)]
         body.append([r["program"], f"{r['milliseconds']:.2f}", *ratios, str(r["tensors"])])
-    return markdown(["program", *times, "tensors kept for it"], body)
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
+    return markdown_table(["program", *times, "tensors kept for it"], body)
 
 
 def tables(record: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from optforge.experiments.compare.statistics import mean_interval
 from optforge.experiments.errors import UserError
 from optforge.experiments.files import write_atomic
 from optforge.experiments.provenance import provenance
+from optforge.experiments.report.markdown import markdown_table
 from optforge.experiments.training.meta_problems import digit_images
 from optforge.learned.meta_models import flatten
 from optforge.learned.meta_tasks import Problem, classifier, quadratics
@@ -149,10 +150,7 @@ def measure(name: str, case: Case, method: str, seeds: Sequence[int]) -> dict[st
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Results in Markdown: mean final loss with its interval, and the paired difference to the best tuned method."""
-    lines = [
-        "| case | method | lr | final loss | 95 % interval | less the best tuned | |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    header, lines = ["case", "method", "lr", "final loss", "95 % interval", "less the best tuned", ""], []
     for case in dict.fromkeys(row["case"] for row in rows):
         own = [row for row in rows if row["case"] == case]
         best = min((r for r in own if r["lr"] is not None), key=lambda r: np.mean(r["finals"]), default=None)
@@ -172,8 +170,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 cells.append(f"{difference.mean():+.3g} ({interval.low:+.3g} to {interval.high:+.3g})")
             else:
                 cells.append("best tuned" if row is best else "")
-            lines.append("| " + " | ".join([*cells, words]) + " |")
-    return "\n".join(lines)
+            lines.append([*cells, words])
+    return markdown_table(header, lines)
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

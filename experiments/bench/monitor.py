@@ -11,8 +11,6 @@ from __future__ import annotations
 import functools
 import itertools
 import tempfile
-import time
-from collections.abc import Callable
 from statistics import median
 from typing import NamedTuple
 
@@ -20,6 +18,7 @@ import torch
 from torch import nn
 
 from optforge.baselines import AdamW
+from optforge.experiments.bench.figures import Figure, cpu_seconds
 from optforge.experiments.tasks import TASKS
 from optforge.experiments.training.options import RunOptions
 from optforge.search.training.monitor import EVERY, Monitor
@@ -44,12 +43,16 @@ class Cost(NamedTuple):
         return (self.hooks + self.observation / EVERY) / self.step
 
 
-def measure_monitor(repeats: int) -> dict[str, Cost]:
-    """Cost of watching in each setting: medians over `repeats` rounds."""
+def monitor(repeats: int) -> list[Figure]:
+    """What watching an optimizer adds to a training step, at the default interval: medians over `repeats` rounds."""
     idle = nn.Parameter(torch.zeros(1))  # without a gradient, so that a step does nothing
     hooks = _difference(torch.optim.SGD([idle]), NEVER, 2000, repeats)
     costs = {f"{name}, plain loop": _plain_loop(name, block, repeats, hooks) for name, block in BLOCKS.items()}
-    return costs | {"digits, Lightning and TensorBoard": _training_run(repeats)}
+    costs["digits, Lightning and TensorBoard"] = _training_run(repeats)
+    return [
+        *(Figure.at_most(f"watching, {name}", 100 * cost.share, "% of a step", 3) for name, cost in costs.items()),
+        *(Figure(f"one observation, {name}", 1e6 * cost.observation, "us of CPU") for name, cost in costs.items()),
+    ]
 
 
 def _plain_loop(name: str, block: int, repeats: int, hooks: float) -> Cost:
@@ -64,7 +67,7 @@ def _plain_loop(name: str, block: int, repeats: int, hooks: float) -> Cost:
         task.loss(model(inputs), targets).backward()
         optimizer.step()
 
-    whole = median([_seconds(step, block) for _ in range(repeats + 1)][1:])  # the first warms up
+    whole = median([cpu_seconds(step, block) for _ in range(repeats + 1)][1:])  # the first warms up
     return Cost(whole, hooks, _difference(optimizer, 1, block, repeats) - hooks)
 
 
@@ -75,7 +78,7 @@ def _training_run(repeats: int, steps: int = 1000) -> Cost:
         options = RunOptions(monitor=monitor)
         with tempfile.TemporaryDirectory() as folder:
             whole = functools.partial(train, TASKS["digits"], AdamW, steps=steps, options=options, log_dir=folder)
-            return _seconds(whole, 1) / steps
+            return cpu_seconds(whole, 1) / steps
 
     rounds = [(run(0), run(1)) for _ in range(repeats + 1)][1:]
     # the hooks are there without observations as well, for the learning rate
@@ -86,19 +89,11 @@ def _difference(optimizer: torch.optim.Optimizer, every: int, count: int, repeat
     """What a monitor adds to the update, in seconds."""
 
     def watched() -> float:
-        monitor = Monitor(optimizer, every)
+        watcher = Monitor(optimizer, every)
         optimizer.step()  # the first is always observed
-        seconds = _seconds(optimizer.step, count)
-        monitor.remove()
+        seconds = cpu_seconds(optimizer.step, count)
+        watcher.remove()
         return seconds
 
-    rounds = [(_seconds(optimizer.step, count), watched()) for _ in range(repeats + 1)][1:]
+    rounds = [(cpu_seconds(optimizer.step, count), watched()) for _ in range(repeats + 1)][1:]
     return median(on - off for off, on in rounds)
-
-
-def _seconds(function: Callable[[], object], count: int) -> float:
-    """Processor time of one call, the mean over `count`."""
-    begin = time.process_time()
-    for _ in range(count):
-        function()
-    return (time.process_time() - begin) / count

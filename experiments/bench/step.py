@@ -9,23 +9,26 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from statistics import median, quantiles
 
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
 from optforge.baselines import BASELINES, Baseline
+from optforge.experiments.bench.figures import Figure
 from optforge.primitives import Program, ProgramOptimizer
 from optforge.primitives.analysis.cost import cost
 
 THREADS = 2
 BLOCK = 3  # steps timed at once; blocks of all contestants take turns
-ROUNDS = 20  # per repeat
+ROUNDS = 10  # per repeat
 STREAM = 20_000_000  # numbers per tensor in the bandwidth measurements
 GIGABYTE = 1e9
 ARITHMETIC = 5.0  # operations for each byte moved, above which a rule is bound by its matrix products, not by memory
+MOST = dict.fromkeys(("adamw", "lion", "adan", "lars", "rmsprop", "momentum"), 1.5) | {"lamb": 2, "adafactor": 2}
+"""Largest multiples of the memory floor."""
 
 
 def gpt_shapes(width: int = 288, layers: int = 9, vocabulary: int = 3400, context: int = 256) -> list[tuple[int, ...]]:
@@ -44,17 +47,6 @@ def model_parameters() -> list[nn.Parameter]:
     return parameters
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Torch with `count` threads, for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def streams() -> dict[str, tuple[Callable[[], Tensor], int]]:
     """The plainest passes over memory, each with the bytes that it reads and writes."""
     x, y, z = (torch.randn(STREAM) for _ in range(3))
@@ -63,14 +55,6 @@ def streams() -> dict[str, tuple[Callable[[], Tensor], int]]:
         "axpy": (lambda: x.add_(y, alpha=1e-9), 3 * 4 * STREAM),
         "triad": (lambda: torch.add(x, y, alpha=1e-9, out=z), 3 * 4 * STREAM),
     }
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Time of one call, the mean over a block."""
-    begin = time.perf_counter()
-    for _ in range(BLOCK):
-        function()
-    return (time.perf_counter() - begin) / BLOCK
 
 
 def first_step(row: Baseline) -> tuple[ProgramOptimizer, float]:
@@ -86,30 +70,20 @@ def moved_bytes(program: Program) -> float:
     return sum(cost(program, shape).moved_bytes * math.prod(shape) for shape in gpt_shapes())
 
 
-class Measured:
-    """Times of the contestants: `ratios` of medians and 10th percentiles, one per repeat, as medians over repeats."""
+class Times:
+    """10th percentiles of the seconds of a call of each contestant, one for each repeat; contestants take turns."""
 
     def __init__(self, contestants: dict[str, Callable[[], object]], repeats: int) -> None:
+        timers = {name: Timer("f()", globals={"f": f}, num_threads=THREADS) for name, f in contestants.items()}
         self.low: dict[str, list[float]] = {name: [] for name in contestants}
-        self.middle: dict[str, list[float]] = {name: [] for name in contestants}
-        for function in contestants.values():
-            seconds(function)
         for _ in range(repeats):
-            times: dict[str, list[float]] = {name: [] for name in contestants}
-            for _ in range(ROUNDS):
-                for name, function in contestants.items():
-                    times[name].append(seconds(function))
-            for name, measured in times.items():
-                self.low[name].append(quantiles(measured, n=10)[0])
-                self.middle[name].append(median(measured))
+            rounds = [{name: timer.timeit(BLOCK).mean for name, timer in timers.items()} for _ in range(ROUNDS)]
+            for name, low in self.low.items():
+                low.append(quantiles([times[name] for times in rounds], n=10)[0])
 
     def ratio(self, over: str, under: str) -> float:
-        """How many times as long `over` takes as `under`, by the 10th percentile."""
+        """How many times as long `over` takes as `under`."""
         return median(a / b for a, b in zip(self.low[over], self.low[under], strict=True))
-
-    def median_ratio(self, over: str, under: str) -> float:
-        """The same by the medians, which other work on the machine moves more."""
-        return median(a / b for a, b in zip(self.middle[over], self.middle[under], strict=True))
 
     def floors(self, name: str, size: float, passes: dict[str, int]) -> float:
         """Time of `name` as a multiple of the time in which memory moves `size` bytes at its best."""
@@ -117,28 +91,44 @@ class Measured:
         return median(t * b / size for t, b in zip(self.low[name], bandwidth, strict=True))
 
 
-def measure_step(repeats: int) -> tuple[dict[str, float], Measured, dict[str, float], float]:
-    """First-step seconds of compiled rows, times, multiples of the floor, and the bandwidth in bytes per second."""
-    with threads(THREADS):
-        steps: dict[str, Callable[[], object]] = {}
-        first: dict[str, float] = {}
-        bound_by_memory = {
-            name: row.program for name, row in BASELINES.items()
-            if (c := cost(row.program)).flops < ARITHMETIC * c.moved_bytes
-        }  # fmt: skip
-        moved = {f"compiled {name}": moved_bytes(program) for name, program in bound_by_memory.items()}
-        for name in moved:
-            optimizer, first[name] = first_step(BASELINES[name.removeprefix("compiled ")])
-            steps[name] = optimizer.step
-        steps["fused AdamW"] = torch.optim.AdamW(model_parameters(), fused=True).step
-        moved["fused AdamW"] = moved["compiled adamw"]
-        if importlib.util.find_spec("lion_pytorch"):
-            from lion_pytorch import Lion
+def step(repeats: int) -> list[Figure]:
+    """Compiled optimizer steps on 10 million parameters in 57 tensors, with two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        return _measured(repeats)
+    finally:
+        torch.set_num_threads(before)
 
-            steps["lion-pytorch"], moved["lion-pytorch"] = Lion(model_parameters()).step, moved["compiled lion"]
-        plain = streams()
-        passes = {name: size for name, (_, size) in plain.items()}
-        measured = Measured(steps | {name: function for name, (function, _) in plain.items()}, repeats)
-    floors = {name: measured.floors(name, moved[name], passes) for name in steps}
-    best = max(passes[p] / min(measured.low[p]) for p in passes)
-    return first, measured, floors, best
+
+def _measured(repeats: int) -> list[Figure]:
+    steps: dict[str, Callable[[], object]] = {}
+    first: dict[str, float] = {}
+    moved: dict[str, float] = {}
+    for name, row in BASELINES.items():
+        price = cost(row.program)
+        if price.flops < ARITHMETIC * price.moved_bytes:
+            optimizer, first[name] = first_step(row)
+            steps[f"compiled {name}"], moved[f"compiled {name}"] = optimizer.step, moved_bytes(row.program)
+    steps["fused AdamW"] = torch.optim.AdamW(model_parameters(), fused=True).step
+    moved["fused AdamW"] = moved["compiled adamw"]
+    if importlib.util.find_spec("lion_pytorch"):
+        from lion_pytorch import Lion
+
+        steps["lion-pytorch"], moved["lion-pytorch"] = Lion(model_parameters()).step, moved["compiled lion"]
+    plain = streams()
+    passes = {name: size for name, (_, size) in plain.items()}
+    times = Times(steps | {name: function for name, (function, _) in plain.items()}, repeats)
+    best = max(passes[p] / min(times.low[p]) for p in passes)
+    return [
+        Figure.at_most("compiled AdamW / fused AdamW", times.ratio("compiled adamw", "fused AdamW"), "x", 1.05),
+        Figure.at_most("compiled Lion / fused AdamW", times.ratio("compiled lion", "fused AdamW"), "x", 0.75),
+        *(
+            Figure.at_most(f"{name} / memory floor", times.floors(name, moved[name], passes), "x",
+                           MOST.get(name.removeprefix("compiled "), math.inf))
+            for name in steps
+        ),
+        Figure.at_most("slowest first step, compilation included", max(first.values()), "s", 1.0),
+        Figure("median first step", median(first.values()), "s"),
+        Figure("memory bandwidth", best / GIGABYTE, "GB/s"),
+    ]  # fmt: skip

@@ -16,22 +16,16 @@ def report(
             metavar="FILE", help="Where the HTML goes.", show_default="report.html in the run's or their common folder"
         ),
     ] = None,
-    summary: Annotated[
-        Path | None,
-        typer.Option("--summarise", metavar="DIR", help="Also keep there what a report needs of one search."),
-    ] = None,
 ) -> None:
     """Write one self-contained HTML file, and Markdown beside it, about searches, comparisons and training runs.
 
-    Searches with the same protocol, as of evolution and its controls, are drawn on one axis. A summary of a search is a
-    hundredth of its size, and a RUN_DIR of this command as well.
+    Searches with the same protocol, as of evolution and its controls, are drawn on one axis.
 
     \b
     Examples:
       optforge report runs/first
       optforge report runs/evolution runs/random runs/constants runs/shuffled --out controls.html
-      optforge report runs/evolution --summarise results/evolution
     """
     from optforge.experiments.report.command import report_command
 
-    report_command(runs, out, summary)
+    report_command(runs, out)

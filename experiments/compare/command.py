@@ -220,7 +220,7 @@ def _store(where: str | Path) -> Store:
 
 
 def _run(plan: Plan, folder: Path, asked: Asked) -> int:
-    from optforge.experiments.compare.console import print_contest, runs_progress
+    from optforge.experiments.compare.console import runs_progress
     from optforge.experiments.report.command import write_run_report
 
     try:
@@ -245,8 +245,7 @@ def _run(plan: Plan, folder: Path, asked: Asked) -> int:
             workers.close()
         store.close()
         held.release()
-    print_contest(found)
-    print(f"report: {written.html}")
+    written.print()
     return int(all(run.failed for c in found.comparisons for entry in c.entries for run in entry.runs))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from optforge.experiments.compare.statistics import Interval, Pair
 from optforge.primitives import Program
-from optforge.primitives.text import print_program
+from optforge.primitives.program import print_program
 from optforge.search.training import Task
 
 TUNE_SEEDS = (1000, 1001)

@@ -1,20 +1,9 @@
-"""What a comparison shows in the terminal: progress while it runs, then verdict and tables."""
+"""Progress bars of comparisons."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-from optforge.experiments.compare.comparison import Comparison
-from optforge.experiments.compare.tables import Table, entry_table, notes, pair_table
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    from optforge.experiments.compare.contest import Contest
-
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many runs are finished, and how many are known to be needed."""
@@ -87,76 +76,3 @@ def runs_progress() -> Iterator[Callable[[int, int], None]]:
 
     with bars:
         yield report
-
-
-def print_comparison(comparison: Comparison) -> None:
-    """Print the verdict, the table of optimizers, that of their pairs, and the notes to standard output.
-
-    In a narrow terminal the tables leave out what can be spared; in a file they are as wide as they need to
-    be.
-    """
-    console = _console()
-    console.print()
-    console.print(comparison.verdict, style="bold", markup=False)
-    for table in (entry_table(comparison), pair_table(comparison)):
-        print_table(table)
-    console.print()
-    print_notes(notes(comparison))
-
-
-def print_contest(contest: Contest) -> None:
-    """Print the verdict over all tasks, then the tables of each, and the notes once."""
-    console = _console()
-    console.print()
-    console.print(contest.verdict, style="bold", markup=False)
-    for comparison in contest.comparisons:
-        for table in (entry_table(comparison), pair_table(comparison)):
-            print_table(table)
-    console.print()
-    pairs = sum(len(comparison.pairs) for comparison in contest.comparisons)
-    longest = max(contest.comparisons, key=lambda comparison: comparison.protocol.steps)  # of few, no share is exact
-    print_notes([*contest.notes, *notes(longest, pairs)])
-
-
-def print_table(table: Table) -> None:
-    """Print a table to standard output after an empty line, or nothing if it has no rows."""
-    console = _console()
-    if table.rows:
-        while table.spare and _width(table, console) > console.width:
-            table = table.without(table.spare[0])
-        console.print()
-        console.print(_rich(table))
-
-
-def print_notes(lines: Iterable[str]) -> None:
-    """Print remarks below a table."""
-    for line in lines:
-        _console().print(f"· {line}", style="dim", markup=False)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=max(console.width, 120))
-
-
-def _width(table: Table, console: Console) -> int:
-    """Columns of the terminal that the table takes without folding a cell."""
-    from rich.measure import Measurement
-
-    return Measurement.get(console, console.options.update(max_width=10_000), _rich(table)).maximum
-
-
-def _rich(table: Table) -> RichTable:
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    title = Text(table.title, style="italic")
-    shown = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for index, name in enumerate(table.header):
-        shown.add_column(Text(name), justify="right" if index >= table.numeric else "left")
-    for row in table.rows:
-        shown.add_row(*(Text(cell) for cell in row))
-    return shown

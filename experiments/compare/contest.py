@@ -16,8 +16,7 @@ from optforge.experiments.compare.statistics import compare_pairs, corrected, me
 from optforge.experiments.compare.verdict import contest_sentence, verdict_sentence
 from optforge.experiments.programs import baseline_name
 from optforge.experiments.provenance import data_hash, provenance
-from optforge.primitives import Program
-from optforge.primitives.routing import can_train
+from optforge.primitives.analysis.cost import state_bytes
 from optforge.search.training.task import Task, parameter_shapes
 from optforge.search.training.trial import Outcome
 
@@ -112,20 +111,12 @@ def _entry(plan: Plan, unit: Unit, row: int, task: Task, costs: Costs | None) ->
         interval=mean_interval(counted, 1 - protocol.alpha),
         valid_mean=math.fsum(run.start if run.failed else run.valid for run in runs) / len(runs),
         accuracy=math.fsum(accuracies) / len(accuracies) if accuracies else None,
-        state_bytes=state_bytes(what.program, task),
+        state_bytes=state_bytes(what.program, parameter_shapes(task)),
         statements=len(what.program.live.instructions),
         all_statements=len(what.program.body),
         costs=costs,
         reference=known if what.reference is None else what.reference,
     )
-
-
-def state_bytes(program: Program, task: Task) -> float:
-    """Optimizer state in float32 on a task's model, in bytes per parameter."""
-    shapes = parameter_shapes(task)
-    rules = [(shape, program if can_train(program, shape) else program.fallback or program) for shape in shapes]
-    elements = sum(slot.kind.elements(shape) for shape, rule in rules for slot in rule.live_state)
-    return 4 * elements / sum(math.prod(shape) for shape in shapes)
 
 
 def _run(seed: int, outcome: Outcome) -> Run:

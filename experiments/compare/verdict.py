@@ -9,13 +9,25 @@ from optforge.experiments.compare.comparison import Comparison, Entry, Protocol
 from optforge.experiments.compare.measures import FLOOR, POWER
 from optforge.experiments.compare.spaces import RATE
 from optforge.experiments.compare.statistics import Pair, Verdict
-from optforge.experiments.compare.tables import dimensions, place
 
 CONTROL = "random control"
 """Name of the random program that is compared as a control; it is nobody's candidate."""
 
 MANY = 6
 """With more tasks and horizons than these, a sentence counts them; which they are is in the tables."""
+
+
+def task_label(comparison: Comparison) -> str:
+    """The task of a comparison, with the horizon if it is not the task's own: ``digits``, ``digits ×4``."""
+    protocol = comparison.protocol
+    return protocol.task.name + (f" ×{protocol.horizon:g}" if protocol.horizon != 1 else "")
+
+
+def tuned_dimensions(protocol: Protocol, entries: Sequence[Entry]) -> str:
+    """In how many dimensions optimizers were tuned, with those of a control that has fewer."""
+    fewer = {e.name: len(e.tuning.space) for e in entries if 0 < len(e.tuning.space) < protocol.dimensions}
+    named = "".join(f", {name} in {count}" for name, count in fewer.items())
+    return f"{protocol.dimensions} dimension{'s' * (protocol.dimensions > 1)}{named}"
 
 
 def verdict_sentence(protocol: Protocol, entries: Sequence[Entry], pairs: Sequence[Pair]) -> str:
@@ -58,7 +70,7 @@ def contest_sentence(comparisons: Sequence[Comparison]) -> str:
         promise = _promise(comparisons, one.name, [e.name for e in beside])
         return " ".join([*(c.verdict for c in comparisons), *promise])
     candidates = [e.name for e in first.entries if not e.reference]
-    subject = min(candidates or [first.entries[0].name], key=lambda name: sum(_rank(c, name) for c in comparisons))
+    subject = subject_name(comparisons)
     names = [e.name for e in first.entries if e.name not in candidates] if candidates else []
     others = names or [e.name for e in first.entries if e.name != subject]
     if not others:
@@ -81,6 +93,13 @@ def contest_sentence(comparisons: Sequence[Comparison]) -> str:
         f"{lead} ({len(first.protocol.seeds)} seeds, every optimizer tuned {budget}; shares of the other's test loss)."
     )
     return " ".join([text, *_promise(comparisons, subject, others), *_edges(comparisons)])
+
+
+def subject_name(comparisons: Sequence[Comparison]) -> str:
+    """The program in question: of those that are no references the one that tuned best, or else the first."""
+    entries = comparisons[0].entries
+    candidates = [e.name for e in entries if not e.reference] or [entries[0].name]
+    return min(candidates, key=lambda name: sum(_rank(c, name) for c in comparisons))
 
 
 def _rank(comparison: Comparison, name: str) -> int:
@@ -106,7 +125,7 @@ def _relative(comparison: Comparison, pair: Pair) -> str:
 def _places(found: Sequence[tuple[Comparison, Pair]], total: int) -> str:
     """Where something was found, with each difference; if there are many, how often, with the least and the largest."""
     if total <= MANY:
-        return _join([f"{place(c)} ({_relative(c, pair)})" for c, pair in found])
+        return _join([f"{task_label(c)} ({_relative(c, pair)})" for c, pair in found])
     shares = sorted(found, key=lambda x: _share(x[0], x[1].second, x[1].difference))
     ends = list(dict.fromkeys(_relative(c, pair) for c, pair in (shares[0], shares[-1])))
     return f"{len(found)} of {total} ({' to '.join(ends)})"
@@ -128,16 +147,16 @@ def _promise(comparisons: Sequence[Comparison], subject: str, others: Sequence[s
 
 
 def _edges(comparisons: Sequence[Comparison]) -> list[str]:
-    edges = [f"{_at_edge(e)} of {e.name} on {place(c)}" for c in comparisons for e in c.entries if e.edge]
+    edges = [f"{_at_edge(e)} of {e.name} on {task_label(c)}" for c in comparisons for e in c.entries if e.edge]
     if len(comparisons) > MANY:
         names, runs = [e.name for e in comparisons[0].entries], len(comparisons) * len(comparisons[0].protocol.seeds)
         counts = {name: sum(c.entry(name).diverged for c in comparisons) for name in names}
         failed = [f"{name} {count} of {runs}" for name, count in counts.items() if count]
     else:
-        failed = [f"{e.name} on {place(c)} {e.diverged}" for c in comparisons for e in c.entries if e.diverged]
+        failed = [f"{e.name} on {task_label(c)} {e.diverged}" for c in comparisons for e in c.entries if e.diverged]
     found = []
     if edges:
-        found.append(f"At the edge of their widened ranges, and so possibly better than shown: {', '.join(edges)}.")
+        found.append(f"At the boundary of their widened ranges, and so possibly better than shown: {', '.join(edges)}.")
     if failed:
         found.append(f"Runs that failed, counted as the loss before training: {', '.join(failed)}.")
     return found
@@ -147,7 +166,7 @@ def _budget(protocol: Protocol, entries: Sequence[Entry]) -> str:
     if not protocol.trials:
         return "on the same learning rates"
     counts = sorted({len(e.tuning.trials) for e in entries})
-    return f"with {'/'.join(map(str, counts))} trials in {dimensions(protocol, entries)}"
+    return f"with {'/'.join(map(str, counts))} trials in {tuned_dimensions(protocol, entries)}"
 
 
 def _subject(entries: Sequence[Entry]) -> tuple[Entry, list[Entry]]:
@@ -178,9 +197,9 @@ def _with_interval(pair: Pair) -> str:
 
 def _caveats(entries: Sequence[Entry], seeds: int) -> list[str]:
     found = []
-    where = "ranges" if entries[0].tuning.trials else "ladder"
+    where = "ranges" if entries[0].tuning.trials else "learning-rate grid"
     if edges := [f"{_at_edge(e)} of {e.name}" for e in entries if e.edge]:
-        found.append(f"The best {_join(edges)} is on an end of the widened {where}: it may do better.")
+        found.append(f"The best {_join(edges)} lies at the boundary of the widened {where}: it may do better.")
     if failed := [f"{e.name} {e.diverged} of {seeds}" for e in entries if e.diverged]:
         found.append(f"Runs that failed, counted as the loss before training: {', '.join(failed)}.")
     return found

@@ -6,7 +6,6 @@ from optforge.experiments.programs.names import (
     describe,
     known_ops,
     resolve_program,
-    state_bytes,
     unique_names,
     usual_rate,
 )
@@ -17,7 +16,6 @@ __all__ = [
     "describe",
     "known_ops",
     "resolve_program",
-    "state_bytes",
     "unique_names",
     "usual_rate",
 ]

@@ -15,7 +15,7 @@ from typing import Any
 from optforge.baselines import BASELINES, NAMED
 from optforge.experiments.errors import UserError, nearest
 from optforge.experiments.rundirs import existing_run_dir
-from optforge.primitives import Kind, Program, ProgramError, parse_program
+from optforge.primitives import Program, ProgramError, parse_program
 from optforge.primitives.analysis.cost import cost
 from optforge.primitives.export.pseudocode import pseudo_code
 from optforge.primitives.program import show_arg
@@ -85,9 +85,7 @@ def _baseline_names() -> dict[str, str]:
 def describe(name: str, program: Program) -> dict[str, Any]:
     """What `optforge show --json` prints: statements, state, cost, hyperparameters, key and pseudo-code of a program.
 
-    ``state_bytes_per_parameter`` counts what grows with the model: 4 bytes for each live slot of kind TENSOR, in
-    float32. Other slots hold one number per row, column or tensor and count as 0; ``cost`` counts them exactly, for a
-    matrix of 1024 by 1024 (see `primitives.analysis.cost`).
+    ``cost`` is that of a matrix of 1024 by 1024 (see `primitives.analysis.cost`).
     """
     live, live_slots = set(program.live.instructions), set(program.live_state)
     return {
@@ -109,17 +107,11 @@ def describe(name: str, program: Program) -> dict[str, Any]:
             }
             for slot, arg in zip(program.state, program.next_state, strict=True)
         ],
-        "state_bytes_per_parameter": state_bytes(program),
         "cost": asdict(cost(program)),
         "pseudo_code": pseudo_code(program),
         "hyperparameters": [{"name": h.name, "default": h.default, "scale": h.scale} for h in program.hypers],
         "fallback": None if program.fallback is None else describe(f"{name} fallback", program.fallback),
     }
-
-
-def state_bytes(program: Program) -> int:
-    """Bytes of optimizer state per model parameter, in float32."""
-    return 4 * sum(slot.kind is Kind.TENSOR for slot in program.live_state)
 
 
 def _from_hall_of_fame(folder: Path, rank: str) -> tuple[str, Program]:

@@ -21,7 +21,7 @@ class Surface:
         minima: where the function is lowest.
         frame: what a picture shows: left, right, bottom, top.
         steps: how many steps a path has.
-        lr: learning rate of every optimizer; None if each has the best one of a ladder (see `trajectories`).
+        lr: learning rate of every optimizer; None if each has the best one of `trajectories.LR_GRID`.
         noise: standard deviations of the normal noise that is added to the two gradients.
         source: where the function comes from.
     """

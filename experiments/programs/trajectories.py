@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from optforge.experiments.colours import COLOURS, DASHES, MARKERS
+from optforge.experiments.colours import COLOURS, curve_style, short_label
 from optforge.experiments.programs.surfaces import Surface
 from optforge.primitives import Program, ProgramError
-from optforge.primitives.backends.interpret import execute, initial_slot
+from optforge.primitives.backends.interpret import Simulation
 from optforge.primitives.routing import can_train, route
 
-LADDER = tuple(10 ** (k / 4) for k in range(-20, 9))
+LR_GRID = tuple(10 ** (k / 4) for k in range(-20, 9))
 """Learning rates to choose from where a surface does not name one: quarter-decades from 1e-5 to 100."""
 
 _FRAMES, _MILLISECONDS, _HOLD = 60, 80, 2500  # of an animation; the last picture stays for longer
-_PALETTE = (*COLOURS, "#000000", "#882255")
+PALETTE = (*COLOURS, "#000000", "#882255")
+"""Eight colours; from the ninth path on, dashes differ."""
 _WIDE = 1e6  # what is further from the frame than so many of its widths is not drawn
 
 
@@ -50,7 +50,7 @@ class Trajectory:
         """Text for a legend."""
         notes = ["fallback for vectors"] if self.fallback else []
         notes += [f"leaves the frame at step {self.left}"] if self.left is not None else []
-        return "\n   ".join([f"{_short(self.name)}, lr {self.lr:.3g}", *notes])
+        return "\n   ".join([f"{short_label(self.name, 28)}, lr {self.lr:.3g}", *notes])
 
 
 def follow(program: Program, surface: Surface, rates: Sequence[float], steps: int, seed: int = 0) -> np.ndarray:
@@ -67,26 +67,12 @@ def follow(program: Program, surface: Surface, rates: Sequence[float], steps: in
     """
     program = route(program, (2,))
     lr = torch.tensor(rates, dtype=torch.float64).unsqueeze(1)
-    p = torch.tensor(surface.start, dtype=torch.float64).expand(len(rates), 2).clone()
-    numbers = {name: torch.tensor(value, dtype=torch.float64) for name, value in program.defaults().items()}
-    state: dict[str, Tensor] = {}
-    points = [p]
-    for step, noise in enumerate(surface.noises(steps, seed), start=1):
-        g = surface.gradient(p) + noise
-        state = state or {s.name: initial_slot(s, p, g, lead=1) for s in program.state}
-        now = torch.tensor(float(step), dtype=torch.float64)
-        signals = {
-            "g": g,
-            "p": p,
-            "lr": lr,
-            "step": now,
-            "progress": now / steps,
-            "global_norm": g.norm(dim=1)[:, None],
-        }
-        update, following = execute(program, numbers | state | signals, dims=(1,))
-        state = {s.name: value.expand(state[s.name].shape) for s, value in zip(program.state, following, strict=True)}
-        p = p - lr * update
-        points.append(p)
+    start = torch.tensor(surface.start, dtype=torch.float64).expand(len(rates), 2)
+    noises = list(surface.noises(steps, seed))
+    path = Simulation(program, dims=(1,)).follow(
+        start, lambda step, p: surface.gradient(p) + noises[step - 1], steps, lr=lr
+    )
+    points = [start, *(p - lr * stepped.update for p, stepped in path)]
     return torch.stack(points, dim=1).numpy()
 
 
@@ -95,12 +81,12 @@ def trajectory(
 ) -> Trajectory:
     """The path of one program.
 
-    Without `lr` it has the surface's learning rate, or, if that has none, the rate of `LADDER` with the lowest mean
+    Without `lr` it has the surface's learning rate, or, if that has none, the rate of `LR_GRID` with the lowest mean
     loss over the second half of the path, among those that never leave the frame (or else among those that end in it).
     """
     lr = surface.lr if lr is None else lr
     steps = surface.steps if steps is None else steps
-    rates = LADDER if lr is None else (lr,)
+    rates = LR_GRID if lr is None else (lr,)
     try:
         found = follow(program, surface, rates, steps, seed)
     except ProgramError as error:
@@ -139,7 +125,7 @@ class Picture:
         halo = [Stroke(linewidth=3, foreground="white"), Normal()]
         self.lines, self.heads = [], []
         for index, path in enumerate(paths):
-            style = _style(index)
+            style = curve_style(index, PALETTE)
             (line,) = self.axes.plot([], [], linewidth=1.8, markersize=4.5, label=path.label, path_effects=halo,
                                      zorder=3, **style)  # fmt: skip
             (head,) = self.axes.plot([], [], style["marker"], color=style["color"], markersize=9,
@@ -179,10 +165,11 @@ class Picture:
     def gif(self, report: Callable[[int], None] = lambda done: None, dpi: int = 75) -> bytes:
         """The paths as they grow, as a GIF file that repeats; `report` is told how many frames are done."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from PIL import Image
 
         self.figure.set_dpi(dpi)
         canvas = FigureCanvasAgg(self.figure)
-        canvas.draw()  # what moves is left out, and drawn over it for each frame
+        canvas.draw()  # what moves is left out, and drawn over it for each frame: five times as fast as all of it
         background = canvas.copy_from_bbox(self.figure.bbox)
         images = []
         for done, step in enumerate(self.frames(), start=1):
@@ -190,13 +177,12 @@ class Picture:
             canvas.restore_region(background)
             for artist in self.moving:
                 self.axes.draw_artist(artist)
-            images.append(np.array(canvas.buffer_rgba())[..., :3])
+            images.append(Image.fromarray(np.array(canvas.buffer_rgba())[..., :3]))
             report(done)
-        # one palette for all, so that what stands still does not flicker: the last picture's most frequent
-        # colours, and room for the transparent one with which Pillow leaves out what does not change
-        colours, counts = np.unique(images[-1].reshape(-1, 3), axis=0, return_counts=True)
-        palette = colours[np.argsort(-counts, kind="stable")[:128]].astype(int)
-        first, *others = [_indexed(image, palette) for image in images]
+        # one palette for all frames, so that what stands still does not flicker
+        palette = images[-1].quantize(200, Image.Quantize.MAXCOVERAGE, kmeans=1)
+        palette.putpalette([255 if level > 248 else level for level in palette.getpalette() or ()])  # white is white
+        first, *others = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
         durations = [_MILLISECONDS] * len(others) + [_HOLD]
         buffer = io.BytesIO()
         first.save(buffer, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
@@ -205,19 +191,6 @@ class Picture:
     def frames(self) -> list[int]:
         """The steps that the animation shows, at most 60."""
         return np.unique(np.linspace(0, self.steps, min(_FRAMES, self.steps + 1)).round().astype(int)).tolist()
-
-
-def _indexed(pixels: np.ndarray, palette: np.ndarray) -> Any:
-    """An image whose pixels are the nearest colours of `palette`; Pillow's own search is not exact, even for white."""
-    from PIL import Image
-
-    packed = pixels.astype(int) @ np.array([1 << 16, 1 << 8, 1])
-    seen, which = np.unique(packed, return_inverse=True)
-    colours = np.stack([seen >> 16, seen >> 8 & 255, seen & 255], axis=1)
-    nearest = ((colours[:, None] - palette) ** 2).sum(axis=2).argmin(axis=1)
-    image = Image.fromarray(nearest[which].reshape(pixels.shape[:2]).astype(np.uint8))
-    image.putpalette(palette.ravel().tolist())
-    return image
 
 
 def heights(surface: Surface, points: int = 300, count: int = 14) -> tuple[np.ndarray, ...]:
@@ -243,20 +216,6 @@ def drawable(points: np.ndarray, surface: Surface) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         wild = np.flatnonzero(~(np.abs(points).max(axis=1) < _WIDE * width))
     return points[: wild[0]] if len(wild) else points
-
-
-def _style(index: int) -> dict[str, Any]:
-    """Colour, marker and dashes: eight colours, and from the ninth path on other dashes; markers in their own turn."""
-    colours = len(_PALETTE)
-    return {
-        "color": _PALETTE[index % colours],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index // colours % len(DASHES)],
-    }
-
-
-def _short(name: str, longest: int = 28) -> str:
-    return name if len(name) <= longest else "…" + name[1 - longest :]
 
 
 def as_json(surface: Surface, paths: Sequence[Trajectory]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What people read of runs: reports as HTML and Markdown, pictures, and lists."""
+"""What people read of runs: one document model, rendered as HTML, as Markdown and in the terminal."""

@@ -6,29 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from optforge.experiments.compare.contest import Contest
 from optforge.experiments.errors import UserError
 from optforge.experiments.files import check_can_write, write_atomic
-from optforge.experiments.report.blocks import Section, Text
-from optforge.experiments.report.comparison_json import EDITED
-from optforge.experiments.report.comparison_sections import (
-    contest_from_json,
-    contest_sections,
-    training_sections,
-    training_verdict,
-)
-from optforge.experiments.report.page import page_html, page_markdown
+from optforge.experiments.report.comparison_json import EDITED, contest_from_json
+from optforge.experiments.report.comparison_report import comparison_opening, comparison_sections
+from optforge.experiments.report.document import Document, Paragraph, Section
+from optforge.experiments.report.html import render_html
+from optforge.experiments.report.markdown import render_markdown
 from optforge.experiments.report.runs import SearchRun, kind_of, read_json, read_search
-from optforge.experiments.report.search_sections import search_sections, search_verdict
-from optforge.experiments.report.summary import summarise
+from optforge.experiments.report.search_report import search_sections, search_verdict
+from optforge.experiments.report.terminal import print_document
+from optforge.experiments.report.training_report import training_opening, training_sections
 from optforge.experiments.rundirs import existing_run_dir
 
 
 class Written(NamedTuple):
-    """Paths of what `write_run_report` wrote."""
+    """What `write_run_report` wrote: two paths, and the document that both files show."""
 
     html: Path
     markdown: Path
+    document: Document
+
+    def print(self) -> None:
+        """Print the document, and where the page is."""
+        print_document(self.document)
+        print(f"\nreport: {self.html}")
 
 
 def write_run_report(folders: Sequence[Path], out: Path | None = None) -> Written:
@@ -47,73 +49,64 @@ def write_run_report(folders: Sequence[Path], out: Path | None = None) -> Writte
     check_can_write("--out", target)
     if target.suffix not in (".html", ".htm"):
         raise UserError(f"--out {target} should end in .html; the Markdown goes beside it")
-    html, markdown = _pages(chosen)
-    written = Written(target, target.with_suffix(".md"))
     try:
-        write_atomic(written.html, html)
-        write_atomic(written.markdown, markdown)
+        written = Written(target, target.with_suffix(".md"), _document(chosen))
+        files = {written.html: render_html(written.document), written.markdown: render_markdown(written.document)}
+    except EDITED as error:  # some edits only show while rendering
+        compared = [str(folder / "compare.json") for folder in chosen if kind_of(folder) == "compare"]
+        if not compared:
+            raise
+        what = " or ".join(compared)
+        raise UserError(f"{what} cannot be shown ({type(error).__name__}: {error}); was it edited?") from error
+    try:
+        for path, text in files.items():
+            write_atomic(path, text)
     except OSError as error:
         raise UserError(f"--out {target} cannot be written: {error.strerror}") from None
     return written
 
 
-def report_command(folders: Sequence[Path], out: Path | None, summary: Path | None = None) -> None:
-    """Write the report, and a summary of the search if asked for, and say where they are."""
-    if summary is not None:
-        if len(folders) != 1 or kind_of(existing_run_dir(folders[0])) != "search":
-            raise UserError("--summarise takes one search, and its folder is the only RUN_DIR")
-        summarise(folders[0], summary)
-        print(f"summary:  {summary}")
+def report_command(folders: Sequence[Path], out: Path | None) -> None:
+    """Write the report, and say where it is."""
     written = write_run_report(folders, out)
     print(f"report:   {written.html}\nMarkdown: {written.markdown}")
 
 
-def _pages(folders: Sequence[Path]) -> tuple[str, str]:
-    """The report as HTML and as Markdown; only when it is drawn does all show that a comparison cannot have said."""
-    compared = [folder / "compare.json" for folder in folders if kind_of(folder) == "compare"]
-    try:
-        title, sections = _document(folders)
-        return page_html(title, sections), page_markdown(title, sections)
-    except EDITED as error:
-        if not compared:
-            raise
-        what = " or ".join(map(str, compared))
-        raise UserError(f"{what} cannot be shown ({type(error).__name__}: {error}); was it edited?") from error
-
-
-def _document(folders: Sequence[Path]) -> tuple[str, list[Section]]:
+def _document(folders: Sequence[Path]) -> Document:
     kinds = {folder: kind_of(folder) for folder in folders}
-    verdicts: list[Text] = []
+    opening: list[Paragraph] = []
     sections: list[Section] = []
-    groups: dict[Any, list[SearchRun]] = {}
+    by_protocol: dict[Any, list[SearchRun]] = {}
     for folder in (f for f in folders if kinds[f] == "search"):
         run = read_search(folder)
-        groups.setdefault(run.protocol, []).append(run)
-    for runs in groups.values():
-        verdicts += [Text(text, "verdict") for text in search_verdict(runs)]
+        by_protocol.setdefault(run.protocol, []).append(run)
+    for runs in by_protocol.values():
+        opening += [Paragraph(text, "verdict") for text in search_verdict(runs)]
         sections += search_sections(runs)
-    compared: list[tuple[str, Contest]] = []
-    for folder in (f for f in folders if kinds[f] == "compare"):
-        source = folder / "compare.json"
-        compared.append((folder.name, contest_from_json(read_json(source, dict), source)))
-    for name, contest in compared:
-        verdicts.append(Text(contest.verdict, "verdict"))
-        sections += contest_sections(contest, f"{name}: " if len(compared) > 1 else "")
-    trained = [f for f in folders if kinds[f] == "train"]
-    if trained:
-        found = [read_json(f / "result.json", dict) for f in trained]
-        names = [str(record.get("optimizer")) for record in found]
-        if len(set(names)) < len(names):
-            names = [f"{name}, {folder.name}" for name, folder in zip(names, trained, strict=True)]
-        runs_of = zip(names, found, (f / "result.json" for f in trained), strict=True)
-        sections += training_sections(list(runs_of))
-        verdicts += [Text(training_verdict(r, name), "verdict") for name, r in zip(names, found, strict=True)]
-    if len(groups) > 1:
-        verdicts.append(Text("These searches differ in task, learning rates, seeds or steps: each stands alone."))
-    named = ", ".join(f.name for f in folders)
+    if len(by_protocol) > 1:
+        opening.append(Paragraph("These searches differ in task, learning rates, seeds or steps: each stands alone."))
+    compared = [folder for folder in folders if kinds[folder] == "compare"]
+    for folder in compared:
+        contest = contest_from_json(read_json(folder / "compare.json", dict), folder / "compare.json")
+        opening += comparison_opening(contest)
+        sections += comparison_sections(contest, f"{folder.name}: " if len(compared) > 1 else "")
+    if trained := [folder for folder in folders if kinds[folder] == "train"]:
+        results = _training_runs(trained)
+        opening += training_opening(results)
+        sections += training_sections(results)
     words = {"search": "Search", "compare": "Comparison", "train": "Training"}
     title = " and ".join(words[kind] for kind in words if kind in kinds.values())
-    return f"{title}: {named}", [Section("", tuple(verdicts)), *sections]
+    return Document(f"{title}: {', '.join(f.name for f in folders)}", tuple(opening), tuple(sections))
+
+
+def _training_runs(folders: Sequence[Path]) -> list[tuple[str, dict[str, Any], Path]]:
+    """A name that no other has, the result, and its file, of each training run."""
+    files = [folder / "result.json" for folder in folders]
+    found = [read_json(file, dict) for file in files]
+    names = [str(record.get("optimizer")) for record in found]
+    if len(set(names)) < len(names):
+        names = [f"{name}, {folder.name}" for name, folder in zip(names, folders, strict=True)]
+    return list(zip(names, found, files, strict=True))
 
 
 def _common(folders: Sequence[Path]) -> Path:

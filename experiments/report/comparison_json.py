@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cattrs import Converter
+from cattrs.errors import BaseValidationError
+
 from optforge.baselines import BASELINES
-from optforge.experiments.compare.comparison import Comparison, Costs, Entry, Protocol, Run, Setting, Tuning
+from optforge.experiments.compare.comparison import Comparison
 from optforge.experiments.compare.contest import Contest
-from optforge.experiments.compare.statistics import Interval, Pair, Verdict
-from optforge.experiments.compare.verdict import CONTROL, contest_sentence, verdict_sentence
 from optforge.experiments.errors import UserError
-from optforge.experiments.programs import baseline_name
-from optforge.experiments.report.runs import read_program
-from optforge.primitives import Program
+from optforge.primitives import Program, ProgramError, parse_program
 from optforge.search.training import Task
 
 EDITED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, StopIteration)
@@ -22,119 +22,28 @@ EDITED = (KeyError, TypeError, ValueError, AttributeError, IndexError, Arithmeti
 
 
 def contest_from_json(found: dict[str, Any], source: Path) -> Contest:
-    """The comparisons in `found`, on several tasks or on one.
+    """The comparisons in `found`, on several tasks or on one; their tasks have neither data nor model.
 
     Raises:
         UserError: if there is none; `source` is the file to blame.
     """
-    if "comparisons" not in found:
-        comparison = comparison_from_json(found, source)
-        return Contest((comparison,), comparison.verdict, {}, (), {})
     try:
-        comparisons = tuple(comparison_from_json(row, source) for row in found["comparisons"])
-        names = [entry.name for entry in comparisons[0].entries]
-        if any([e.name for e in c.entries] != names for c in comparisons):
+        if "comparisons" not in found:
+            comparison = _comparison(found)
+            return Contest((comparison,), comparison.verdict, {}, (), {})
+        comparisons = tuple(map(_comparison, found["comparisons"]))
+        if any([e.name for e in c.entries] != [e.name for e in comparisons[0].entries] for c in comparisons):
             raise ValueError("not the same optimizers on every task")
-        profiles = {str(name): [float(x) for x in ratios] for name, ratios in found["profiles"].items()}
-        if len({len(ratios) for ratios in profiles.values()}) > 1:
+        contest = _converter().structure(found | {"comparisons": ()}, Contest)
+        if len({len(ratios) for ratios in contest.profiles.values()}) > 1:
             raise ValueError("profiles of different lengths")
-        notes = tuple(map(str, found["notes"]))
-        verdict = str(found["verdict"])
-        if not all(map(_marked, found["comparisons"])):
-            verdict = contest_sentence(comparisons)
-        return Contest(comparisons, verdict, profiles, notes, dict(found["plan"]))
-    except EDITED as error:
+        return Contest(comparisons, contest.verdict, contest.profiles, contest.notes, contest.plan)
+    except ProgramError as error:
+        raise UserError(f"{source} holds a program that cannot be read: {error}") from None
+    except (*EDITED, BaseValidationError) as error:
         raise UserError(
             f"{source} is not a comparison's JSON ({type(error).__name__}: {error}); was it edited?"
         ) from None
-
-
-def comparison_from_json(found: dict[str, Any], source: Path) -> Comparison:
-    """The comparison that `Comparison.as_json` described; its task has a name and a metric, but no data or model.
-
-    Raises:
-        UserError: if it is none; `source` is the file to blame.
-    """
-    try:
-        entries = tuple(_entry(e, source) for e in found["optimizers"])
-        about: dict[str, Any] = {name: str(found["task"][name]) for name in ("name", "summary", "metric", "licence")}
-        accuracy = any(e.accuracy is not None for e in entries)
-        task = Task(
-            **about, model=_absent, data=_absent, loss=_absent, steps=int(found["protocol"]["steps"]),
-            batch_size=int(found["task"]["batch_size"]), accuracy=accuracy,
-        )  # fmt: skip
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found["protocol"].items()}
-        pairs = tuple(_pair(p) for p in found["pairs"])
-        names = {e.name for e in entries}
-        if not entries or any({p.first, p.second} - names for p in pairs):
-            raise ValueError("pairs of optimizers that are not listed")
-        protocol, target = Protocol(task, **settings), found.get("target")
-        if odd := [e.name for e in entries if len(e.runs) != len(protocol.seeds) or math.isnan(e.mean)]:
-            raise ValueError(f"{odd[0]} needs a mean and one run for each of {len(protocol.seeds)} seeds")
-        if len({(len(run.curve), len(run.valid_curve)) for e in entries for run in e.runs}) > 1:
-            raise ValueError("curves of different lengths")
-        verdict = str(found["verdict"]) if _marked(found) else verdict_sentence(protocol, entries, pairs)
-        return Comparison(protocol, entries, pairs, verdict, dict(found["provenance"]), target)
-    except EDITED as error:
-        raise UserError(
-            f"{source} is not a comparison's JSON ({type(error).__name__}: {error}); was it edited?"
-        ) from None
-
-
-def _marked(found: dict[str, Any]) -> bool:
-    """Whether a comparison says which entries are references; a verdict that is older may count tuned ones as found."""
-    return all("reference" in e for e in found["optimizers"])
-
-
-def _is_reference(name: str, program: Program) -> bool:
-    """What an older file meant: only a baseline can have a baseline's name, also after its constants were tuned."""
-    return name in BASELINES or name == CONTROL or baseline_name(program) is not None
-
-
-def _entry(found: dict[str, Any], source: Path) -> Entry:
-    tuning = found["tuning"] | {
-        "rates": tuple(found["tuning"]["rates"]),
-        "losses": tuple(tuple(map(finite_or_nan, row)) for row in found["tuning"]["losses"]),
-        "counted": tuple(tuple(map(finite_or_nan, row)) for row in found["tuning"]["counted"]),
-        "failed": tuple(map(tuple, found["tuning"]["failed"])),
-        "trials": tuple(map(Setting.from_json, found["tuning"].get("trials", ()))),
-        "space": tuple(found["tuning"].get("space", ())),
-        "edges": tuple(map(str, found["tuning"].get("edges", ()))),
-    }
-    runs = []
-    for run in found["runs"]:
-        fields = {k: v for k, v in run.items() if k in Run.__dataclass_fields__}
-        fields |= {k: finite_or_nan(run[k]) for k in ("start", "valid", "test")}
-        fields |= {k: tuple(map(finite_or_nan, run.get(k, ()))) for k in ("curve", "valid_curve")}
-        runs.append(Run(**fields))
-    names = ("mean", "valid_mean", "accuracy", "state_bytes", "statements", "all_statements")
-    numbers = {name: found[name] for name in names} | {
-        k: finite_or_nan(found[k]) for k in ("mean", "valid_mean", "state_bytes")
-    }
-    program = read_program(found["program"], source)
-    kept = {k: v for k, v in tuning.items() if k in Tuning.__dataclass_fields__}
-    name = str(found["name"])
-    return Entry(
-        name=name, program=program, reference=bool(found.get("reference", _is_reference(name, program))),
-        tuning=Tuning(**kept), runs=tuple(runs),
-        interval=_interval(found["interval"]), costs=Costs(**found["costs"]) if found.get("costs") else None, **numbers,
-    )  # fmt: skip
-
-
-def _pair(found: dict[str, Any]) -> Pair:
-    others = ("first", "second", "interval", "verdict", "bootstrap", "count")
-    numbers = {k: finite_or_nan(v) for k, v in found.items() if k not in others}
-    bootstrap = _interval(found["bootstrap"]) if found.get("bootstrap") else None
-    return Pair(
-        first=str(found["first"]), second=str(found["second"]), interval=_interval(found["interval"]),
-        verdict=Verdict(found["verdict"]), bootstrap=bootstrap, count=int(found.get("count", 0)), **numbers,
-    )  # fmt: skip
-
-
-def _interval(found: dict[str, Any]) -> Interval:
-    return Interval(
-        finite_or_nan(found["low"]), finite_or_nan(found["high"]), float(found["level"]), str(found["method"])
-    )
 
 
 def finite_or_nan(value: Any) -> float:
@@ -144,6 +53,38 @@ def finite_or_nan(value: Any) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{value} where a finite number or null is expected")
     return float(value)
+
+
+def _comparison(found: dict[str, Any]) -> Comparison:
+    """What `Comparison.as_json` wrote; files that do not say which entries are references go by names."""
+    entries = [{"reference": e["name"] in BASELINES} | e for e in found["optimizers"]]
+    task = found["task"] | {
+        "steps": found["protocol"]["steps"],
+        "accuracy": any(e["accuracy"] is not None for e in entries),
+    }
+    whole = found | {"entries": entries, "protocol": found["protocol"] | {"task": task}}
+    comparison = _converter().structure(whole, Comparison)
+    names = {e.name for e in comparison.entries}
+    if not names or any({p.first, p.second} - names for p in comparison.pairs):
+        raise ValueError("pairs of optimizers that are not listed")
+    seeds = comparison.protocol.seeds
+    if odd := [e.name for e in comparison.entries if len(e.runs) != len(seeds) or math.isnan(e.mean)]:
+        raise ValueError(f"{odd[0]} needs a mean and one run for each of {len(seeds)} seeds")
+    if len({(len(run.curve), len(run.valid_curve)) for e in comparison.entries for run in e.runs}) > 1:
+        raise ValueError("curves of different lengths")
+    return comparison
+
+
+@cache
+def _converter() -> Converter:
+    """Structures JSON by the annotations of the dataclasses."""
+    found = Converter(detailed_validation=False)
+    found.register_structure_hook(float, lambda value, _: finite_or_nan(value))
+    found.register_structure_hook(int, lambda value, _: int(finite_or_nan(value)))
+    found.register_structure_hook(bool, lambda value, _: bool(value))  # which would be an int
+    found.register_structure_hook(Program, lambda value, _: parse_program(value))
+    found.register_structure_hook(Task, lambda value, _: Task(**value, model=_absent, data=_absent, loss=_absent))
+    return found
 
 
 def _absent(*_: Any) -> Any:

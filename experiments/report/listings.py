@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optforge.baselines import BASELINES, NAMED, Baseline
 from optforge.experiments.errors import UserError
 from optforge.experiments.files import check_can_write, write_atomic
-from optforge.experiments.programs import state_bytes
+from optforge.experiments.report.document import Table
+from optforge.experiments.report.terminal import print_table
 from optforge.experiments.tasks import TASKS
 from optforge.experiments.tasks.file_tasks import FILE_TASKS
 from optforge.experiments.tasks.places import FOLDER, data_folder
 from optforge.experiments.tasks.transformers import SIZES
 from optforge.experiments.tasks.user_tasks import from_entry_point, installed
 from optforge.primitives import Kind, Program, ProgramOptimizer
-from optforge.primitives.analysis.cost import cost
+from optforge.primitives.analysis.cost import cost, state_bytes
 from optforge.search.training import Task
 
 SHAPES: tuple[tuple[int, ...], ...] = ((1024, 1024), (64, 32, 3, 3), (4096,))
@@ -39,7 +38,7 @@ def print_tasks() -> None:
     rows = [
         (t.name, t.summary, t.metric, target_words(t), t.steps, t.batch_size, t.licence, _where(t.name)) for t in tasks
     ]
-    _print(columns, rows)
+    print_table(Table("", columns, _texts(rows), numeric=len(columns)))
     sizes = ", ".join(SIZES)
     sized = ", ".join(name for name, row in FILE_TASKS.items() if row.sized)
     print(f"\nFiles are looked for in {data_folder()} (set {FOLDER} for another), or at PATH in TASK@PATH.")
@@ -61,8 +60,8 @@ def print_optimizers() -> None:
     rows = []
     for row in (BASELINES | NAMED).values():
         rates = "{:g} to {:g}".format(*row.lr_range) if isinstance(row, Baseline) else "–"
-        rows.append((row.name, row.paper, len(row.program.live.instructions), state_bytes(row.program), rates))
-    _print(columns, rows)
+        rows.append((row.name, row.paper, len(row.program.live.instructions), f"{state_bytes(row.program):.3g}", rates))
+    print_table(Table("", columns, _texts(rows), numeric=len(columns)))
 
 
 def print_memory(json_file: Path | None = None) -> None:
@@ -79,7 +78,8 @@ def print_memory(json_file: Path | None = None) -> None:
         except OSError as error:
             raise UserError(f"--json {json_file} cannot be written: {error.strerror}") from None
     columns = ("optimizer", "state × parameters", "in theory [bytes/parameter]", "measured by hand", "as program")
-    _print(columns, [(row["name"], row["state"], *(_rounded(row[form]) for form in FORMS)) for row in found])
+    rows = [(row["name"], row["state"], *(_rounded(row[form]) for form in FORMS)) for row in found]
+    print_table(Table("", columns, _texts(rows), numeric=2))
     print(
         f"\nMeasured after a step on {_elements():,} float32 parameters in tensors of shape "
         f"{', '.join(map(str, SHAPES))},\nwithout the step number of each tensor."
@@ -157,11 +157,5 @@ def _rounded(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-def _print(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*map(str, row))
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 1000  # whoever reads from a pipe wants one line for each row
-    console.print(table)
+def _texts(rows: Iterable[Sequence[object]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(map(str, row)) for row in rows)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from optforge.experiments.compare.tables import Table, number
+from optforge.experiments.report.document import Table, number
 from optforge.primitives import Program
 
 if TYPE_CHECKING:

@@ -106,11 +106,11 @@ def conclude(
         executor_for: makes what scores programs on some tasks, as in the search.
         train: what trains, see `search.training.trainer.Trainer`.
     """
-    from optforge.experiments.compare.console import print_contest, print_table
     from optforge.experiments.report.command import write_run_report
+    from optforge.experiments.report.terminal import print_document, print_table
 
-    candidates = [_finalist(r) for r in _distinct(search.best)]
-    print_table(funnel_report.write_archive(run_dir, search.history))
+    candidates = [_finalist(r) for r in distinct(search.best)]
+    funnel_report.write_archive(run_dir, search.history)
     if ending.fast:
         _write_hall_of_fame(run_dir, candidates[:FINALISTS], None, Standings({}, {}))
         print(f"hall of fame, by search score: {run_dir / HALL_OF_FAME}")
@@ -136,22 +136,20 @@ def conclude(
     summary = _summary(config, search, comparison)
     if ending.trials:
         summary["constants"] = {e.label: e.constants.as_json() for e in entrants if e.constants is not None}
-    if passed is not None:
-        summary["funnel"] = funnel_report.summary(passed)
     table = {"search": summary, "table": comparison.as_json()}
     content = json.dumps(table, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     for path in (run_dir / "search.json", json_file):
         if path is not None:
             write_atomic(path, content)
     write_atomic(run_dir / RESULT, json.dumps(found.as_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-    report = write_run_report([run_dir])
-    print_contest(found)
+    written = write_run_report([run_dir])
+    print_document(written.document)
     rows = [*ranked, *(e for e in entrants if e.record is None)]
     print_table(fresh_table([(e.label, _score(e), own[e.label], unseen.get(e.label)) for e in rows]))
     ranks = ", ".join(f"#{rank} {entrant.label}" for rank, entrant in enumerate(ranked, 1))
     print(f"programs:    {run_dir / HALL_OF_FAME}, by score on fresh seeds: {ranks}")
     print(f"             each is a PROGRAM, as in: optforge show {run_dir}#1")
-    print(f"report:      {report.html}")
+    print(f"report:      {written.html}")
     print(f"TensorBoard: tensorboard --logdir {run_dir / 'tensorboard'}")
 
 
@@ -172,7 +170,7 @@ def _scores(executor: Executor, entrants: Sequence[Finalist], batch: int) -> dic
     return {e.label: score for e, score in zip(entrants, found, strict=True)}
 
 
-def _distinct(best: list[Record]) -> list[Record]:
+def distinct(best: list[Record]) -> list[Record]:
     """Without programs that trained like a better one: a change in the ninth digit is no second find."""
     kept: list[Record] = []
     for record in best:
@@ -189,7 +187,7 @@ def _alike(a: Record, b: Record) -> bool:
 
 def _tuned(config: dict[str, Any], entrants: list[Finalist], trials: int, train: Train) -> list[Finalist]:
     """All with better numbers, after as many trials each."""
-    from optforge.experiments.compare.console import print_notes
+    from optforge.experiments.report.terminal import print_notes
     from optforge.experiments.searching.constants import tune_constants
     from optforge.experiments.searching.tune_command import sentence
 
@@ -252,17 +250,9 @@ def _valid_interval(entry: Entry) -> Interval:
 def _funnel(
     run_dir: Path, config: dict[str, Any], search: Search, best: list[Finalist], ending: Ending, train: Train
 ) -> Funnel:
-    """The best programs of the search on other tasks; prints who is left."""
-    from optforge.experiments.compare.console import print_notes, print_table
-
+    """The best programs of the search on other tasks."""
     entrants = {e.record.number: e.record.program for e in best if e.record is not None}
     found = run_funnel(run_dir, train, config["tasks"], entrants, search.history, every=ending.every)
-    statistics = search.statistics
-    sound = statistics.trained - statistics.diverged - statistics.failed
-    before = [("probes and cache", statistics.generated, statistics.trained), (config["task"], sound, len(entrants))]
-    print_table(funnel_report.stage_table(found, before))
-    print_notes(funnel_report.sentences(found))
-    funnel_report.write_picture(run_dir, found.as_json())
     funnel_report.write_scalars(run_dir, found)
     return found
 

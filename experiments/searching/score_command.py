@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optforge.experiments.compare.comparison import finite_or_null
-from optforge.experiments.compare.tables import Table, number
 from optforge.experiments.errors import UserError
 from optforge.experiments.files import check_can_write, write_atomic
+from optforge.experiments.report.document import Table, number
 from optforge.experiments.searching.fresh_seeds import FreshScore, standard_error
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ def score_command(
     """
     import torch
 
-    from optforge.experiments.compare.console import comparison_progress, print_notes, print_table
+    from optforge.experiments.compare.console import comparison_progress
     from optforge.experiments.programs import resolve_program, unique_names
+    from optforge.experiments.report.terminal import print_notes, print_table
     from optforge.experiments.searching.run import cautions, evaluator
     from optforge.experiments.tasks import task_names
     from optforge.search.fitness.evaluator import evaluating

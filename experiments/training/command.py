@@ -12,7 +12,7 @@ from typing import Any
 from optforge.baselines import BASELINES
 from optforge.experiments.errors import UserError, nearest
 from optforge.experiments.files import check_can_write, write_atomic
-from optforge.experiments.programs import describe, resolve_program, usual_rate
+from optforge.experiments.programs import resolve_program, usual_rate
 from optforge.experiments.provenance import data_hash, provenance
 from optforge.experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from optforge.experiments.tasks import get_task, with_data
@@ -20,6 +20,7 @@ from optforge.experiments.training.options import RunOptions
 from optforge.experiments.training.results import RunResult
 from optforge.learned.meta_weights import Learned, load, shipped
 from optforge.primitives import Program, ProgramError, print_program
+from optforge.primitives.analysis.cost import state_bytes
 from optforge.primitives.options import merged_hypers, with_fallback
 
 _MOVES = 4  # of what is learned, that the summary mentions
@@ -189,9 +190,7 @@ def _record(name: str, rule: Program | Learned, learn: Sequence[str] | None, res
     record = {"optimizer": name, **result.as_json(), "learn": list(learn or []), "provenance": provenance()}
     if not isinstance(rule, Program):
         return record | {"rule": rule.rule.name, "card": rule.card}
-    about = describe(name, rule)
-    told = {name: about[name] for name in ("key", "state_bytes_per_parameter")}
-    return record | {"program": print_program(rule), **told}
+    return record | {"program": print_program(rule), "key": rule.key, "state_bytes_per_parameter": state_bytes(rule)}
 
 
 def _summary(name: str, result: RunResult, metric: str, folder: Path, batches: str) -> str:

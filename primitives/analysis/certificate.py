@@ -7,7 +7,7 @@ it; they prove nothing for all inputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from optforge.primitives.analysis.cost import cost
 from optforge.primitives.analysis.fingerprint import behave
-from optforge.primitives.backends.interpret import initial_slot
+from optforge.primitives.backends.interpret import Simulation
 from optforge.primitives.backends.source import compile_step
-from optforge.primitives.program import MAX_INSTRUCTIONS, Arg, Instr, Program
+from optforge.primitives.builder import Builder
+from optforge.primitives.program import MAX_INSTRUCTIONS, Program
 
 SHAPE = (6, 8)
 LONG = 10_000  # steps over which the state is watched
@@ -88,7 +89,16 @@ class Certificate:
 
 
 def certificate(program: Program) -> Certificate:
-    """Probe `program` itself; for a fallback program ask separately. Takes a second or two; deterministic."""
+    """Probe `program` itself; for a fallback program ask separately. Takes a few seconds; deterministic."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices of 6 by 8: several threads wait for each other most of the time
+    try:
+        return _probed(program)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _probed(program: Program) -> Certificate:
     cosine, quadratic_finite = _descent(program)
     largest, bounded = _update_bound(program)
     growth = _state_growth(program)
@@ -113,26 +123,10 @@ def _simulate(
     program: Program, p: Tensor, gradient: Gradient, steps: int, *, moves: bool = False
 ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
     """Parameter before, update and live state after each step, for a stack of probes ``[probes, *SHAPE]``."""
-    run = compile_step(program)
-    inputs = {n: torch.tensor(v, dtype=torch.float64) for n, v in program.defaults().items()}
-    inputs["lr"] = torch.tensor(_LR, dtype=torch.float64)
-    reads, live = program.live.names, [s in program.live_state for s in program.state]
-    state: Mapping[str, Tensor] = {}
-    for step in range(1, steps + 1):
-        g = gradient(step, p)
-        if not state:
-            state = {s.name: initial_slot(s, p, g, lead=1) for s in program.state}
-        if "global_norm" in reads:
-            inputs["global_norm"] = torch.linalg.vector_norm(g, dim=_DIMS, keepdim=True)
-        if "step" in reads:
-            inputs["step"] = torch.tensor(float(step), dtype=torch.float64)
-        if "progress" in reads:
-            inputs["progress"] = torch.tensor(step / steps, dtype=torch.float64)
-        update, following = run({**inputs, **state, "g": g, "p": p}, _DIMS)
-        state = {s.name: x for s, x in zip(program.state, following, strict=True)}
-        yield p, update, tuple(x for x, keep in zip(following, live, strict=True) if keep)
-        if moves:
-            p = p - _LR * update
+    live = [s in program.live_state for s in program.state]
+    simulation = Simulation(program, _DIMS, compile_step(program))
+    for before, (update, state) in simulation.follow(p, gradient, steps, lr=_LR, moves=moves):
+        yield before, update, tuple(x for x, keep in zip(state, live, strict=True) if keep)
 
 
 def _noise(seed: int, *shape: int) -> Tensor:
@@ -205,18 +199,11 @@ def _only_state(program: Program) -> Program:
     program = program.pruned()
     if len(program.body) + 2 * len(program.state) > MAX_INSTRUCTIONS:
         return program
-    state = [(s, a) for s, a in zip(program.state, program.next_state, strict=True)]
-    body: list[Instr] = list(program.body)
-    total: Arg = "g"
-    for slot, _ in state:
-        read: Arg = slot.name  # which is what keeps it alive
-        if slot.kind.is_square:
-            body.append(Instr("trace", (slot.name,)))
-            read = len(body) - 1
-        body.append(Instr("add", (total, read)))
-        total = len(body) - 1
-    slots, following = zip(*state, strict=True)
-    return Program(slots, program.hypers, tuple(body), total, following)
+    b = Builder()
+    value, total = b.append(program), b.g
+    for slot in program.state:  # which is what keeps them alive
+        total = total + (b.trace(value(slot.name)) if slot.kind.is_square else value(slot.name))
+    return b.build(total)
 
 
 def _scaling(program: Program) -> tuple[float, bool]:

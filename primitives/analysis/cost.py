@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from optforge.primitives.kinds import Kind, ProgramError
@@ -85,6 +85,17 @@ def cost(program: Program, shape: Sequence[int] = (1024, 1024), dtype_bytes: int
             unfused += 2 * size if type(arg) is not int and arg != slot.name else 0  # a copy is read and written
     moved = (3 if "g" in program.live.names else 2) * dtype_bytes * whole + state + written
     return Cost(shape, dtype_bytes, state / whole, flops / whole, moved / whole, unfused / whole)
+
+
+def state_bytes(program: Program, shapes: Iterable[Sequence[int]] = ((1024, 1024),)) -> float:
+    """Bytes of optimizer state in float32 for each element of parameters of `shapes`, all of them together.
+
+    Raises:
+        ProgramError: as `cost` does, for each shape.
+    """
+    costs = [cost(program, shape) for shape in shapes]
+    sizes = [math.prod(found.shape) for found in costs]
+    return sum(found.state_bytes * size for found, size in zip(costs, sizes, strict=True)) / sum(sizes)
 
 
 def _often(program: Program, lazy: Lazy, slot: str, arg: Arg) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optforge.primitives.analysis.simplify import simplify
-from optforge.primitives.backends.interpret import execute, initial_slot
+from optforge.primitives.backends.interpret import Simulation
 from optforge.primitives.program import Const, Program
 
 SHAPE = (3, 5)
@@ -93,7 +93,7 @@ def _without_factor(program: Program) -> tuple[Program, float]:
 def _search_difference(p: Program, q: Program, up_to_rate: bool, *, only_undefined: bool = False) -> Equivalence:
     ratio = None
     for seed in range(TRIALS):
-        for step, (u, v) in enumerate(zip(_updates(p, seed), _updates(q, seed), strict=True), 1):
+        for step, (u, v) in enumerate(zip(random_run(p, seed), random_run(q, seed), strict=True), 1):
             if up_to_rate and ratio is None:
                 ratio = _common_ratio(u, v)
             scaled = u * ratio if ratio is not None else u
@@ -119,7 +119,7 @@ def _common_ratio(u: Tensor, v: Tensor) -> Tensor | None:
     return ratio if bool(ratio > 0) else None
 
 
-def _updates(program: Program, seed: int) -> Iterator[Tensor]:
+def random_run(program: Program, seed: int) -> Iterator[Tensor]:
     """Updates on random inputs that do not depend on the program; gradients of very different sizes."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -127,8 +127,7 @@ def _updates(program: Program, seed: int) -> Iterator[Tensor]:
         return torch.randn(SHAPE, generator=generator, dtype=torch.float64)
 
     scale = 10.0 ** torch.randint(-6, 2, (), generator=generator).double()
-    hypers = {n: torch.tensor(x, dtype=torch.float64) for n, x in program.defaults().items()}
-    state: list[Tensor] = []
+    simulation = Simulation(program)
     for step in range(1, STEPS + 1):
         g = normal() * scale * 10 ** (0.5 * normal())
         signals = {
@@ -139,9 +138,4 @@ def _updates(program: Program, seed: int) -> Iterator[Tensor]:
             "progress": torch.tensor(step / STEPS, dtype=torch.float64),
             "global_norm": 2 * torch.linalg.vector_norm(g),
         }
-        if not state:
-            state = [initial_slot(s, signals["p"], g) for s in program.state]
-        named = {s.name: x for s, x in zip(program.state, state, strict=True)}
-        update, following = execute(program, signals | hypers | named)
-        state = list(following)
-        yield update
+        yield simulation.step(signals).update

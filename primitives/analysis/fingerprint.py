@@ -41,7 +41,7 @@ class Behaviour:
 
 
 @cache
-def _probes() -> list[dict[str, Tensor]]:
+def probes() -> list[dict[str, Tensor]]:
     """Signals of each step, in float64. Every element is a case of its own.
 
     Gradients are 1e-8 to 10 in magnitude and of changing sign, some exactly 0; on the second step all are a thousand
@@ -76,7 +76,7 @@ def _probes() -> list[dict[str, Tensor]]:
 @cache
 def together() -> Together:
     """What runs programs on the probes, and remembers."""
-    return Together(_probes())
+    return Together(probes())
 
 
 def behave(program: Program) -> Behaviour:

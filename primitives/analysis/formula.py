@@ -222,7 +222,7 @@ def _expanded_size(program: Program) -> float:
         return 1.0 + sum(mentions(op, n) * size for n, size in enumerate(args))
 
     update, following, _ = fold(program, lambda _: 0.0, apply)
-    return update + sum(following)  # type: ignore[operator, arg-type]
+    return update + sum(following)
 
 
 __all__ = ["LINE", "MAX_SIZE", "UPDATE", "Formula", "FormulaLine", "formula", "latex", "unicode_text"]

@@ -65,7 +65,7 @@ def _rewrite(program: Program, steps: list[Step]) -> Program:
         graph = _Graph(program, taken, twin, rest)
         try:
             update, following, _ = fold(program, graph.leaf, graph.apply)
-            simpler = graph.program(update, following)  # type: ignore[arg-type]
+            simpler = graph.program(update, following)
         except (KeyError, ProgramError):  # an op, or the program, that a number does not fit
             if not rest:
                 raise
@@ -74,7 +74,7 @@ def _rewrite(program: Program, steps: list[Step]) -> Program:
         same = {}
         values = list(zip(program.state, following, strict=True))
         refined = {slot.name: same.setdefault((twin[slot.name], value), slot.name) for slot, value in values}
-        still = {s.name: rest[s.name] for s, v in values if s.name in rest and graph.literal(v) == rest[s.name]}  # type: ignore[arg-type]
+        still = {s.name: rest[s.name] for s, v in values if s.name in rest and graph.literal(v) == rest[s.name]}
         if refined == twin and still == rest:
             steps.extend(taken)
             return simpler.pruned()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,7 +46,73 @@ def execute(program: Program, inputs: Mapping[str, Tensor], dims: Sequence[int] 
         return op.function(*args, dims=at)
 
     update, state, _ = fold(program, leaf, apply)
-    return Stepped(update, tuple(s.to(g.dtype) for s in state))  # type: ignore[arg-type, attr-defined]
+    return Stepped(update, tuple(s.to(g.dtype) for s in state))
+
+
+class Simulation:
+    """A program that runs step by step, for one parameter or a stack: each step's state enters the next step.
+
+    Args:
+        program: the rule, with default hyperparameters.
+        dims: as for `execute`.
+        step: what computes a step from its inputs and `dims`: `execute`, or something equal to it.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        dims: Sequence[int] | None = None,
+        step: Callable[..., Stepped] | None = None,
+    ) -> None:
+        self.program, self.dims = program, dims
+        self._execute = step or (lambda inputs, dims: execute(program, inputs, dims))
+        self._hypers = {name: torch.tensor(x, dtype=torch.float64) for name, x in program.defaults().items()}
+        self._state: dict[str, Tensor] | None = None
+
+    def step(self, signals: Mapping[str, Tensor]) -> Stepped:
+        """The next step, given a tensor for every signal that the program reads, and `g` and `p`."""
+        if self._state is None:
+            p, g = signals["p"], signals["g"]
+            lead = 0 if self.dims is None else p.ndim - len(self.dims)
+            self._state = {s.name: initial_slot(s, p, g, lead) for s in self.program.state}
+        found = self._execute({**self._hypers, **self._state, **signals}, self.dims)
+        self._state = dict(zip(self._state, found.state, strict=True))
+        return found
+
+    def follow(
+        self,
+        p: Tensor,
+        gradient: Callable[[int, Tensor], Tensor],
+        steps: int,
+        *,
+        lr: float | Tensor,
+        total: int | None = None,
+        moves: bool = True,
+    ) -> Iterator[tuple[Tensor, Stepped]]:
+        """Train from `p`: the parameter before each step, and the step.
+
+        Args:
+            p: the parameter, or a stack of them.
+            gradient: makes the gradient from the step number, 1 for the first, and the parameter.
+            steps: how many steps to take.
+            lr: learning rate; one that broadcasts over a stack gives each parameter its own.
+            total: number of steps of which `progress` is a share; `steps` by default.
+            moves: whether updates move the parameter; else it stays at `p`.
+        """
+        rate, reads = torch.as_tensor(lr, dtype=torch.float64), self.program.live.names
+        for step in range(1, steps + 1):
+            g = gradient(step, p)
+            signals = {"g": g, "p": p, "lr": rate}
+            if "step" in reads:
+                signals["step"] = torch.tensor(step, dtype=torch.float64)
+            if "progress" in reads:
+                signals["progress"] = torch.tensor(step / (total or steps), dtype=torch.float64)
+            if "global_norm" in reads:
+                signals["global_norm"] = torch.linalg.vector_norm(g, dim=self.dims, keepdim=self.dims is not None)
+            found = self.step(signals)
+            yield p, found
+            if moves:
+                p = p - rate * found.update
 
 
 def own_dims(g: Tensor, dims: Sequence[int]) -> tuple[int, ...]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from optforge.primitives.backends.interpret import Stepped, own_dims
 from optforge.primitives.lazy import EAGER, Lazy, laziness
-from optforge.primitives.ops import Op, namespace
+from optforge.primitives.op import namespace
+from optforge.primitives.ops import Op
 from optforge.primitives.program import Const, Program, fold
 
 

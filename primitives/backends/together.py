@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optforge.primitives.backends.interpret import initial_slot
+from optforge.primitives.backends.interpret import Simulation, Stepped
 from optforge.primitives.backends.op_loops import SHAPE, Loops, loops
 from optforge.primitives.kinds import Kind
 from optforge.primitives.op import Op
@@ -73,33 +73,31 @@ class Together:
 
     def alone(self, program: Program) -> Ran:
         """The same for one program, in torch."""
-        hypers = {name: _full(value) for name, value in program.defaults().items()}
-        signals = [{name: x.expand(SHAPE).contiguous() for name, x in step.items()} for step in self.steps]
-        first = signals[0]
-        state = {s.name: initial_slot(s, first["p"], first["g"]).expand(SHAPE).contiguous() for s in program.state}
         live = [i for i, s in enumerate(program.state) if s.name in program.live.names]
-        updates, memory, p = [], [], first["p"]
-        for step in signals:
-            inputs = step | hypers | state | ({"p": p} if self.follow else {})
-
-            def leaf(value: str | float, inputs: Mapping[str, Tensor] = inputs) -> Tensor:
-                return inputs[value] if type(value) is str else _full(value)
-
-            def apply(op: Op, args: list[Tensor], index: int) -> Tensor:
-                return _apply(op, [program.kind_of(a) for a in program.body[index].args], args)
-
-            update, following, _ = fold(program, leaf, apply)
-            state = dict(zip(state, following, strict=True))  # type: ignore[arg-type]
+        simulation = Simulation(program, step=lambda inputs, _: _execute_at_full_shape(program, inputs))
+        p, updates, memory = self.steps[0]["p"], [], []
+        for step in self.steps:
+            update, state = simulation.step({**step, "p": p} if self.follow else step)
             updates.append(update)
-            memory += [following[i] for i in live]
-            p = p - step["lr"] * update  # type: ignore[operator]
-        kept = torch.stack(memory) if memory else torch.empty(0, *SHAPE, dtype=torch.float64)  # type: ignore[arg-type]
-        shape = (len(signals), len(live), *SHAPE)
-        return Ran(torch.stack(updates).numpy(), kept.numpy().reshape(shape))  # type: ignore[arg-type]
+            memory += [state[i] for i in live]
+            p = p - step["lr"] * update
+        kept = torch.stack(memory) if memory else torch.empty(0, *SHAPE, dtype=torch.float64)
+        return Ran(torch.stack(updates).numpy(), kept.numpy().reshape(len(self.steps), len(live), *SHAPE))
 
 
-def _full(value: str | float) -> Tensor:
-    return torch.full(SHAPE, value, dtype=torch.float64)  # type: ignore[arg-type]
+def _execute_at_full_shape(program: Program, inputs: Mapping[str, Tensor]) -> Stepped:
+    """A step whose values are all held at full shape, as the C++ has them."""
+
+    def leaf(value: str | float) -> Tensor:
+        if isinstance(value, str):
+            return inputs[value].expand(SHAPE).contiguous()
+        return torch.full(SHAPE, value, dtype=torch.float64)
+
+    def apply(op: Op, args: list[Tensor], index: int) -> Tensor:
+        return _apply(op, [program.kind_of(a) for a in program.body[index].args], args)
+
+    update, state, _ = fold(program, leaf, apply)
+    return Stepped(update, tuple(state))
 
 
 def _apply(op: Op, kinds: Sequence[Kind], args: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from optforge.primitives.backends.to_jax import OWN, ToJax, expression
-from optforge.primitives.export.one_file import (
+from optforge.primitives.export_source import (
     dims_line,
     fit,
     function,

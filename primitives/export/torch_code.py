@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from optforge.primitives.export.one_file import (
+from optforge.primitives.export_source import (
     dims_line,
     fit,
     function,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optforge.primitives import OPS, Const, Kind, Program
-from optforge.primitives.backends.interpret import execute, initial_slot
+from optforge.primitives.backends.interpret import Simulation
 from optforge.primitives.backends.op_loops import SHAPE
 from optforge.primitives.backends.together import Ran, Together
 from optforge.primitives.program import Arg
@@ -28,9 +28,9 @@ def explode(programs: Sequence[Program]) -> list[bool]:
     does not. Most programs are cleared by looking at them; the others are run for 12 steps, and from 6 to 12 a slot
     must not grow by a factor 1.15 more than from 3 to 6, or cease to be finite.
     """
-    suspects = [_suspects(p) for p in programs]
-    ran = iter(_together()([p for p, slots in zip(programs, suspects, strict=True) if slots]))
-    return [bool(slots) and _grows(p, slots, next(ran)) for p, slots in zip(programs, suspects, strict=True)]
+    pairs = [(p, suspects(p)) for p in programs]
+    ran = iter(_together()([p for p, slots in pairs if slots]))
+    return [bool(slots) and _grows(p, slots, next(ran)) for p, slots in pairs]
 
 
 def _grows(program: Program, slots: Sequence[str], ran: Ran) -> bool:
@@ -63,7 +63,7 @@ def _steady() -> list[dict[str, Tensor]]:
     return steps
 
 
-def _suspects(program: Program) -> list[str]:
+def suspects(program: Program) -> list[str]:
     """Live tensor slots that are not plainly an average, a sum or a copy of what depends on no slot but such ones."""
     slots = {slot.name: 1 << i for i, slot in enumerate(program.live_state)}
     reads: dict[Arg, int] = {}  # of each value the slots that enter it, as bits
@@ -133,20 +133,12 @@ def descends(program: Program, steps: int = 12) -> bool:
     def normal() -> Tensor:
         return torch.randn((4, 5, 6), generator=generator, dtype=torch.float64)
 
-    curvature, p = 10 ** normal().clamp(-2, 0), normal()
-    inputs = {n: torch.tensor(v, dtype=torch.float64) for n, v in program.defaults().items()}
-    state: dict[str, Tensor] = {}
+    curvature, start = 10 ** normal().clamp(-2, 0), normal()
+    path = Simulation(program, dims=(1, 2)).follow(
+        start, lambda _, p: curvature * p + 0.1 * normal(), steps, lr=1e-3, total=200
+    )
     cosines = []
-    for step in range(1, steps + 1):
+    for p, (update, _) in path:
         exact = curvature * p
-        g = exact + 0.1 * normal()
-        if not state:
-            state = {s.name: initial_slot(s, p, g, lead=1) for s in program.state}
-        now = {"lr": 1e-3, "step": float(step), "progress": step / 200}
-        signals = {n: torch.tensor(x, dtype=torch.float64) for n, x in now.items()}
-        signals["global_norm"] = torch.linalg.vector_norm(g, dim=(1, 2), keepdim=True)
-        update, following = execute(program, {**inputs, **signals, **state, "g": g, "p": p}, dims=(1, 2))
-        state = {s.name: x for s, x in zip(program.state, following, strict=True)}
-        cosines.append(torch.nn.functional.cosine_similarity(update.expand_as(g).flatten(1), exact.flatten(1), dim=1))
-        p = p - 1e-3 * update
+        cosines.append(torch.nn.functional.cosine_similarity(update.expand_as(p).flatten(1), exact.flatten(1), dim=1))
     return float(torch.stack(cosines[steps // 2 :]).mean()) > 0.0

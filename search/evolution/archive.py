@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
 
 from optforge.primitives import Program
 from optforge.primitives.analysis.cost import cost
 from optforge.search.evolution.evolution import Individual
+
+Item = TypeVar("Item")
 
 
 class Point(NamedTuple):
@@ -28,6 +30,11 @@ class Point(NamedTuple):
     statements: int
     program: Program
 
+    @property
+    def objectives(self) -> tuple[float, float, float]:
+        """What the archive minimises."""
+        return self.fitness, self.state_bytes, self.statements
+
 
 def point(individual: Individual) -> Point:
     """Where an evaluated program lies."""
@@ -37,15 +44,16 @@ def point(individual: Individual) -> Point:
     )
 
 
-def pareto(points: Iterable[Point]) -> list[Point]:
-    """The points that no other dominates, best fitness first; of equals the one with the lowest number.
+def pareto(items: Iterable[Item], objectives: Callable[[Item], tuple[float, ...]]) -> list[Item]:
+    """The items that no other dominates, in ascending order of their objectives; of equals the first.
 
-    A point dominates another that it is nowhere worse than and somewhere better. Scores that are not finite are left
-    out.
+    An item dominates another that it is nowhere worse than and somewhere better; lower is better. Items with an
+    objective that is not finite are left out.
     """
-    front: list[Point] = []
-    ascending = sorted((p for p in points if math.isfinite(p.fitness)), key=lambda p: (*p[1:4], p.number))
-    for candidate in ascending:  # only what comes before it can dominate it, or equal it
-        if not any(p.state_bytes <= candidate.state_bytes and p.statements <= candidate.statements for p in front):
-            front.append(candidate)
-    return front
+    front: list[tuple[tuple[float, ...], Item]] = []
+    found = [(objectives(item), item) for item in items]
+    ascending = sorted((pair for pair in found if all(map(math.isfinite, pair[0]))), key=lambda pair: pair[0])
+    for own, item in ascending:  # only what comes before it can dominate it, or equal it
+        if not any(all(b <= a for a, b in zip(own, other, strict=True)) for other, _ in front):
+            front.append((own, item))
+    return [item for _, item in front]

@@ -11,6 +11,12 @@ from optforge.primitives import Program, parse_program, print_program
 from optforge.search.training.executors.pool import Work
 from optforge.search.training.trial import Status
 
+FLOOR = 1e-3
+"""Share of the loss before training below which losses count as equal: a task solved to that is solved."""
+
+BOUND = 1.0
+"""Most that one run counts, in nats, for or against a program: a factor e in the loss."""
+
 
 class Part(NamedTuple):
     """What a program is worth on one of several tasks.
@@ -77,4 +83,4 @@ def _broken(reason: str) -> Fitness:
     return Fitness(math.inf, Status.FAILED, reason)
 
 
-__all__ = ["Evaluator", "Fitness", "Part", "Status", "evaluating"]
+__all__ = ["BOUND", "FLOOR", "Evaluator", "Fitness", "Part", "Status", "evaluating"]

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from optforge.primitives import Program
-from optforge.search.fitness.evaluator import Fitness, Part, Status
+from optforge.search.fitness.evaluator import BOUND, FLOOR, Fitness, Part, Status
 from optforge.search.fitness.step_size import step_sizes
 from optforge.search.fitness.sweep import MOST, Sweep
-from optforge.search.funnel import BOUND, FLOOR
 from optforge.search.training.train import train
 
 RELATIVE_RATES = tuple(10 ** (-2.1 + k / 2) for k in range(5))

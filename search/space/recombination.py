@@ -18,7 +18,7 @@ _SCALES = {"decay": "unit", "eps": "log", "weight_decay": "log", "share": "unit"
 
 
 @dataclass(frozen=True)
-class _Template:
+class Template:
     """A block as a program: its tensor arguments are slots, its numbers hyperparameters, its result the update."""
 
     program: Program
@@ -26,12 +26,13 @@ class _Template:
     memory: tuple[str, ...]
 
     def fits(self, space: Space) -> bool:
+        """Whether `space` has its ops and signals."""
         signals = {a for _, args in self.program.body for a in args if a in SIGNALS}
         return {op for op, _ in self.program.body} <= set(space.ops) and signals <= set(space.signals)
 
 
 @cache
-def _templates(space: Space) -> tuple[_Template, ...]:
+def templates(space: Space) -> tuple[Template, ...]:
     """The blocks that `space` allows."""
     found = []
     for block in map(BLOCKS.__getitem__, space.blocks):
@@ -46,7 +47,7 @@ def _templates(space: Space) -> tuple[_Template, ...]:
         result = block(b, **given)
         if block.__name__ == "trust_ratio":  # a number: it does something where it multiplies
             result = result * given["direction"]
-        found.append(_Template(b.build(result), tuple(inputs), tuple(memory)))
+        found.append(Template(b.build(result), tuple(inputs), tuple(memory)))
     return tuple(t for t in found if t.fits(space))
 
 
@@ -67,10 +68,10 @@ def splice(program: Program, space: Space, rng: random.Random) -> Program | None
 
 def put_block(draft: Draft, value: Arg, before: int, space: Space, rng: random.Random) -> Arg | None:
     """Insert a random block's statements before position `before`, reading `value`; where its result is, if it fits."""
-    templates = _templates(space)
-    if not templates:
+    known = templates(space)
+    if not known:
         return None
-    template = rng.choice(templates)
+    template = rng.choice(known)
     block = template.program
     if len(draft.body) + len(block.body) > space.max_statements:
         return None

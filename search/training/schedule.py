@@ -12,11 +12,8 @@ import math
 from collections.abc import Callable
 from types import MappingProxyType
 
-from optforge.primitives import Builder, Const, Instr, Program
+from optforge.primitives import Builder, Program
 from optforge.primitives.builder import Expr
-from optforge.primitives.program import Arg
-
-_CLIPPED = ("g", "global_norm")
 
 
 def _constant(b: Builder, after: Expr, steps: int) -> Expr | None:
@@ -81,24 +78,5 @@ def scheduled(
     if not instead:
         return program
     fallback = program.fallback and scheduled(program.fallback, schedule, steps, warmup, clip, scale)
-    return _rewritten(program, b, instead, factor, fallback).pruned()
-
-
-def _rewritten(
-    program: Program, b: Builder, instead: dict[str, Expr], factor: Expr | None, fallback: Program | None
-) -> Program:
-    """The statements of `b`, then those of `program`, which read the values `instead` of signals."""
-    first = b.build(b.g).body
-    moved = {name: expr.arg for name, expr in instead.items()}
-
-    def read(arg: Arg) -> Arg:
-        if type(arg) is int:
-            return arg + len(first)
-        return arg if isinstance(arg, Const) else moved.get(str(arg), arg)
-
-    body = [*first, *(Instr(op, tuple(map(read, args))) for op, args in program.body)]
-    update = read(program.update)
-    if factor is not None:
-        body.append(Instr("mul", (factor.arg, update)))
-        update = len(body) - 1
-    return Program(program.state, program.hypers, tuple(body), update, tuple(map(read, program.next_state)), fallback)
+    update = b.append(program, instead)(program.update)
+    return b.build(update if factor is None else factor * update, fallback).pruned()

@@ -28,7 +28,7 @@ def test_without_a_device_it_says_so(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="population and loop would run on different devices")
 def test_every_precision_is_measured_and_compared_with_one_candidate() -> None:
-    figures = gpu.throughput([BASELINES["adamw"].program], (1, 2), 1, 2, "cpu")
+    figures = gpu.throughput([BASELINES["adamw"].program], (1, 2), 2, "cpu")
     assert len(figures) == 1 + 2 * 2 * len(PRECISIONS)
     single = figures[0].value
     for rate, ratio in zip(figures[1::2], figures[2::2], strict=True):

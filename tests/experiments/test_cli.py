@@ -218,14 +218,14 @@ def test_show_json_tells_live_from_dead(run, tmp_path):
         ("unused", "TENSOR", False),
         ("scale", "SCALAR", True),
     ]
-    assert about["state_bytes_per_parameter"] == 4
+    assert about["cost"]["state_bytes"] == 4 + 4 / 1024**2
     assert about["hyperparameters"] == [{"name": "beta", "default": 0.9, "scale": "unit"}]
 
 
 @pytest.mark.parametrize(("name", "count", "state"), [("adamw", 4, 8), ("lion", 3, 4)])
 def test_show_json_of_the_baselines(run, name, count, state):
     about = json.loads(run("show", name, "--json")[1])
-    assert len(about["hyperparameters"]) == count and about["state_bytes_per_parameter"] == state
+    assert len(about["hyperparameters"]) == count and about["cost"]["state_bytes"] == state
     assert about["statements"]["live"] == about["statements"]["all"] == len(BASELINES[name].program.body)
 
 

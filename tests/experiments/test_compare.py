@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.comparisons import regression
+from torch import nn
 
 from optforge.baselines import BASELINES
 from optforge.experiments.compare import compare
@@ -20,7 +21,7 @@ from optforge.experiments.compare.run import conduct, rows
 from optforge.experiments.compare.statistics import Verdict, compare_pairs
 from optforge.experiments.errors import FailedError
 from optforge.experiments.programs import unique_names
-from optforge.primitives import Builder, Kind, Program, print_program
+from optforge.primitives import Builder, Kind, Program, ProgramOptimizer, print_program
 from optforge.search.training.asking import answer
 from optforge.search.training.task import batch_indices, initial_model
 from optforge.search.training.train import train
@@ -106,6 +107,18 @@ def test_reported_run_equals_training_with_torch(result: Comparison) -> None:
         test, valid = (float(task.loss(model(s.batch(torch.arange(32))[0]), s.batch(torch.arange(32))[1]))
                        for s in (data.test, data.valid))  # fmt: skip
     assert run.test == pytest.approx(test, rel=1e-4) and run.valid == pytest.approx(valid, rel=1e-4)
+
+
+def test_state_is_that_of_the_optimizer_on_the_model_of_the_task() -> None:
+    entrants = [(name, BASELINES[name].program) for name in ("adafactor", "adamw")]
+    comparison = of(*entrants, task=regression(steps=5), trials=1, seeds=2, widenings=0)
+    for name, program in entrants:
+        model = nn.Linear(6, 1)
+        optimizer = ProgramOptimizer(model.parameters(), program)
+        model(torch.ones(1, 6)).sum().backward()
+        optimizer.step()
+        held = sum(x.nbytes for state in optimizer.state.values() for key, x in state.items() if key != "step")
+        assert held > 0 and comparison.entry(name).state_bytes == pytest.approx(held / 7)
 
 
 def test_tuning_looks_at_tuning_seeds_and_validation_data_alone() -> None:

@@ -22,15 +22,14 @@ import torch
 from sqlalchemy import create_engine
 
 from optforge.baselines import BASELINES
-from optforge.experiments.compare.command import Asked, _shown, compare_command, make_plan, newest_search
+from optforge.experiments.compare.command import Asked, compare_command, make_plan, newest_search
 from optforge.experiments.compare.contest import Contest
 from optforge.experiments.compare.fingerprints import changes, fingerprint, task_named
 from optforge.experiments.compare.origin import origin_sentences, random_control
 from optforge.experiments.compare.plan import FACTORS, Plan, Row, check_plan
 from optforge.experiments.compare.reduction import Tuned, tuning
 from optforge.experiments.compare.run import conduct, open_store
-from optforge.experiments.compare.tables import place
-from optforge.experiments.compare.verdict import MANY, contest_sentence
+from optforge.experiments.compare.verdict import MANY, contest_sentence, task_label
 from optforge.experiments.errors import FailedError, UserError
 from optforge.experiments.report.command import write_run_report
 from optforge.experiments.report.comparison_json import contest_from_json
@@ -306,8 +305,8 @@ def test_many_tasks_are_counted_and_few_are_named(line: str) -> None:
     plan = plan_of(line, trials=2, seeds=2, widenings=0)
     comparison = done(plan).comparisons[0]
     few, many = (contest_sentence([comparison] * n) for n in (MANY, MANY + 1))
-    assert few.count(f"{place(comparison)} (") == MANY and f" of {MANY} (" not in few
-    assert many.count(f"{place(comparison)} (") == 0 and f" on {MANY + 1} of {MANY + 1} (" in many
+    assert few.count(f"{task_label(comparison)} (") == MANY and f" of {MANY} (" not in few
+    assert many.count(f"{task_label(comparison)} (") == 0 and f" on {MANY + 1} of {MANY + 1} (" in many
 
 
 def test_a_baseline_in_other_words_is_a_reference(line: str, tmp_path: Path) -> None:
@@ -377,12 +376,11 @@ def test_a_comparison_is_resumed_on_its_storage_and_its_data(line: str, tmp_path
         (tmp_path / "plan.json").write_text(json.dumps(begun | {"storage": storage}))
         with pytest.raises(UserError, match=words):
             compare_command([], replace(resume, storage=asked))
-    assert _shown(shared) == "postgresql://me@host/name"
-    (tmp_path / "plan.json").write_text(
-        json.dumps(begun | {"storage": None, "fingerprints": {line: {"train": "other"}}})
-    )
-    with pytest.raises(UserError, match=f"{line} is another task than .* was begun with: its data changed"):
-        compare_command([], resume)
+    for storage, asked in ((None, None), ("postgresql://me@host/name", shared)):  # a password is not in the file
+        other = {"storage": storage, "fingerprints": {line: {"train": "other"}}}
+        (tmp_path / "plan.json").write_text(json.dumps(begun | other))
+        with pytest.raises(UserError, match=f"{line} is another task than .* was begun with: its data changed"):
+            compare_command([], replace(resume, storage=asked))
     with pytest.raises(UserError, match="a comparison that has not ended: optforge compare --resume"):
         write_run_report([tmp_path])
 

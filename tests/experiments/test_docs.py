@@ -18,8 +18,9 @@ from optforge.baselines import BASELINES, NAMED
 from optforge.experiments.cli import app
 from optforge.experiments.docs import __main__ as written
 from optforge.experiments.docs import language, optimizers, tasks
-from optforge.experiments.docs.optimizers import linked, math_block
+from optforge.experiments.docs.rendering import linked
 from optforge.experiments.report.listings import named_programs
+from optforge.experiments.report.markdown import math_block
 from optforge.experiments.tasks import TASKS
 from optforge.experiments.tasks.file_tasks import FILE_TASKS
 from optforge.experiments.tasks.transformers import SIZES
@@ -128,8 +129,8 @@ def test_names_of_several_letters_are_set_apart() -> None:
     speed, size = b.hyper("speed", 1.0), b.hyper("size", 1.0)
     m = b.slot("total")
     m.next = b.rms(b.g) * size * speed * (m + b.g)
-    text = math_block(b.build(m.next))[1]
-    product = text.split("\n")[1].split(r"\leftarrow")[1]
+    text = math_block(b.build(m.next))
+    product = text.split("\n")[2].split(r"\leftarrow")[1]
     assert r"\mathrm{size} \, \mathrm{speed} \, \left(" in product
     assert r"\mathop{\mathrm{rms}}\nolimits\left(g\right)" in product
     assert r"\, \right" not in text and r"\, +" not in text and r"\, \leftarrow" not in text
@@ -218,10 +219,3 @@ def test_commands_are_spelled_as_they_are(page: Path) -> None:
         except Exception as error:  # of the command line's own copy of click
             incomplete = ("MissingParameter", "NoArgsIsHelpError", "BadOptionUsage")  # spoken of, not to be typed
             assert type(error).__name__ in incomplete, f"{page.name}: optforge {command}: {error}"
-
-
-def test_the_study_of_fingerprints_is_published() -> None:
-    text = (language.PAGE.parent / "fingerprints.md").read_text(encoding="utf-8")
-    drawn = re.search(r"^\| programs drawn \|.*\| ([0-9,]+) \|$", text, re.MULTILINE)
-    assert drawn is not None and int(drawn[1].replace(",", "")) >= 20_000
-    assert "python -m optforge.experiments.bench.fingerprint_study" in text

@@ -18,8 +18,10 @@ from torch import nn
 from optforge.baselines import BASELINES
 from optforge.experiments.compare.run import open_store
 from optforge.experiments.errors import UserError
+from optforge.experiments.report.drawing import svg
+from optforge.experiments.report.search_figures import unseen_tasks_figure
 from optforge.experiments.searching import funnel_run
-from optforge.experiments.searching.funnel_report import sentences, stage_table, write_archive, write_picture
+from optforge.experiments.searching.funnel_report import write_archive
 from optforge.experiments.searching.funnel_run import Funnel, correlation, run_funnel, stage_sweep, stages_for
 from optforge.experiments.searching.funnel_watch import Watch
 from optforge.experiments.searching.options import SearchOptions
@@ -27,7 +29,8 @@ from optforge.experiments.searching.run import run_search
 from optforge.experiments.tasks import TASKS
 from optforge.primitives import parse_program
 from optforge.search.evolution.evolution import Individual
-from optforge.search.funnel import FLOOR, Stage, check_unseen
+from optforge.search.fitness.evaluator import FLOOR
+from optforge.search.funnel import Stage, check_unseen
 from optforge.search.training import Task
 from optforge.search.training.loop import train_alone
 from optforge.search.training.store import StoreError
@@ -177,26 +180,21 @@ def test_stages_leave_out_the_search_s_own_tasks_and_those_that_are_not_there(mo
 
 def test_without_stages_there_is_a_funnel_that_says_so(tmp_path: Path) -> None:
     found = funnel(tmp_path, stages=())
-    assert found.survivors == () and found.meta is None and sentences(found) == []
+    assert found.survivors == () and found.meta is None
     assert json.loads((tmp_path / "funnel.json").read_text())["curve"] == []
 
 
 @pytest.mark.pictures
-def test_tables_picture_and_archive(tmp_path: Path) -> None:
-    found = funnel(tmp_path)
-    table = stage_table(found, [("probes", 50, 10), ("digits", 10, 4)])
-    assert [row[0] for row in table.rows] == ["probes", "digits", "small", "meta"]
-    assert [row[2:4] for row in table.rows] == [("50", "10"), ("10", "4"), ("4", "2"), ("2", "–")]
-    assert any("meta-overfitting" in line for line in sentences(found))
+def test_picture_and_archive(tmp_path: Path) -> None:
+    funnel(tmp_path)
     content = json.loads((tmp_path / "funnel.json").read_text()) | {"overfitting": 8}
-    write_picture(tmp_path, content)
-    assert (tmp_path / "funnel.png").read_bytes().startswith(b"\x89PNG")
-    shown = write_archive(tmp_path, HISTORY[:9])
+    picture = svg(unseen_tasks_figure(content), "f1")
+    assert "meta-overfitting from here" in picture and "unseen tasks" in picture
+    write_archive(tmp_path, HISTORY[:9])
     rows = json.loads((tmp_path / "archive.json").read_text())
     # AdamW has the best score, SGD is next with less state and fewer statements than anything else
     assert [row["number"] for row in rows] == [8, 7]
     assert [parse_program(row["program"]).key for row in rows] == [ADAMW.key, SGD.key]
-    assert [row[0] for row in shown.rows] == ["8", "7"]
 
 
 def test_a_watch_says_when_only_the_proxy_improves_and_says_it_again_after_a_resume() -> None:
@@ -233,7 +231,8 @@ def test_a_search_with_a_funnel_and_the_stop(
     options = SearchOptions(run_dir=tmp_path, funnel=True, stop_overfitting=True, **settings)  # type: ignore[arg-type]
     assert run_search(options)
     shown = capsys.readouterr().out
-    assert "rank correlation of search score and meta" in shown and "meta-overfitting" in shown
+    assert "Rank correlation of the search's score and meta" in shown and "Meta-overfitting" in shown
+    assert "tasks × seeds" in shown
     content = json.loads((tmp_path / "funnel.json").read_text())
     assert [row["trained"] for row in content["curve"]][:2] == [4, 8]
     fame = json.loads((tmp_path / "hall_of_fame.json").read_text())

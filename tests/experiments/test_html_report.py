@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import hashlib
 import itertools
 import json
@@ -23,22 +22,24 @@ from typer.testing import CliRunner
 from optforge.baselines import BASELINES
 from optforge.experiments.cli import app
 from optforge.experiments.errors import UserError
-from optforge.experiments.report import plots
-from optforge.experiments.report.blocks import Code, Text, block_html, block_markdown, plain
-from optforge.experiments.report.command import report_command, write_run_report
-from optforge.experiments.report.comparison_sections import comparison_from_json
+from optforge.experiments.report.command import write_run_report
+from optforge.experiments.report.comparison_json import contest_from_json
+from optforge.experiments.report.controls_report import labels
+from optforge.experiments.report.document import Code, Document, Fold, Paragraph, Section
+from optforge.experiments.report.drawing import svg
 from optforge.experiments.report.formula import svg_lines
+from optforge.experiments.report.html import render_html
 from optforge.experiments.report.lineage import ancestors, lineage
-from optforge.experiments.report.page import STYLE
-from optforge.experiments.report.runs import SUMMARY, Row, SearchRun, read_search
-from optforge.experiments.report.search_sections import labels, search_verdict
-from optforge.experiments.report.summary import summarise
+from optforge.experiments.report.markdown import plain, render_markdown
+from optforge.experiments.report.path_figures import path_figures
+from optforge.experiments.report.runs import SearchRun, read_search
+from optforge.experiments.report.search_report import search_verdict
 from optforge.primitives import Program, print_program, subset
 from optforge.search.engine import Budget, Search
 from optforge.search.evolution.archive import pareto, point
 from optforge.search.evolution.evolution import Evolution, Individual
 from optforge.search.fitness.evaluator import Fitness, Status, evaluating
-from optforge.search.ledger import Ledger
+from optforge.search.ledger import Ledger, Summary
 from optforge.search.space.draft import Space
 from optforge.search.training.executors.processes import Workers
 
@@ -155,7 +156,9 @@ def test_what_is_read_of_a_search_is_what_its_ledger_says(run: Path) -> None:
     best = [(n, r.fitness.score) for n, r in enumerate(records, 1)]
     assert found.best_so_far() == [(n, s) for n, s in best if all(s < other for _, other in best[: n - 1])]
     individuals = [Individual(r.number, r.batch, r.program, r.fitness.score) for r in records]
-    assert [r.number for r in found.pareto()] == [p.number for p in pareto(map(point, individuals))]
+    assert [r.number for r in found.front] == [
+        p.number for p in pareto(map(point, individuals), lambda p: p.objectives)
+    ]
 
 
 def test_a_search_that_is_running_can_be_reported_and_is_left_as_it_is(tmp_path: Path) -> None:
@@ -174,7 +177,7 @@ def test_pareto_of_made_up_rows_is_that_of_all_pairs() -> None:
         slots = rng.randrange(4)
         text = "optforge 1\n" + "".join(f"slot s{i} = 0.0 tensor\n" for i in range(slots))
         score = rng.choice([math.inf, rng.randrange(60) / 10])
-        rows.append(Row(n, n - 1, "x", text, score, 0.1, "ok", 9, rng.randrange(12), slots))
+        rows.append(Summary(n, n - 1, ("x",), text, score, 0.1, Status.OK, 9, rng.randrange(12), slots))
     run = SearchRun(Path(), {}, tuple(rows), (), 0.0, "", (), {}, {})
     points = {r.number: (r.score, 4 * r.slots, r.live) for r in rows if math.isfinite(r.score)}
 
@@ -186,7 +189,7 @@ def test_pareto_of_made_up_rows_is_that_of_all_pairs() -> None:
             if m != n
         )
 
-    assert {r.number for r in run.pareto()} == {n for n in points if not beaten(n)}
+    assert {r.number for r in run.front} == {n for n in points if not beaten(n)}
 
 
 def test_lineage_goes_from_the_start_to_the_champion_and_says_what_changed(run: Path) -> None:
@@ -197,13 +200,13 @@ def test_lineage_goes_from_the_start_to_the_champion_and_says_what_changed(run: 
     assert all(child.parent == parent.number for parent, child in itertools.pairwise(line))
     best = math.inf
     for step in lineage(line):
-        assert step.gain == (step.generation > 0 and step.row.score < best)
+        assert step.gain == (step.distance > 0 and step.row.score < best)
         best = min(best, step.row.score)
-        if step.generation:
+        if step.distance:
             assert re.search("^[+-]", step.diff, re.MULTILINE)
     text, scores = found.rows[0].text, (5.0, 3.0, 4.0, 3.5, 2.0)
-    made = [Row(n, n - 1, "constant", text, score, 0.1, "ok", 9, 9, 2) for n, score in enumerate(scores)]
-    assert [step.gain for step in lineage(made)] == [False, True, False, False, True]  # 3.5 only mends what 4 lost
+    made = [Summary(n, n - 1, ("constant",), text, score, 0.1, Status.OK, 9, 9, 2) for n, score in enumerate(scores)]
+    assert [one.gain for one in lineage(made)] == [False, True, False, False, True]  # 3.5 only mends what 4 lost
     loop = dataclasses.replace(found, rows=(found.rows[0]._replace(parent=0),))
     assert len(ancestors(loop.rows, loop.rows[0])) == 1  # an edited ledger ends, too
 
@@ -241,21 +244,10 @@ def test_a_comparison_survives_its_json() -> None:
         found, entries=(dataclasses.replace(first, runs=(lost, *first.runs[1:])), *found.entries[1:])
     )
     written = json.loads(json.dumps(found.as_json()))
-    again = comparison_from_json(written, Path("x"))
+    (again,) = contest_from_json(written, Path("x")).comparisons
     assert json.loads(json.dumps(again.as_json())) == written
+    assert again.entries[0].runs[1].failed is first.runs[1].failed  # not 0 or 1, which would be indices
     assert again.entries[1] == found.entries[1] and again.pairs == found.pairs
-
-
-def test_an_older_file_that_counts_tuned_baselines_as_found_is_judged_anew() -> None:
-    found = comparison(("found 1", "adamw", "lion"))
-    tuned = BASELINES["adamw"].program.with_defaults(eps=1e-6)
-    entries = (found.entries[0], dataclasses.replace(found.entries[1], program=tuned), found.entries[2])
-    old = dataclasses.replace(found, entries=entries, verdict="found 1, best of 2 by tuning loss, is").as_json()
-    for entry in old["optimizers"]:
-        del entry["reference"]
-    again = comparison_from_json(old, Path("x"))
-    assert [e.reference for e in again.entries] == [False, True, True]
-    assert again.verdict == found.verdict and "best of" not in again.verdict
 
 
 @pytest.mark.parametrize("path", [["verdict"], ["pairs", 0, "first"], ["optimizers", 0, "program"], ["protocol"]])
@@ -355,26 +347,27 @@ def test_every_formula_is_drawn_within_its_frame(name: str) -> None:
         assert left <= min(x) and max(x) <= left + width and top <= min(y) and max(y) <= top + height
 
 
-def test_a_comparison_draws_paths_of_what_can_be_run_on_two_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_comparison_draws_paths_of_what_can_be_run_on_two_numbers(tmp_path: Path) -> None:
     page = write_run_report([compare(tmp_path / "c")]).html.read_text()
-    for title in ("Trajectories", "Paths: rosenbrock", "Paths: saddle"):
+    for title in ("Paths on two surfaces", "Paths: rosenbrock", "Paths: saddle"):
         assert f">{title}</h" in page
     muon = BASELINES["muon"].program
     whole = dataclasses.replace(muon, fallback=None)
     shown = [("muon", muon), ("whole", whole), ("adamw", BASELINES["adamw"].program)]
-    text = plots.svg(plots.trajectory_panels(shown)[1])
+    text = svg(path_figures(shown)[1], "f1")
     assert "muon, lr" in text and "adamw, lr" in text and "whole" not in text and "var(--ink)" in text
-    assert not plots.trajectory_panels(shown[1:2])
-    monkeypatch.setattr(plots, "_LARGE", 3)
-    assert not plots.trajectory_panels(shown)
+    assert not path_figures(shown[1:2])
+    assert not path_figures(shown, largest=3)
 
 
 def test_blocks_escape_in_both_forms() -> None:
-    assert block_html(Code("+ <b>\n- </pre>", diff=True)).count("<b>") == 0
-    assert block_markdown(Code("a ```` b")).startswith("`````")  # a longer fence than what is inside
-    assert block_markdown(Text("a\n# b <i> | *c*", "verdict")) == r"**a \# b \<i\> \| \*c\***"
+    def shown(*blocks: Paragraph | Code | Fold) -> Document:
+        return Document("", (), (Section("", blocks),))
+
+    assert render_html(shown(Code("+ <b>\n- </pre>", diff=True))).count("<b>") == 0
+    assert "\n`````\n" in render_markdown(shown(Code("a ```` b")))  # a longer fence than what is inside
+    text = render_markdown(shown(Paragraph("a\n# b <i> | *c*", "verdict"), Fold("<i>", (Paragraph("d"),))))
+    assert r"**a \# b \<i\> \| \*c\***" in text and "<summary>&lt;i&gt;</summary>" in text
 
 
 def contrast(one: str, other: str) -> float:
@@ -391,7 +384,8 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_colours_stand_out_from_the_page(theme: int) -> None:
-    colours = dict(re.findall(r"--(\w[\w-]*): (#[0-9a-f]{6})", re.findall(r":root \{(.*?)\}", STYLE, re.DOTALL)[theme]))
+    style = render_html(Document("", (), ()))
+    colours = dict(re.findall(r"--(\w[\w-]*): (#[0-9a-f]{6})", re.findall(r":root \{(.*?)\}", style, re.DOTALL)[theme]))
     for name in ("ink", "soft", "mark"):
         assert contrast(colours[name], colours["paper"]) >= 4.5, name  # text, level AA
     assert contrast(colours["ink"], colours["lift"]) >= 4.5
@@ -399,46 +393,3 @@ def test_colours_stand_out_from_the_page(theme: int) -> None:
         assert contrast(colours[kind], colours[f"{kind}-paper"]) >= 4.5
     for index in range(6):
         assert contrast(colours[f"c{index}"], colours["paper"]) >= 3.0  # lines and marks
-
-
-def test_a_summary_gives_the_same_report(run: Path, tmp_path: Path) -> None:
-    (run / "hall_of_fame.json").write_text(json.dumps([{"rank": 1, "number": read_search(run).finite[1].number}]))
-    kept = tmp_path / "evolution"
-    try:
-        report_command([run], tmp_path / "first.html", kept)
-    finally:
-        (run / "hall_of_fame.json").unlink()
-    report_command([kept], tmp_path / "second.html")
-    for suffix in (".html", ".md"):
-        first, second = ((tmp_path / name).with_suffix(suffix).read_text() for name in ("first", "second"))
-        assert first.replace(str(run), "") == second.replace(str(kept), "")
-    assert not list(kept.glob("*.sqlite*"))
-    again = read_search(kept)
-    assert again.rows[5].text == "" or again.rows[6].text == "" or len(again.rows) < 10
-    assert [(r.number, r.score, r.live) for r in again.rows] == [
-        (r.number, r.score, r.live) for r in read_search(run).rows
-    ]
-
-
-def test_summaries_that_cannot_be(run: Path, tmp_path: Path) -> None:
-    kept, other = tmp_path / "kept", tmp_path / "other"
-    summarise(run, kept)
-    summarise(run, kept)  # once more is no harm
-    other.mkdir()
-    (other / "mine.txt").write_text("")
-    with pytest.raises(UserError, match="holds something else"):
-        summarise(run, other)
-    with pytest.raises(UserError, match="takes one search"):
-        report_command([run, kept], None, tmp_path / "both")
-    with pytest.raises(UserError, match="takes one search"):
-        report_command([train(tmp_path / "t")], None, tmp_path / "t2")
-    whole = (kept / SUMMARY).read_bytes()
-    for damaged in (
-        whole[:50],
-        b"{}",
-        gzip.compress(b"{}"),
-        gzip.compress(b'{"programs": {"number": [1]}, "shown": {}}'),
-    ):
-        (kept / SUMMARY).write_bytes(damaged)
-        with pytest.raises(UserError, match="no summary of a search"):
-            read_search(kept)

@@ -1,4 +1,4 @@
-"""The benchmark of learned rates: its score by hand, its file, its tables, and the comparison code on a bowl."""
+"""The benchmark of learned rates: its score by hand, its file, its tables, and other people's methods."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import math
 from types import SimpleNamespace
 
 import pytest
-import torch
-from torch import nn
 
 from optforge.experiments.bench import learned, learned_suite
-from optforge.experiments.bench.comparison_optimizers import OPTIMIZERS
 from optforge.experiments.bench.learned_tables import BEGIN, END, insert, reference, score, suite_table
 from optforge.experiments.errors import UserError
 
@@ -83,29 +80,23 @@ def test_charlm_without_its_text_is_skipped(tmp_path, monkeypatch, capsys):
     assert "charlm is skipped: tiny-shakespeare is not at" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-def test_comparison_code_descends_a_bowl(name):
-    """From a rate that suits it, to less than a hundredth of the loss."""
-    p = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
-    lr = {"LDoG": 1e-2, "DoG": 1e-2}.get(name, 1e-1)
-    optimizer = OPTIMIZERS[name]([p], lr=lr)
-    for _ in range(400):
-        optimizer.zero_grad()
-        loss = 0.5 * p.square().sum()
-        loss.backward()
-        optimizer.step(loss.detach())
-    assert 0.5 * float(p.detach().square().sum()) < 0.07
+PEERS = {
+    "LDoG": "dog",
+    "DoG": "dog",
+    "Mechanic": "mechanic_pytorch",
+    "MoMo-Adam": "momo",
+    "Prodigy": "prodigyopt",
+    "D-Adaptation": "dadaptation",
+    "Schedule-Free AdamW": "schedulefree",
+}
 
 
-def test_dog_by_hand():
-    """The first two steps of equation 1 of its paper, on ½x²."""
-    p = nn.Parameter(torch.tensor([2.0]))
-    optimizer = OPTIMIZERS["DoG"]([p], lr=0.1)
-    x, squares, far = 2.0, 0.0, 0.1 * (1 + 2.0)
-    for _ in range(3):
-        optimizer.zero_grad()
-        (0.5 * p.square().sum()).backward()
-        optimizer.step()
-        squares, far = squares + x * x, max(far, abs(x - 2.0))
-        x -= far / math.sqrt(squares) * x
-        assert p.item() == pytest.approx(x, rel=1e-6)
+@pytest.mark.parametrize("name", [*PEERS, "AdamW"])
+def test_other_methods_train(name):
+    if name in PEERS:
+        pytest.importorskip(PEERS[name], reason=f"{PEERS[name]} is not installed (extra: peers)")
+    digits = learned.digits()
+    found = learned.train(
+        digits._replace(batches=lambda seed: digits.batches(seed)[:200]), learned.METHODS[name], 1e-2, 0
+    )
+    assert found["final"] < 0.8 * found["start"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import struct
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,43 +12,41 @@ from xml.etree import ElementTree
 import pytest
 from support.reports import NASTY, Page, comparison
 
-from optforge.experiments.compare.comparison import Setting, Tuning
-from optforge.experiments.compare.console import print_comparison
+from optforge.experiments.compare.comparison import Comparison, Setting, Tuning
 from optforge.experiments.compare.contest import Contest
 from optforge.experiments.compare.statistics import Verdict
-from optforge.experiments.compare.tables import (
+from optforge.experiments.compare.verdict import contest_sentence, verdict_sentence
+from optforge.experiments.files import write_atomic
+from optforge.experiments.report.comparison_figures import comparison_figures
+from optforge.experiments.report.comparison_report import comparison_opening, comparison_sections
+from optforge.experiments.report.comparison_tables import (
     configuration_table,
     entry_table,
     interval_text,
     notes,
-    number,
     pair_table,
 )
-from optforge.experiments.compare.verdict import contest_sentence, verdict_sentence
-from optforge.experiments.files import write_atomic
-from optforge.experiments.report.blocks import block_markdown
-from optforge.experiments.report.comparison_report import html, markdown, write_report
-from optforge.experiments.report.comparison_sections import contest_sections
-from optforge.experiments.report.plots import panels, svg
+from optforge.experiments.report.document import Document, number
+from optforge.experiments.report.drawing import svg
+from optforge.experiments.report.html import render_html
+from optforge.experiments.report.markdown import render_markdown
+from optforge.experiments.report.terminal import print_document
+from optforge.primitives.export.pseudocode import pseudo_code
 
 pytestmark = pytest.mark.pictures
 
-SEARCH = {
-    "programs": 1234,
-    "seconds": 61.25,
-    "verdicts": {"new": 1000, "duplicate": 234},
-    "curve": [(1, 0.5), (10, None), (300, 0.25)],
-    "references": {"adamw": 0.3},
-    "champion": "optforge 1\nupdate g\n# <b>",
-    "config": {"program": "one\ntwo", "seed": 7},
-}
+
+def document(found: Comparison) -> Document:
+    """What `optforge compare` shows of a comparison on one task."""
+    contest = Contest((found,), found.verdict, {}, (), {})
+    return Document("Comparison", comparison_opening(contest), tuple(comparison_sections(contest)))
 
 
 def test_page_needs_nothing_else_and_escapes_what_it_shows() -> None:
-    text = html(comparison(), SEARCH)
+    text = render_html(document(comparison()))
     page = Page(text)
     assert "script" not in page.tags and "img" not in page.tags and "link" not in page.tags and "b" not in page.tags
-    assert NASTY in page.text and "# <b>" in page.text
+    assert NASTY in page.text
     loaded = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!#)([a-z]+:)?//[^"')\s]+""", text)
     assert not loaded
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
@@ -58,45 +55,39 @@ def test_page_needs_nothing_else_and_escapes_what_it_shows() -> None:
         assert "".join(used) in page.ids
 
 
-def test_page_opens_with_the_verdict_and_shows_every_number() -> None:
+def test_page_opens_with_verdict_and_champion_and_ends_with_provenance() -> None:
     found = comparison()
-    text = Page(html(found, SEARCH)).text
-    places = [text.index(words) for words in (found.verdict, "Learning-rate sensitivity", "first is", "optforge 1")]
+    text = Page(render_html(document(found))).text
+    code = pseudo_code(found.entry(NASTY).program)
+    places = [text.index(words) for words in (found.verdict, code, "first is", "Learning-rate sensitivity", "commit")]
     assert places == sorted(places)
+    assert text.count("optforge 1") == 3  # the champion's program is not shown again
     for table in (entry_table(found), pair_table(found)):
         assert all(cell in text for row in table.rows for cell in row)
     assert all(note in text for note in notes(found))
-    assert "1,234" in text and "verdicts: new" in text and "config: seed" in text and "config: program" not in text
-    assert "abc" in text and "optforge 1" in text
+
+
+def test_page_of_baselines_has_no_champion() -> None:
+    titles = [section.title for section in document(comparison(("lion", "adamw"))).sections]
+    assert titles[0] == "digits" and "lion" not in titles
 
 
 def test_pictures_are_well_formed_and_follow_the_theme() -> None:
-    found = comparison()
-    drawn = panels(found, SEARCH)
-    assert [p.title for p in drawn] == ["Final test loss", "Learning-rate sensitivity", "Training loss", "Search"]
-    assert len(panels(found)) == 3
-    for panel in drawn:
-        text = svg(panel)
+    drawn = comparison_figures(comparison())
+    titles = ["Final test loss", "Learning-rate sensitivity", "Training loss", "Loss against memory"]
+    assert [figure.title for figure in drawn] == titles
+    for figure in drawn:
+        text = svg(figure, "f1")
         ElementTree.fromstring(text)
         assert "var(--ink)" in text and not re.search(r"(fill|stroke): #", text)
-    assert svg(drawn[1]) == svg(drawn[1])
-
-
-def test_written_files(tmp_path: Path) -> None:
-    report = write_report(comparison(), tmp_path, SEARCH)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.md", "report.png"]
-    data = report.picture.read_bytes()
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    width, height = struct.unpack(">II", data[16:24])
-    assert width > 1000 and height > 600
+    assert svg(drawn[1], "f1") == svg(drawn[1], "f1")
 
 
 def test_markdown_tables_are_rectangular() -> None:
-    found = comparison()
-    text = markdown(found, SEARCH)
-    assert text.index("**On digits") < text.index("report.png") < text.index("| optimizer")
+    text = render_markdown(document(comparison()))
+    assert text.index("**On digits") < text.index("| optimizer") < text.index("| pair") < text.index("| what")
     blocks = [b.splitlines() for b in text.split("\n\n") if b.startswith("| ")]
-    assert len(blocks) == 4
+    assert len(blocks) == 3
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block}) == 1
 
@@ -104,8 +95,9 @@ def test_markdown_tables_are_rectangular() -> None:
 def test_single_run_is_marked_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
     found = comparison(seeds=1)
     assert found.verdict.startswith("Single run: ") and "chance" in found.verdict
-    print_comparison(found)
-    for text in (Page(html(found)).text, markdown(found), capsys.readouterr().out):
+    shown = document(found)
+    print_document(shown)
+    for text in (Page(render_html(shown)).text, render_markdown(shown), capsys.readouterr().out):
         assert "single run" in text.lower() and "SINGLE RUN: one seed each" in text
         assert not re.search(r"better than|worse than|equivalent to|interval [0-9]", text)
     assert all(row[-1] == "–" for row in pair_table(found).rows)
@@ -132,14 +124,18 @@ def test_the_quantity_at_an_edge_is_named_and_no_other() -> None:
         value = next((r[2] for r in configuration_table(replace(found, entries=entries)).rows if r[1] == "beta1"), "")
         return verdict_sentence(found.protocol, entries, found.pairs), lr, value
 
+    at = "lies at the boundary of the widened"
     for tuning, words, lr, value in (
-        (edge, "The best learning rate of mine is on an end of the widened ladder: it may do", "0.001 (edge)", ""),
-        (replace(searched, edges=("beta1",)), "The best beta1 of mine is on an end of the widened ranges", "0.001",
-         "0.5 (edge)"),
-        (replace(searched, edges=("lr", "beta1")), "The best learning rate and beta1 of mine is", "0.001 (edge)",
-         "0.5 (edge)"),
-        (searched, "The best configuration of mine is on an end", "0.001 (edge)", "0.5"),  # of an older file
-    ):  # fmt: skip
+        (edge, f"The best learning rate of mine {at} learning-rate grid: it may do", "0.001 (at boundary)", ""),
+        (replace(searched, edges=("beta1",)), f"The best beta1 of mine {at} ranges", "0.001", "0.5 (at boundary)"),
+        (
+            replace(searched, edges=("lr", "beta1")),
+            "The best learning rate and beta1 of mine lies",
+            "0.001 (at boundary)",
+            "0.5 (at boundary)",
+        ),
+        (searched, f"The best configuration of mine {at}", "0.001 (at boundary)", "0.5"),  # of an older file
+    ):
         assert words in told(tuning)[0] and told(tuning)[1:] == (lr, value)
 
 
@@ -184,8 +180,8 @@ def test_profiles_say_which_problems_they_leave_out() -> None:
         ([], "There is no performance profile"),
     ):
         contest = Contest((found,), "", {"lion": ratios, "adamw": ratios}, (), {})
-        section = next(s for s in contest_sections(contest) if s.title == "Over all tasks")
-        text = block_markdown(section.blocks[0])
+        section = next(s for s in comparison_sections(contest) if s.title == "Over all tasks")
+        text = render_markdown(Document("", (), (section,)))
         assert words in text and ("Left out" in text) is (len(ratios) == 3)
 
 
@@ -198,9 +194,9 @@ def test_failures_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     found = comparison(fails=3)
     assert f"counted as the loss before training: {NASTY} 3 of 4." in found.verdict
     assert found.entries[0].mean > 1.7
-    print_comparison(found)
+    print_document(document(found))
     assert "3/4" in capsys.readouterr().out
-    html(comparison(fails=4))  # without a finished run there is no curve to draw
+    render_html(document(comparison(fails=4)))  # without a finished run there is no curve to draw
 
 
 def test_narrow_terminals_lose_columns_rather_than_digits(
@@ -209,7 +205,7 @@ def test_narrow_terminals_lose_columns_rather_than_digits(
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich: take the stream for a terminal
     found = comparison(("adamw", "lion"))
-    print_comparison(found)
+    print_document(document(found))
     out = capsys.readouterr().out
     assert "statements" not in out
     assert all(interval_text(e.interval) in out for e in found.entries)

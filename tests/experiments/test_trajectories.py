@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from optforge.baselines import BASELINES
 from optforge.experiments.cli import app
+from optforge.experiments.colours import curve_style
 from optforge.experiments.programs import trajectories
 from optforge.experiments.programs.surfaces import SURFACES
-from optforge.experiments.programs.trajectories import LADDER, Picture, as_json, follow, trajectory
+from optforge.experiments.programs.trajectories import LR_GRID, PALETTE, Picture, as_json, follow, trajectory
 from optforge.primitives import Builder, Kind, ProgramError, print_program
 from optforge.primitives.routing import route
 
@@ -110,7 +111,7 @@ def test_the_chosen_rate_goes_down_and_stays_in_the_frame(surface, name):
     assert path.points.shape == (surface.steps + 1, 2)
     assert path.losses[-1] - surface.lowest < 0.3 * (path.losses[0] - surface.lowest)
     assert path.left is None
-    assert path.lr in LADDER if surface.lr is None else path.lr == 0.3
+    assert path.lr in LR_GRID if surface.lr is None else path.lr == 0.3
 
 
 def test_a_given_rate_and_length_win():
@@ -152,7 +153,7 @@ def paths(surface, names=("sgd", "lion"), **options):
 
 
 def test_every_path_has_its_own_look():
-    looks = [tuple(map(str, trajectories._style(i).values())) for i in range(20)]
+    looks = [tuple(map(str, curve_style(i, PALETTE).values())) for i in range(20)]
     assert len(set(looks)) == 20
     assert len({colour for colour, *_ in looks[:8]}) == 8
     colour_and_dashes = [(colour, dashes) for colour, _, dashes in looks]
@@ -170,7 +171,7 @@ def test_the_picture_shows_what_it_should():
         assert image.format == "PNG" and min(image.size) > 400
         colours = {colour for _, colour in image.convert("RGB").getcolors(1_000_000)}
     for path in range(2):
-        hexadecimal = trajectories._style(path)["color"]
+        hexadecimal = curve_style(path, PALETTE)["color"]
         assert tuple(int(hexadecimal[i : i + 2], 16) for i in (1, 3, 5)) in colours
 
 
@@ -194,7 +195,7 @@ def test_the_animation_ends_with_the_picture_and_the_bar_is_told():
     assert (np.abs(first - last).max(axis=2) > 60).sum() > 500, "the paths did not grow"
     assert last[0, 0].tolist() == [255, 255, 255]
     for path in range(2):
-        colour = [int(trajectories._style(path)["color"][i : i + 2], 16) for i in (1, 3, 5)]
+        colour = [int(curve_style(path, PALETTE)["color"][i : i + 2], 16) for i in (1, 3, 5)]
         assert np.abs(last - colour).max(axis=2).min() < 16, "a path lost its colour"
     assert told == list(range(1, 61)) and len(data) < 1_000_000
 

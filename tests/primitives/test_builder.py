@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.strategies import assert_same, numbers, train
 
+from optforge.baselines import BASELINES
 from optforge.primitives import OPS, Builder, Const, Instr, Kind, Program, ProgramError, execute
 from optforge.primitives.blocks import (
     BLOCKS,
@@ -174,3 +175,26 @@ def test_steps_on_a_sphere_by_hand_and_norms_stay() -> None:
     for rest in (train(program, p, [g], lr=0.0), train(program, p, [0 * g], lr=0.5)):
         torch.testing.assert_close(rest.parameters[0], p)
     assert_same(train(program, 0 * p, [g], lr=0.5).parameters[0], 0 * p)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "soap"])
+def test_append_keeps_the_program(name: str) -> None:
+    program, b = BASELINES[name].program, Builder()
+    value = b.append(program)
+    assert b.build(value(program.update), program.fallback).key == program.key
+
+
+def test_append_reads_other_values_in_place_of_signals() -> None:
+    first, b = Builder(), Builder()
+    program = first.build(first.g * 2.0 + first.p)
+    value = b.append(program, {"g": -b.g})
+    assert update(b.build(value(program.update))) == (P - 2 * G).tolist()
+    assert update(b.build(value(program.update) + value("g") * value(Const(3.0)))) == (P - 5 * G).tolist()
+
+
+def test_append_refuses_names_that_are_taken() -> None:
+    program, b = BASELINES["lion"].program, Builder()
+    b.hyper("beta1", 0.5)
+    value = b.append(program)
+    with pytest.raises(ProgramError, match="'beta1' is named twice"):
+        b.build(value(program.update))

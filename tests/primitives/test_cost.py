@@ -8,7 +8,7 @@ from support import strategies as S
 
 from optforge.baselines import BASELINES, NAMED
 from optforge.primitives import Builder, Kind, ProgramError
-from optforge.primitives.analysis.cost import cost
+from optforge.primitives.analysis.cost import cost, state_bytes
 
 
 def sgd():
@@ -48,6 +48,12 @@ def test_state_of_named_programs(name, bytes_):
 def test_factored_state_is_rows_and_columns():
     assert cost(factored(), (30, 50)).state_bytes == 4 * (30 + 50) / (30 * 50)
     assert cost(factored(), (3, 5, 2)).state_bytes == 4 * (3 + 5 * 2) / 30
+
+
+def test_state_of_a_model_is_that_of_its_parameters_together():
+    """AdaFactor: a second moment for each row and column of a matrix, for each element of a vector."""
+    assert state_bytes(BASELINES["adafactor"].program, [(64, 32), (32,)]) == 4 * (64 + 32 + 32) / (64 * 32 + 32)
+    assert state_bytes(BASELINES["adamw"].program, [(64, 32), (32,)]) == state_bytes(BASELINES["adamw"].program) == 8
 
 
 def test_gradient_descent():

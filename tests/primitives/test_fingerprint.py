@@ -14,10 +14,9 @@ from torch import Tensor
 
 from optforge.baselines import BASELINES
 from optforge.experiments.programs.random_programs import random_program
-from optforge.primitives import Builder, Const, Instr, Kind, Program, Slot, execute, subset
-from optforge.primitives.analysis.fingerprint import Behaviour, behave, behave_many
-from optforge.primitives.analysis.fingerprint import _probes as probes
-from optforge.primitives.backends.interpret import initial_slot
+from optforge.primitives import Builder, Const, Instr, Kind, Program, Slot, subset
+from optforge.primitives.analysis.fingerprint import Behaviour, behave, behave_many, probes
+from optforge.primitives.backends.interpret import Simulation
 from optforge.primitives.backends.op_loops import SHAPE, calls_of
 from optforge.primitives.backends.together import Together
 from optforge.primitives.op import Op
@@ -95,19 +94,8 @@ def test_without_a_compiler_torch_runs_each(monkeypatch: pytest.MonkeyPatch) -> 
 
 def interpreted(program: Program) -> list[Tensor]:
     """Updates on the probes as the interpreter gives them."""
-    updates: list[Tensor] = []
-    state: tuple[Tensor, ...] = ()
-    hypers = {n: torch.tensor(v, dtype=torch.float64) for n, v in program.defaults().items()}
-    for signals in probes():
-        if not updates:
-            state = tuple(initial_slot(s, signals["p"], signals["g"]) for s in program.state)
-        named = {s.name: x for s, x in zip(program.state, state, strict=True)}
-        update, following = execute(program, signals | hypers | named)
-        state = tuple(
-            x.expand(s.kind.shape(SHAPE)) for s, x in zip(program.state, following, strict=True)
-        )  # fmt: skip
-        updates.append(update.expand(SHAPE))
-    return updates
+    simulation = Simulation(program)
+    return [simulation.step(signals).update.expand(SHAPE) for signals in probes()]
 
 
 @given(programs(max_body=6, fallback=False))

@@ -9,7 +9,6 @@ from support.strategies import ALL_OPS, OPS, assert_same, programs, random_gradi
 from torch import Tensor, nn
 
 from optforge.baselines import BASELINES
-from optforge.experiments.bench.step import threads
 from optforge.primitives import Builder, Kind, Program, ProgramOptimizer
 from optforge.primitives.backends import toolchain
 from optforge.primitives.backends.compiled import NativeKernel, kernel
@@ -99,9 +98,13 @@ def test_any_program_is_computed_as_eagerly(program: Program) -> None:
 def test_the_number_of_threads_changes_nothing(make: type[Program]) -> None:
     shapes = ((300, 500), (40, 30), (60, 4))
     results = []
-    for count in (1, 2, 3):
-        with threads(count):
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
             results.append(train(ProgramOptimizer(parameters(torch.float32, shapes), make(), 0.01, compile=True)))
+    finally:
+        torch.set_num_threads(before)
     assert_same(results[1], results[0])
     assert_same(results[2], results[0])
 

@@ -10,19 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from optforge.primitives import (
-    OPS,
-    Builder,
-    Instr,
-    Program,
-    ProgramError,
-    parse_program,
-    plugins,
-    print_program,
-    subset,
-)
-from optforge.primitives.ops import get_op
-from optforge.primitives.plugins import load_plugins
+from optforge.primitives import OPS, Builder, Instr, Program, ProgramError, parse_program, print_program, subset
+from optforge.primitives.ops import get_op, load_plugins
 from optforge.primitives.testing import check_op
 
 ROW = """
@@ -37,7 +26,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the path, as site-packages is, into which `install` puts distributions."""
     known = dict(OPS)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(plugins, "_outcome", None)
+    monkeypatch.setattr(OPS, "failures", None)
     yield tmp_path
     for name in OPS.keys() - known.keys():
         del OPS[name]
@@ -67,7 +56,7 @@ def test_first_unknown_op_loads_the_plugins(site: Path) -> None:
 def test_known_ops_load_nothing(site: Path) -> None:
     install(site, "never-loaded", "raise SystemExit('imported')")
     parse_program("optforge 1\nx0 = sign(g)\nupdate x0\n")
-    assert plugins._outcome is None
+    assert OPS.failures is None
 
 
 def test_builder_and_subsets_know_the_rows(site: Path) -> None:

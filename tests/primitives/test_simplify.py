@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optforge.baselines import BASELINES, NAMED
 from optforge.primitives import OPS, Builder, Const, Kind, Program, execute, parse_program, print_program
-from optforge.primitives.analysis.equivalence import Answer, equivalent
+from optforge.primitives.analysis.equivalence import Answer, equivalent, random_run
 from optforge.primitives.analysis.rules import RULES, Rule
 from optforge.primitives.analysis.simplify import Pattern, parse_pattern, simplify
 from optforge.primitives.ops import DOMAINS
@@ -81,19 +81,13 @@ def test_lions_raw_find_becomes_lion() -> None:
     assert len(steps) >= 4
 
 
-def _run(program: Program, seed: int, steps: int = 20) -> list[Tensor]:
-    from optforge.primitives.analysis.equivalence import _updates
-
-    return list(_updates(program, seed))
-
-
 @given(programs(ops=TOTAL_OPS), st.integers(0, 1000))
 def test_simplified_programs_do_the_same(program: Program, seed: int) -> None:
     simple = simplify(program)
     assert parse_program(print_program(simple)) == simple
     assert len(simple.body) <= len(program.live.instructions)
     assert len(simple.state) <= len(program.live_state)
-    for before, after in zip(_run(program, seed), _run(simple, seed), strict=True):
+    for before, after in zip(random_run(program, seed), random_run(simple, seed), strict=True):
         finite = before.isfinite() & (before.abs() < 1e8)
         if not bool(finite.all()):
             break  # a state that has left the finite numbers says nothing about real arithmetic
@@ -110,7 +104,7 @@ def test_simplification_ends_where_it_began_the_second_time(program: Program) ->
 def test_baselines_are_equivalent_to_their_simplifications(name: str) -> None:
     program = (BASELINES | NAMED)[name].program
     assert equivalent(program, simplify(program)).answer is Answer.PROVED
-    for before, after in zip(_run(program, 3), _run(simplify(program), 3), strict=True):
+    for before, after in zip(random_run(program, 3), random_run(simplify(program), 3), strict=True):
         torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-12)
 
 

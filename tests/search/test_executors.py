@@ -24,6 +24,7 @@ from support.searches import toy
 
 from optforge.primitives import Program
 from optforge.search.fitness.evaluator import Evaluator, Fitness, Status, evaluating
+from optforge.search.training.executors.pool import LOOK
 from optforge.search.training.executors.processes import Workers
 
 
@@ -114,3 +115,21 @@ def test_processes_share_the_gpus(visible: str, names: set[str], monkeypatch: py
         assert told() == names  # its GPU is not left out
     finally:
         workers.close()
+
+
+def test_looking_for_answers_while_batches_are_handed_in_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look costs time for each worker, so that 10,000 workers must not be looked at 10,000 times."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    pool, looks = Scripted(3, []), [0]
+    original = pool._wait
+
+    def counted(*args):  # type: ignore[no-untyped-def]
+        looks[0] += 1
+        return original(*args)
+
+    monkeypatch.setattr(pool, "_wait", counted)
+    for _ in range(1000):
+        pool.submit([])
+        now[0] += LOOK / 100
+    assert looks[0] <= 11

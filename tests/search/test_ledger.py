@@ -50,7 +50,7 @@ def test_a_damaged_ledger_is_a_sentence_and_stays_as_it_is(whole: tuple[Path, st
     folder = damaged(whole[0], tmp_path / "run", change)
     before = (folder / Ledger.FILE).read_bytes()
     for read_only in (True, False):
-        with pytest.raises(StoreError, match="store.sqlite cannot be used") as told:
+        with pytest.raises(StoreError, match=r"store\.sqlite cannot be used") as told:
             Ledger.open(folder, read_only=read_only)
         assert "\n" not in str(told.value)
     with pytest.raises(UserError, match="cannot be used"):

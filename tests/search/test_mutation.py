@@ -15,7 +15,7 @@ from optforge.primitives import Const, Kind, Program, parse_program, print_progr
 from optforge.primitives.blocks import BLOCKS
 from optforge.search.space.draft import MIX
 from optforge.search.space.mutation import MUTATIONS, Space, mutate
-from optforge.search.space.recombination import _templates, crossover, splice
+from optforge.search.space.recombination import crossover, splice, templates
 
 SPACE = Space(subset("all"))
 ADAMW = BASELINES["adamw"].program
@@ -118,7 +118,7 @@ def test_a_mate_is_asked_for_only_where_it_is_needed() -> None:
 
 def test_every_block_can_be_spliced_in_whole() -> None:
     space = Space(SPACE.ops, max_statements=100)
-    blocks = {t.program.body: 0 for t in _templates(space)}
+    blocks = {t.program.body: 0 for t in templates(space)}
     assert len(blocks) == len(BLOCKS)
     for seed in range(600):
         child = splice(ADAMW, space, random.Random(seed))
@@ -145,10 +145,10 @@ def test_spliced_numbers_live_on_their_scale() -> None:
 
 
 def test_a_block_that_the_space_lacks_is_not_spliced_in() -> None:
-    assert {op for t in _templates(Space(("sign",))) for op, _ in t.program.body} == {"sign"}
+    assert {op for t in templates(Space(("sign",))) for op, _ in t.program.body} == {"sign"}
     arithmetic = ("add", "mul", "sub")
-    assert any("p" in args for t in _templates(Space(arithmetic)) for _, args in t.program.body)
-    assert not any("p" in args for t in _templates(Space(arithmetic, signals=("g",))) for _, args in t.program.body)
+    assert any("p" in args for t in templates(Space(arithmetic)) for _, args in t.program.body)
+    assert not any("p" in args for t in templates(Space(arithmetic, signals=("g",))) for _, args in t.program.body)
 
 
 def test_a_search_stays_within_its_space() -> None:

@@ -13,7 +13,7 @@ from optforge.primitives import Builder, Const, Instr, Program, Slot
 from optforge.primitives.analysis.certificate import certificate
 from optforge.primitives.builder import Expr
 from optforge.search.duplicates.cache import Cached, DuplicateCache, Verdict
-from optforge.search.duplicates.probes import _suspects, descends, explode
+from optforge.search.duplicates.probes import descends, explode, suspects
 from optforge.search.fitness.evaluator import Fitness, Status
 
 ADAMW, LION = BASELINES["adamw"].program, BASELINES["lion"].program
@@ -69,7 +69,7 @@ def test_dead_slots_may_do_what_they_like() -> None:
 @settings(max_examples=60)
 def test_what_is_cleared_by_looking_does_not_explode(program: Program) -> None:
     """The certificate's long simulation, which knows nothing of the rules, is the oracle."""
-    if not _suspects(program):
+    if not suspects(program):
         ran = certificate(program)
         assert not ran.finite or not ran.state_growth > 1e6
 

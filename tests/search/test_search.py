@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import random
-import sqlite3
 import statistics
 import subprocess
 import sys
@@ -14,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from support.searches import ADAMW, _always_dies, evolution, run, toy_factory, toy_fitness
+from sqlalchemy.exc import IntegrityError
+from support.searches import ADAMW, always_dies, evolution, run, toy_factory, toy_fitness
 
 from optforge.baselines import BASELINES
 from optforge.primitives import Program
@@ -295,7 +295,7 @@ def test_a_batch_is_in_the_ledger_whole_or_not_at_all(tmp_path: Path) -> None:
     candidates, counts = evolution().ask([], DuplicateCache(), 0)
     fitnesses = [toy_fitness(c.program) for c in candidates]
     ledger.append(0, candidates, fitnesses, counts, 1.0, 0.0)
-    with pytest.raises(sqlite3.IntegrityError):  # the second half of this batch is there already
+    with pytest.raises(IntegrityError):  # the second half of this batch is there already
         ledger.append(1, [candidates[0]._replace(number=100), candidates[1]], fitnesses[:2], Counter(), 1.0, 0.0)
     assert [r.number for r in ledger] == list(range(8))
     ledger.close()
@@ -308,7 +308,7 @@ def test_workers_give_up_on_a_batch_that_always_kills(tmp_path: Path) -> None:
             workers.result(workers.submit([ADAMW]))
     finally:
         workers.close()
-    workers = Workers(evaluating(_always_dies), 1)
+    workers = Workers(evaluating(always_dies), 1)
     try:
         (fitness,) = workers.result(workers.submit([ADAMW]))
         assert fitness.status is Status.FAILED

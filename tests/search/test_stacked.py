@@ -13,6 +13,7 @@ from torch import Tensor
 from optforge.baselines import BASELINES
 from optforge.primitives import OPS, Builder, Instr, Kind, Program, Slot, execute
 from optforge.primitives.backends.interpret import initial_slot
+from optforge.primitives.blocks import every
 from optforge.primitives.routing import route
 from optforge.search.training.population.native_code import encode
 from optforge.search.training.population.stacked import Plan, StackedRules
@@ -180,3 +181,11 @@ def test_every_flat_op_has_a_loop_in_cxx() -> None:
         b = Builder()
         program = b.build(b.g + getattr(b, name)(*[b.g + 0.5 * i for i in range(OPS[name].arity)]))
         assert encode(program) is not None, name
+
+
+def test_what_is_due_in_some_steps_only() -> None:
+    b = Builder()
+    m, kept = b.slot("m"), b.slot("kept")
+    m.next = b.lerp(m, b.g, 0.1)
+    update = every(b, 2.0, m.next * 3.0, kept)
+    check([b.build(update + b.choose(b.step, b.g, b.p)), ADAMW], [0.01, 0.3], 0)

@@ -13,7 +13,7 @@ import torch
 from optforge.baselines import BASELINES
 from optforge.experiments.tasks import TASKS
 from optforge.primitives import Builder, Program, parse_program
-from optforge.search.fitness.evaluator import Fitness, Status
+from optforge.search.fitness.evaluator import BOUND, FLOOR, Fitness, Status
 from optforge.search.fitness.step_size import step_sizes
 from optforge.search.fitness.suite import (
     RELATIVE_RATES,
@@ -23,7 +23,6 @@ from optforge.search.fitness.suite import (
     generation_seed,
 )
 from optforge.search.fitness.sweep import Sweep
-from optforge.search.funnel import BOUND, FLOOR
 from optforge.search.training.loop import train_alone
 from optforge.search.training.schedule import scheduled
 from optforge.search.training.task import initial_model
@@ -173,7 +172,7 @@ def test_step_size_of_sign_descent_is_the_root_of_the_number_of_parameters() -> 
 
 
 def initial_loss(name: str) -> float:
-    from optforge.search.training.evaluate import initial_loss as measured
+    from optforge.search.training.population.evaluate import initial_loss as measured
 
     return measured(TASKS[name], generation_seed(0, 0))
 

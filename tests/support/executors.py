@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.searches import _always_dies, run, toy, toy_factory
+from support.searches import always_dies, run, toy, toy_factory
 
 from optforge.baselines import BASELINES
 from optforge.primitives import Program, parse_program
@@ -124,7 +124,7 @@ class ProcessContract(ExecutorContract):
         assert same(found[:1], PROGRAMS[:1])
 
     def test_workers_that_cannot_live_are_given_up(self, make: Make) -> None:
-        executor = make(_always_dies)
+        executor = make(always_dies)
         (fitness,) = executor.result(executor.submit([BAD]))
         assert fitness.status is Status.FAILED and fitness.reason == "the worker died in 3 attempts"
 

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from optforge.primitives import Program
 from optforge.primitives.routing import can_train
-from optforge.search.training.evaluate import Batches, measure
 from optforge.search.training.lightning_fit import fit, quiet
 from optforge.search.training.loop import ending
+from optforge.search.training.population.evaluate import Batches, measure
 from optforge.search.training.population.native_code import library
 from optforge.search.training.population.training import PopulationTraining
 from optforge.search.training.race import NO_RACE, Behind, Race

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from optforge.primitives import Kind
-from optforge.primitives.ops import OPS, namespace
+from optforge.primitives.op import namespace
+from optforge.primitives.ops import OPS
 from optforge.search.training.population.listing import Listing, Table
 from optforge.search.training.population.replay import Replay
 from optforge.search.training.population.segments import Segments

@@ -103,7 +103,7 @@ class _Encoder:
         self.kinds = [slot.kind for slot in program.live_state]
         self.nodes, self.update = step.nodes, step.update
         self.next = {i: node for i, node in enumerate(step.following) if node is not None}
-        self.numbers = 2 + self.slots + hoist(program).count
+        self.numbers = 2 + self.slots + hoist(program, lazy=False).count
         todo, self.needed = [self.update, *self.next.values()], set[int]()
         while todo:
             if (i := todo.pop()) not in self.needed:

@@ -103,7 +103,7 @@ class NativeRules:
         if global_norm is not None:
             values["global_norm"] = global_norm
         literals = [torch.tensor(x, dtype=torch.float64) for x in rule.code.literals]
-        numbers = torch.broadcast_tensors(*hoist(program).known(values)[0], *literals, rates, step.double())
+        numbers = torch.broadcast_tensors(*hoist(program, lazy=False).known(values)[0], *literals, rates, step.double())
         return torch.stack(numbers[:-1], dim=-1).to(self.arena.dtype)
 
     def _prepare(self) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from optforge.primitives import Program
 from optforge.search.training import Task
-from optforge.search.training.evaluate import CHUNK, measure
 from optforge.search.training.loop import CURVE_POINTS
+from optforge.search.training.population.evaluate import CHUNK, measure
 from optforge.search.training.population.gradients import Gradients
 from optforge.search.training.population.stacked import Plan, StackedRules
 from optforge.search.training.race import Behind, Look, Race

@@ -1,46 +1,18 @@
-"""The tables of a comparison as plain text cells: terminal, Markdown and HTML all show the same ones."""
+"""The tables of a comparison, and the notes that a reader needs to judge them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from optforge.experiments.compare.comparison import Comparison, Costs, Entry, Protocol
 from optforge.experiments.compare.measures import median_or_censored, times_to_target, width
 from optforge.experiments.compare.spaces import RATE
 from optforge.experiments.compare.statistics import Interval, Verdict
+from optforge.experiments.compare.verdict import task_label, tuned_dimensions
+from optforge.experiments.report.document import Table, number
 
-
-def place(comparison: Comparison) -> str:
-    """The task of a comparison, with the horizon if it is not the task's own: ``digits``, ``digits ×4``."""
-    protocol = comparison.protocol
-    return protocol.task.name + (f" ×{protocol.horizon:g}" if protocol.horizon != 1 else "")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A title, column names, and rows of text; columns from `numeric` on are numbers.
-
-    `spare` names columns that may be left out where there is no room, the first to go first.
-    """
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numeric: int = 1
-    spare: tuple[str, ...] = ()
-
-    def without(self, column: str) -> Table:
-        """The same table without one of its columns."""
-        at = self.header.index(column)
-        header, *rows = ((*row[:at], *row[at + 1 :]) for row in (self.header, *self.rows))
-        return replace(self, header=header, rows=tuple(rows), spare=tuple(s for s in self.spare if s != column))
-
-
-def number(x: float | None, digits: int = 4) -> str:
-    """Text of a number to `digits` significant digits; a dash for None and NaN."""
-    return "–" if x is None or math.isnan(x) else f"{x:.{digits}g}"
+_BOUNDARY = " (at boundary)"
 
 
 def interval_text(interval: Interval, digits: int = 3) -> str:
@@ -52,42 +24,33 @@ def interval_text(interval: Interval, digits: int = 3) -> str:
 
 def entry_table(comparison: Comparison) -> Table:
     """One row per optimizer, lowest mean test loss first."""
-    protocol = comparison.protocol
-    seeds = len(protocol.seeds)
-    header = [
-        "optimizer",
-        "lr",
-        "test loss",
-        f"{1 - protocol.alpha:.0%} interval",
-        "validation loss",
-    ]
-    header += ["accuracy"] if protocol.task.accuracy else []
-    header += ["failed", "state B/param", "statements"]
-    costs = ["ms/step", "peak B/param", "compile s"] if any(e.costs for e in comparison.entries) else []
-    rows = []
-    for e in sorted(comparison.entries, key=lambda e: e.mean):
-        row = [
-            e.name,
-            f"{e.lr:.3g}" + (" (edge)" if e.edge and RATE in (e.tuning.edges or (RATE,)) else ""),
-            number(e.mean),
-            interval_text(e.interval),
-        ]
-        row += [number(e.valid_mean)]
-        row += ["–" if e.accuracy is None else f"{e.accuracy:.2%}"] if protocol.task.accuracy else []
-        dead = e.all_statements - e.statements
-        row += [
-            f"{e.diverged}/{seeds}",
-            f"{e.state_bytes:g}",
-            f"{e.statements}" + (f" (+{dead} dead)" if dead else ""),
-        ]
-        if costs:
-            c = e.costs or Costs(math.nan, math.nan, math.nan, None)
-            row += [number(c.step_ms, 3), number(c.peak_bytes, 3), number(c.compile_seconds, 2)]
-        rows.append(tuple(row))
-    title = f"{place(comparison)}: {protocol.task.metric} after {protocol.steps} steps"
+    protocol, ranked = comparison.protocol, sorted(comparison.entries, key=lambda e: e.mean)
+    columns = {
+        "optimizer": [e.name for e in ranked],
+        "lr": [f"{e.lr:.3g}" + _BOUNDARY * (e.edge and RATE in (e.tuning.edges or (RATE,))) for e in ranked],
+        "test loss": [number(e.mean) for e in ranked],
+        f"{1 - protocol.alpha:.0%} interval": [interval_text(e.interval) for e in ranked],
+        "validation loss": [number(e.valid_mean) for e in ranked],
+    }
+    if protocol.task.accuracy:
+        columns["accuracy"] = ["–" if e.accuracy is None else f"{e.accuracy:.2%}" for e in ranked]
+    columns["failed"] = [f"{e.diverged}/{len(protocol.seeds)}" for e in ranked]
+    columns["state B/param"] = [f"{e.state_bytes:.3g}" for e in ranked]
+    columns["statements"] = [_statements(e) for e in ranked]
+    if any(e.costs for e in ranked):
+        costs = [e.costs or Costs(math.nan, math.nan, math.nan, None) for e in ranked]
+        columns["ms/step"] = [number(c.step_ms, 3) for c in costs]
+        columns["peak B/param"] = [number(c.peak_bytes, 3) for c in costs]
+        columns["compile s"] = [number(c.compile_seconds, 2) for c in costs]
+    title = f"{task_label(comparison)}: {protocol.task.metric} after {protocol.steps} steps"
     spare = ("compile s", "statements", "peak B/param", "validation loss", "state B/param", "ms/step")
-    kept = tuple(name for name in spare if name in (*header, *costs))
-    return Table(title, (*header, *costs), tuple(rows), spare=kept)
+    rows = tuple(zip(*columns.values(), strict=True))
+    return Table(title, tuple(columns), rows, spare=tuple(name for name in spare if name in columns))
+
+
+def _statements(entry: Entry) -> str:
+    dead = entry.all_statements - entry.statements
+    return f"{entry.statements}" + (f" (+{dead} dead)" if dead else "")
 
 
 def target_table(comparison: Comparison) -> Table:
@@ -109,7 +72,7 @@ def target_table(comparison: Comparison) -> Table:
 
 
 def configuration_table(comparison: Comparison) -> Table:
-    """What was tuned, where, and how much it matters; no rows where only learning rates of a ladder were."""
+    """What was tuned, where, and how much it matters; no rows where only the learning rate was."""
     header = ("tuned", "quantity", "value", "searched from", "to", "trials", "lr width [decades]")
     rows = []
     for e in comparison.entries:
@@ -117,7 +80,7 @@ def configuration_table(comparison: Comparison) -> Table:
             name = str(dimension["name"])
             ends = number(dimension["low"], 3), number(dimension["high"], 3)
             rest = (str(len(e.tuning.trials)), number(_width(e), 2)) if k == 0 else ("", "")
-            value = number(e.tuning.values[name], 3) + (" (edge)" if name in e.tuning.edges else "")
+            value = number(e.tuning.values[name], 3) + (_BOUNDARY if name in e.tuning.edges else "")
             rows.append((e.name if k == 0 else "", name, value, *ends, *rest))
     return Table("configurations, and the ranges that were searched", header, tuple(rows), numeric=2)
 
@@ -127,7 +90,7 @@ def overview_table(comparisons: Sequence[Comparison]) -> Table:
     names, rows = [e.name for e in comparisons[0].entries], []
     for c in comparisons:
         best = min(e.mean for e in c.entries)
-        rows.append((place(c), *(f"{c.entry(n).mean / best:.3g}" if best > 0 else "–" for n in names)))
+        rows.append((task_label(c), *(f"{c.entry(n).mean / best:.3g}" if best > 0 else "–" for n in names)))
     return Table("all tasks", ("mean test loss / lowest", *names), tuple(rows))
 
 
@@ -163,7 +126,7 @@ def notes(comparison: Comparison, pairs: int = 0) -> list[str]:
     protocol = comparison.protocol
     seeds = len(protocol.seeds)
     found = [
-        _tuned_note(comparison) if protocol.trials else _ladder_note(comparison),
+        _tuned_note(comparison) if protocol.trials else _grid_note(comparison),
         f"Test loss is the mean over seeds of the final test loss, in {protocol.task.metric}; lower is better.",
         "A run that diverges or ends above its start counts as the validation loss before training.",
     ]
@@ -185,11 +148,11 @@ def notes(comparison: Comparison, pairs: int = 0) -> list[str]:
     ]
 
 
-def _ladder_note(comparison: Comparison) -> str:
+def _grid_note(comparison: Comparison) -> str:
     protocol, rates = comparison.protocol, comparison.entries[0].tuning.rates
     return (
-        f"Learning rates: {len(rates)} from {rates[0]:.3g} to {rates[-1]:.3g} for every optimizer, selected by "
-        f"{_seeds_note(protocol)}"
+        f"Learning-rate grid: {len(rates)} points from {rates[0]:.3g} to {rates[-1]:.3g} for every optimizer, selected "
+        f"by {_seeds_note(protocol)}"
     )
 
 
@@ -199,18 +162,11 @@ def _tuned_note(comparison: Comparison) -> str:
     warmup = f" with {protocol.warmup / protocol.steps:.0%} of the steps as warm-up" if protocol.warmup else ""
     clip = f", gradients clipped to norm {protocol.clip:g}" if protocol.clip else ""
     return (
-        f"Tuning: {counts} trials for every optimizer in {dimensions(protocol, comparison.entries)} "
+        f"Tuning: {counts} trials for every optimizer in {tuned_dimensions(protocol, comparison.entries)} "
         f"({protocol.sampler}), "
         f"{protocol.schedule} schedule{warmup}{clip}, selected by "
         f"{_seeds_note(protocol)}"
     )
-
-
-def dimensions(protocol: Protocol, entries: Sequence[Entry]) -> str:
-    """In how many dimensions optimizers were tuned, with those of a control that has fewer."""
-    fewer = {e.name: len(e.tuning.space) for e in entries if 0 < len(e.tuning.space) < protocol.dimensions}
-    named = "".join(f", {name} in {count}" for name, count in fewer.items())
-    return f"{protocol.dimensions} dimension{'s' * (protocol.dimensions > 1)}{named}"
 
 
 def _seeds_note(protocol: Protocol) -> str:
