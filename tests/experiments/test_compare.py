@@ -178,7 +178,7 @@ def test_ranges_are_widened_for_everyone_and_an_end_is_flagged() -> None:
     assert widest.winner(0).loss < tuned.winner(0).loss
     (found,) = conduct(plan, train, lambda name: task, costs=False).comparisons
     assert found.entry("adamw").edge and "learning rate of adamw" in found.verdict
-    assert "is on an end of the widened ranges" in found.verdict
+    assert "lies at the boundary of the widened ranges" in found.verdict
 
 
 def test_small_batches_give_the_same_numbers() -> None:
