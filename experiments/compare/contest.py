@@ -96,9 +96,10 @@ def _comparison(plan: Plan, unit: Unit, task: Task, costs: AllCosts) -> Comparis
 def _entry(plan: Plan, unit: Unit, row: int, task: Task, costs: Costs | None) -> Entry:
     """One optimizer's row: means over seeds, with failed runs counted as their start."""
     what, protocol = plan.rows[row], plan.protocol(task, unit.horizon)
-    check(unit.outcomes[row])
+    check(task, unit.outcomes[row])
     runs = tuple(_run(seed, outcome) for seed, outcome in zip(protocol.seeds, unit.outcomes[row], strict=True))
     counted = [run.counted for run in runs]
+    known = what.control or baseline_name(what.program) is not None
     accuracies = [run.test_accuracy for run in runs if run.test_accuracy is not None]
     return Entry(
         name=what.name,

@@ -25,12 +25,21 @@ MOST_RUNS, MOST_TIMES, MOST_STEPS = 10_000, 1_000, 10_000_000
 
 @dataclass(frozen=True)
 class Row:
-    """An optimizer in a plan: unique name, rule as text, centre of its learning rate, whether it is a control."""
+    """An optimizer in a plan.
+
+    Attributes:
+        name: unique in the plan.
+        text: its rule.
+        rate: centre of its learning rate.
+        control: whether it is one.
+        reference: what `is_reference` says, where that is not left to the rule.
+    """
 
     name: str
     text: str
     rate: float
     control: bool = False
+    reference: bool | None = None
 
     @property
     def rule(self) -> Program | LearnedRate:
@@ -44,8 +53,9 @@ class Row:
 
     @property
     def is_reference(self) -> bool:
-        """Whether it is what others are set beside: a control, or a baseline as it is published."""
-        return self.control or (isinstance(self.rule, Program) and baseline_name(self.rule) is not None)
+        """Whether others are set beside it; by default controls and baselines are references."""
+        known = isinstance(self.rule, Program) and baseline_name(self.rule) is not None
+        return self.control or known if self.reference is None else self.reference
 
 
 @lru_cache(maxsize=256)

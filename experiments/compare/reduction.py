@@ -17,7 +17,7 @@ from functools import lru_cache
 from optforge.experiments.compare.comparison import Protocol, Setting
 from optforge.experiments.compare.plan import FACTORS, Plan
 from optforge.experiments.compare.spaces import RATE, Space, configured
-from optforge.experiments.errors import FailedError
+from optforge.experiments.errors import FailedError, UserError
 from optforge.experiments.programs.rules import with_base
 from optforge.search.training.asking import Asking, together
 from optforge.search.training.proposals import Point, Proposer, sobol
@@ -76,7 +76,7 @@ def unit(plan: Plan, task: Task, name: str, horizon: float) -> Asking[Unit]:
     beside = [[_trials(plan, protocol, row, v, protocol.tune_seeds) for v in rates[row]] for row in rows]
     runs, others = yield from _both(final, [trials for own in beside for trials in own])
     around = tuple(
-        tuple(_setting(v, others.pop(0), ()) for v in rates[row]) for row in rows
+        tuple(_setting(task, v, others.pop(0), ()) for v in rates[row]) for row in rows
     )  # in the order in which they were asked for
     return Unit(name, horizon, tuned, around, tuple(map(tuple, runs)))
 
@@ -100,7 +100,9 @@ def tuning(plan: Plan, protocol: Protocol) -> Asking[Tuned]:
             outcomes = yield [trial for own in asked for trials in own for trial in trials]
             found = _split(outcomes, [len(trials) for own in asked for trials in own])
             for row in rows:
-                new = [_setting(v, found.pop(0), at) for v, at in zip(values[row], points[row], strict=True)]
+                new = [
+                    _setting(protocol.task, v, found.pop(0), at) for v, at in zip(values[row], points[row], strict=True)
+                ]
                 tried[row] += new
             left -= count
         tuned = Tuned(tuple(map(tuple, tried)), tuple(current))
@@ -123,7 +125,7 @@ def _points(
     elif not tried:
         found = [centre]
     else:
-        proposer = Proposer(plan.sampler, dimensions)
+        proposer = Proposer(plan.sampler, dimensions, seed=len(tried))
         proposer.tell([whole.place(setting.at) for setting in tried], [setting.loss for setting in tried])
         found = proposer.ask(count)
     return tuple(tuple(parts[k % len(parts)].inside(point)) for k, point in enumerate(found))
@@ -147,8 +149,8 @@ def _trials(
     return [replace(first, seed=seed) for seed in seeds]
 
 
-def _setting(values: dict[str, float], outcomes: Sequence[Outcome], at: Sequence[float]) -> Setting:
-    check(outcomes)
+def _setting(task: Task, values: dict[str, float], outcomes: Sequence[Outcome], at: Sequence[float]) -> Setting:
+    check(task, outcomes)
     counted = tuple(outcome.counted() for outcome in outcomes)
     return Setting(
         values=values,
@@ -160,13 +162,20 @@ def _setting(values: dict[str, float], outcomes: Sequence[Outcome], at: Sequence
     )
 
 
-def check(outcomes: Sequence[Outcome]) -> None:
-    """Raise `FailedError` for runs of which nothing can be said: broken ones, or a start that is no number."""
+def check(task: Task, outcomes: Sequence[Outcome]) -> None:
+    """Refuse runs of which nothing can be said.
+
+    Raises:
+        FailedError: for a run that broke.
+        UserError: for a task whose loss before training is no number, which failed runs could not count as.
+    """
     for outcome in outcomes:
         if outcome.status is Status.FAILED:
-            raise FailedError(f"a run broke, and nothing can be compared without it: {outcome.reason}")
+            raise FailedError(f"a run on {task.name} broke, and nothing can be compared without it: {outcome.reason}")
         if not math.isfinite(outcome.start):
-            raise FailedError("the validation loss before training is not finite; mend the task's data or its loss")
+            raise UserError(
+                f"the validation loss of {task.name} before training is not finite; mend its data or its loss"
+            )
 
 
 def _both(

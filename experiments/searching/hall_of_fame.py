@@ -208,7 +208,7 @@ def _final_comparison(config: dict[str, Any], entrants: list[Finalist], train: T
     name = compared_on(config["tasks"])
     large = LARGE if len(config["tasks"]) > 1 or is_large(name) else {}
     settings = FINAL | large | {"steps": config["steps"] or None, "schedule": SCHEDULE, "warmup": WARMUP}
-    rows = tuple(Row(e.label, print_program(e.program), e.lr) for e in entrants)
+    rows = tuple(Row(e.label, print_program(e.program), e.lr, reference=e.record is None) for e in entrants)
     return conduct(Plan(rows, (name,), **settings), train)
 
 

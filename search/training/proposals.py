@@ -20,10 +20,11 @@ def sobol(dimensions: int, count: int, seed: int = 0) -> list[Point]:
 
 
 class Proposer:
-    """Asks Optuna for points that learn from losses; what it proposes depends on its arguments and on those alone.
+    """Asks Optuna for points that learn from losses; what it proposes follows from its arguments and what it was told.
 
     Args:
-        sampler: ``"tpe"`` (tree-structured Parzen estimator) or ``"cmaes"`` (covariance matrix adaptation).
+        sampler: ``"tpe"`` (tree-structured Parzen estimator) or ``"cmaes"`` (covariance matrix adaptation, which learns
+            only from points that it proposed itself).
         dimensions: of the cube.
         seed: of the sampler.
 
@@ -32,41 +33,44 @@ class Proposer:
     """
 
     def __init__(self, sampler: str, dimensions: int, seed: int = 0) -> None:
-        if sampler not in ("tpe", "cmaes"):
-            raise ValueError(f"sampler must be tpe or cmaes, got {sampler}")
-        self.sampler, self.dimensions, self.seed = sampler, dimensions, seed
-        self.tried: list[tuple[Point, float]] = []
-
-    def tell(self, points: Sequence[Point], losses: Sequence[float]) -> None:
-        """Losses at points, wherever these come from; one that is not finite counts as a failure."""
-        self.tried += zip(points, losses, strict=True)
-
-    def ask(self, count: int) -> list[Point]:
-        """The next points, each proposed without the losses of the others."""
         import optuna
         from optuna.distributions import BaseDistribution, FloatDistribution
-        from optuna.trial import TrialState, create_trial
 
+        if sampler not in ("tpe", "cmaes"):
+            raise ValueError(f"sampler must be tpe or cmaes, got {sampler}")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        names = [f"x{k}" for k in range(self.dimensions)]
-        cube: dict[str, BaseDistribution] = {name: FloatDistribution(0.0, 1.0) for name in names}
+        names = [f"x{k}" for k in range(dimensions)]
+        self._cube: dict[str, BaseDistribution] = {name: FloatDistribution(0.0, 1.0) for name in names}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            seed = self.seed + len(self.tried)
-            if self.sampler == "tpe":
+            if sampler == "tpe":
                 chooser: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(
-                    seed=seed, constant_liar=True, multivariate=True, n_startup_trials=max(4, self.dimensions + 1)
+                    seed=seed, constant_liar=True, multivariate=True, n_startup_trials=max(4, dimensions + 1)
                 )
             else:
                 chooser = optuna.samplers.CmaEsSampler(seed=seed)
-            study = optuna.create_study(sampler=chooser)
-            for point, loss in self.tried:
-                params = dict(zip(names, (min(1.0, max(0.0, x)) for x in point), strict=True))
-                state = TrialState.COMPLETE if math.isfinite(loss) else TrialState.FAIL
-                value = loss if math.isfinite(loss) else None
-                study.add_trial(create_trial(params=params, distributions=cube, value=value, state=state))
-            found = [study.ask(cube).params for _ in range(count)]
-        return [tuple(params[name] for name in names) for params in found]
+        self._study = optuna.create_study(sampler=chooser)
+        self._asked: dict[Point, optuna.Trial] = {}
+
+    def tell(self, points: Sequence[Point], losses: Sequence[float]) -> None:
+        """Losses at points, wherever these come from; one that is not finite counts as a failure."""
+        from optuna.trial import TrialState, create_trial
+
+        for point, loss in zip(points, losses, strict=True):
+            value, state = (loss, TrialState.COMPLETE) if math.isfinite(loss) else (None, TrialState.FAIL)
+            if (asked := self._asked.pop(point, None)) is not None:
+                self._study.tell(asked, value, state)
+            else:
+                params = {name: min(1.0, max(0.0, x)) for name, x in zip(self._cube, point, strict=True)}
+                self._study.add_trial(create_trial(params=params, distributions=self._cube, value=value, state=state))
+
+    def ask(self, count: int) -> list[Point]:
+        """The next points, each proposed without the losses of the others."""
+        found = []
+        for trial in [self._study.ask(self._cube) for _ in range(count)]:
+            found.append(tuple(trial.params[name] for name in self._cube))
+            self._asked[found[-1]] = trial
+        return found
 
 
 __all__ = ["SAMPLERS", "Point", "Proposer", "sobol"]

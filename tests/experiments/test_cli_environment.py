@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from optforge.experiments.cli import app
-from optforge.experiments.compare.tuning import Jobs
+from optforge.search.training.store import Store
 
 OPTFORGE = [sys.executable, "-m", "optforge.experiments.cli"]
 
@@ -41,24 +41,21 @@ def test_the_drawing_backend_of_a_notebook_is_not_needed(tmp_path: Path) -> None
 def test_storages_are_where_their_path_says(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     folder.mkdir()
-    jobs = Jobs(folder / "compare.sqlite", "s")
-    claim = jobs.claim(["a"])
-    assert claim is not None
-    jobs.finish(claim[1], 1.5, 2.0)
+    Store(folder / "trials.sqlite").close()
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    assert [path.name for path in folder.iterdir()] == ["compare.sqlite"]
-    assert Jobs(folder / "compare.sqlite", "s").results() == {"a": 1.5}
+    assert [path.name for path in folder.iterdir()] == ["trials.sqlite"]
+    Store(folder / "trials.sqlite", read_only=True).close()
 
 
 def test_a_comparison_stays_in_its_directory(tmp_path: Path) -> None:
     words = ["compare", "adamw", "--task", "quadratic", "--steps", "5", "--trials", "2", "--seeds", "2"]
     assert run(tmp_path, *words, "--run-dir", "100%41?").returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["100%41?"]
-    assert (tmp_path / "100%41?" / "compare.sqlite").is_file()
+    assert (tmp_path / "100%41?" / "store.sqlite").is_file()
 
 
 def test_processes_that_create_one_storage_at_once_all_get_it(tmp_path: Path) -> None:
-    script = "import sys, pathlib, optforge.experiments.compare.tuning as t; t.Jobs(pathlib.Path(sys.argv[1]), 's')"
+    script = "import sys, pathlib, optforge.search.training.store as s; s.Store(pathlib.Path(sys.argv[1]))"
     for attempt in range(3):
         command = [sys.executable, "-c", script, str(tmp_path / f"{attempt}.sqlite")]
         processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from support.comparisons import regression
+from torch import nn
 
 from optforge.baselines import BASELINES
-from optforge.experiments.compare import batches, compare, ladder
-from optforge.experiments.compare.comparison import LADDER, SEEDS, TUNE_SEEDS, Comparison, Protocol, finite_or_null
-from optforge.experiments.compare.ladder import widen
-from optforge.experiments.compare.statistics import Verdict
+from optforge.experiments.compare import compare
+from optforge.experiments.compare.comparison import SEEDS, TUNE_SEEDS, Comparison, Protocol, finite_or_null
+from optforge.experiments.compare.plan import FACTORS, Plan, Row
+from optforge.experiments.compare.reduction import tuning
+from optforge.experiments.compare.run import conduct, rows
+from optforge.experiments.compare.statistics import Verdict, compare_pairs
+from optforge.experiments.errors import FailedError
 from optforge.experiments.programs import unique_names
-from optforge.primitives import Builder, Kind, Program, ProgramOptimizer
-from optforge.search.training import Task
-from optforge.search.training.population import members as members_module
+from optforge.primitives import Builder, Kind, Program, ProgramOptimizer, print_program
+from optforge.search.training.asking import answer
 from optforge.search.training.task import batch_indices, initial_model
+from optforge.search.training.train import train
+from optforge.search.training.trainer import Trainer
+from optforge.search.training.trial import Outcome, Trial
 
 ADAMW, LION = BASELINES["adamw"].program, BASELINES["lion"].program
-NARROW = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+SMALL: dict[str, Any] = {"trials": 4, "dimensions": 1, "schedule": "constant", "warmup": 0.0}
 
 
 class Locked:
@@ -39,20 +47,24 @@ def rule(write: Callable[[Builder], object]) -> Program:
     return b.build(write(b))  # type: ignore[arg-type]
 
 
+def of(*entrants: tuple[str, Program], task: Any = None, **settings: Any) -> Comparison:
+    """The comparison on one task."""
+    (found,) = compare(*entrants, tasks=task or regression(), costs=False, **(SMALL | settings)).comparisons
+    return found
+
+
 @pytest.fixture(scope="module")
 def result() -> Comparison:
     """Two AdamWs, one with a deliberately bad constant, and one rule that climbs."""
     bad = ADAMW.with_defaults(weight_decay=20.0)
     climb = rule(lambda b: -b.g)
-    programs = [("adamw", ADAMW), ("adamw", ADAMW), ("bad", bad), ("climb", climb)]
-    return compare(programs, regression(), ladder=NARROW, seeds=range(2000, 2006))
+    return of(("adamw", ADAMW), ("adamw", ADAMW), ("bad", bad), ("climb", climb), trials=8, seeds=6)
 
 
 def test_adamw_against_itself_is_equivalent_and_differs_by_exactly_zero(result: Comparison) -> None:
-    pair = next(p for p in result.pairs if (p.first, p.second) == ("adamw", "adamw (2)"))
-    assert pair.difference == 0.0
-    assert pair.verdict is Verdict.EQUIVALENT
     first, second = result.entry("adamw"), result.entry("adamw (2)")
+    (pair,) = compare_pairs({entry.name: [run.counted for run in entry.runs] for entry in (first, second)})
+    assert pair.difference == 0.0 and pair.verdict is Verdict.EQUIVALENT
     assert first.tuning == second.tuning and first.runs == second.runs
 
 
@@ -71,13 +83,13 @@ def test_climbing_counts_as_the_loss_before_training(result: Comparison) -> None
     assert "climb 6 of 6" in result.verdict
 
 
-def test_all_start_from_the_same_weights_and_tune_on_the_same_rates(result: Comparison) -> None:
+def test_all_start_from_the_same_weights_and_tune_at_the_same_places(result: Comparison) -> None:
     assert len({tuple(run.start for run in e.runs) for e in result.entries}) == 1
-    assert len({e.tuning.rates for e in result.entries}) == 1
-    assert result.entry("climb").edge and not result.entry("adamw").edge
+    assert len({len(e.tuning.trials) for e in result.entries}) == 1
     for entry in result.entries:
-        means = [sum(row) / len(row) for row in entry.tuning.counted]
-        assert entry.lr == entry.tuning.rates[means.index(min(means))] and entry.tuning.loss == min(means)
+        best = min(entry.tuning.trials, key=lambda trial: trial.loss)
+        assert (entry.lr, entry.tuning.loss) == (best.values["lr"], best.loss)
+        assert entry.tuning.rates == pytest.approx([entry.lr * factor for factor in FACTORS])
 
 
 def test_reported_run_equals_training_with_torch(result: Comparison) -> None:
@@ -99,7 +111,7 @@ def test_reported_run_equals_training_with_torch(result: Comparison) -> None:
 
 def test_state_is_that_of_the_optimizer_on_the_model_of_the_task() -> None:
     entrants = [(name, BASELINES[name].program) for name in ("adafactor", "adamw")]
-    comparison = compare(entrants, regression(steps=5), ladder=NARROW, tune_seeds=(1,), seeds=(2, 3))
+    comparison = of(*entrants, task=regression(steps=5), trials=1, seeds=2, widenings=0)
     for name, program in entrants:
         model = nn.Linear(6, 1)
         optimizer = ProgramOptimizer(model.parameters(), program)
@@ -109,33 +121,31 @@ def test_state_is_that_of_the_optimizer_on_the_model_of_the_task() -> None:
         assert held > 0 and comparison.entry(name).state_bytes == pytest.approx(held / 7)
 
 
-def test_tuning_looks_at_tuning_seeds_and_validation_data_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[set[int], tuple[str, ...]]] = []
-    original = members_module.train_members
+def test_tuning_looks_at_tuning_seeds_and_validation_data_alone() -> None:
+    asked: list[Trial] = []
 
-    def spy(task: Task, members: object, seeds: object, **options: object) -> object:
-        calls.append((set(seeds), tuple(options["splits"])))  # type: ignore[call-overload, arg-type]
-        return original(task, members, seeds, **options)  # type: ignore[arg-type]
+    def spy(trials: Sequence[Trial]) -> list[Outcome]:
+        asked.extend(trials)
+        return train(trials)
 
-    monkeypatch.setattr(members_module, "train_members", spy)
-    compare([("adamw", ADAMW)], regression(steps=5), ladder=NARROW, tune_seeds=(7, 8), seeds=(9, 10, 11))
-    *tuning, final = calls
-    assert tuning and all(seeds <= {7, 8} and splits == ("valid",) for seeds, splits in tuning)
-    assert final[0] == {9, 10, 11} and "test" in final[1]
+    of(("adamw", ADAMW), ("lion", LION), task=regression(steps=5), seeds=3, train=spy)
+    reported = [trial for trial in asked if "test" in trial.splits]
+    assert {trial.seed for trial in reported} == set(SEEDS[:3]) and len(reported) == 6
+    assert {trial.seed for trial in asked if trial not in reported} == set(TUNE_SEEDS)
+    assert all(trial.splits == ("valid",) for trial in asked if trial not in reported)
 
 
 def test_test_split_is_read_in_the_reported_runs_only() -> None:
     task = regression(Locked(), steps=5)
-    protocol = Protocol(task, NARROW, (1,), (2,), 5)
-    (tuning,) = ladder.tune([ADAMW], protocol, 7)
-    assert all(math.isfinite(loss) for row in tuning.losses for loss in row)
-    with pytest.raises(AssertionError, match="test split was touched"):
-        compare([("adamw", ADAMW)], task, ladder=NARROW, tune_seeds=(1,), seeds=(2,))
+    plan = Plan(rows([("adamw", ADAMW)]), (task.name,), **SMALL)
+    tuned = answer(tuning(plan, plan.protocol(task, 1.0)), train)
+    assert all(math.isfinite(loss) for setting in tuned.settings[0] for loss in setting.losses)
+    with pytest.raises(FailedError, match=r"a run broke.*test split was touched"):
+        of(("adamw", ADAMW), task=task)
 
 
-def test_default_seeds_and_ladder() -> None:
+def test_default_seeds() -> None:
     assert not set(SEEDS) & set(TUNE_SEEDS) and len(SEEDS) >= 10
-    assert LADDER[0] == 1e-5 and LADDER[-1] == 1 and len(LADDER) == 21
 
 
 @pytest.mark.parametrize(
@@ -151,54 +161,38 @@ def test_default_seeds_and_ladder() -> None:
     ],
 )
 def test_unsound_protocols_are_refused(changes: dict[str, object], message: str) -> None:
-    good = {"task": regression(), "ladder": NARROW, "tune_seeds": (1, 2), "seeds": (3, 4), "steps": 5}
+    good = {"task": regression(), "ladder": FACTORS, "tune_seeds": (1, 2), "seeds": (3, 4), "steps": 5}
     with pytest.raises(ValueError, match=message):
         Protocol(**(good | changes))  # type: ignore[arg-type]
 
 
-def test_widening_by_hand() -> None:
-    quarter = tuple(10 ** (k / 4) for k in range(-8, 1))  # 0.01 … 1
-    assert widen(quarter, {quarter[3]}) == ()
-    assert widen(quarter, {quarter[-1]}) == pytest.approx([10**0.25, 10**0.5, 10**0.75, 10])
-    assert widen(quarter, {quarter[0], quarter[3]}) == pytest.approx([10**-3, 10**-2.75, 10**-2.5, 10**-2.25])
-    assert widen((1.0, 100.0, 10000.0), {1.0, 10000.0}) == (0.01, 1e6)
+def test_ranges_are_widened_for_everyone_and_an_end_is_flagged() -> None:
+    both = tuple(Row(name, print_program(BASELINES[name].program), 1e-6) for name in ("adamw", "lion"))
+    plan, task = Plan(both, ("regression",), trials=16, dimensions=1, tune_seeds=1, seeds=2), regression()
+    tuned = answer(tuning(plan, plan.protocol(task, 1.0)), train)
+    widest = answer(tuning(replace(plan, widenings=9), plan.protocol(task, 1.0)), train)
+    for found, most in ((tuned, 2), (widest, 9)):
+        counts = {len(settings) for settings in found.settings}
+        assert len(counts) == 1 and 16 < counts.pop() <= 16 + most * plan.extra
+    assert tuned.at_edge(0) == ("lr",) and not widest.at_edge(0)
+    assert widest.winner(0).loss < tuned.winner(0).loss
+    (found,) = conduct(plan, train, lambda name: task, costs=False).comparisons
+    assert found.entry("adamw").edge and "learning rate of adamw" in found.verdict
+    assert "lies at the boundary of the widened ranges" in found.verdict
 
 
-def test_ladder_is_widened_for_everyone_and_an_end_is_flagged() -> None:
-    low = (1e-3, 3e-3, 1e-2)
-    outcome = compare([("adamw", ADAMW), ("lion", LION)], regression(), ladder=low, tune_seeds=(0,), seeds=(1, 2))
-    rates = outcome.entry("adamw").tuning.rates
-    assert rates == outcome.entry("lion").tuning.rates
-    assert len(rates) > 3 and rates[0] == 1e-3 and rates[-1] > 0.09
-    assert not any(e.edge for e in outcome.entries)
-
-    hopeless = compare([("adamw", ADAMW)], regression(), ladder=(1e-9, 1e-8, 1e-7), tune_seeds=(0,), seeds=(1, 2))
-    assert hopeless.entry("adamw").edge and len(hopeless.entry("adamw").tuning.rates) == 5
-    assert "adamw lies at the boundary of the widened learning-rate grid" in hopeless.verdict
-
-
-def test_small_batches_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    protocol = Protocol(regression(steps=5), NARROW, (1, 2), (3,), 5)
-    members = [(program, lr) for program in (ADAMW, LION) for lr in NARROW]
-
-    def train(limit: int) -> tuple[batches.Results, list[int]]:
-        monkeypatch.setattr(batches, "MAX_RUNS", limit)
-        done: list[int] = []
-        found = batches.train_all(
-            protocol, members, (1, 2, 5), ("valid", "test"), 7, "", lambda what, d, t: done.append(d)
-        )
-        return found, done
-
-    (whole, once), (parts, often) = train(128), train(4)
-    assert once == [0, 30] and len(often) == 10 and often[-1] == 30
-    for a, b in (
-        (whole.start, parts.start),
-        (whole.curve, parts.curve),
-        *((whole.losses[n], parts.losses[n]) for n in ("valid", "test")),
-    ):
-        assert a.shape == b.shape
-        assert b == pytest.approx(a, rel=1e-5)
-    assert whole.curve.shape == (10, 3, 5) and whole.losses["test"].shape == (10, 3)
+def test_small_batches_give_the_same_numbers() -> None:
+    seen: list[tuple[int, int]] = []
+    entrants, task = (("adamw", ADAMW), ("lion", LION)), regression(steps=5)
+    whole = of(*entrants, task=task, seeds=3)
+    parts = of(*entrants, task=task, seeds=3, train=Trainer(progress=lambda *now: seen.append(now), most=4))
+    assert seen[0] == (0, 16) and (16, 16) in seen and len(seen) > 8
+    for a, b in zip(whole.entries, parts.entries, strict=True):
+        assert a.tuning.loss == pytest.approx(b.tuning.loss, rel=1e-5)
+        for mine, other in zip(a.runs, b.runs, strict=True):
+            assert (mine.start, mine.test, *mine.curve) == pytest.approx(
+                (other.start, other.test, *other.curve), rel=1e-5
+            )
 
 
 def test_programs_that_cannot_train_the_model_are_refused() -> None:
@@ -206,17 +200,9 @@ def test_programs_that_cannot_train_the_model_are_refused() -> None:
     slot = b.slot("rows", Kind.ROW)
     slot.next = b.lerp(slot, b.row_mean(b.g), 0.1)
     with pytest.raises(ValueError, match=r"mine works on rows and columns, but the model has .* shape \(1,\)"):
-        compare([("mine", b.build(b.g * slot))], regression(), ladder=NARROW)
+        of(("mine", b.build(b.g * slot)))
     with pytest.raises(ValueError, match="nothing to compare"):
-        compare([], regression())
-
-
-def test_what_others_are_tested_against_is_a_reference_also_with_tuned_constants() -> None:
-    tuned = BASELINES["adamw"].program.with_defaults(eps=1e-6)
-    programs = [("found 1", BASELINES["lion"].program), ("found 2", BASELINES["sgd"].program), ("adamw", tuned)]
-    found = compare(programs, regression(), ladder=(1e-3, 1e-2, 1e-1), seeds=(5, 6), steps=3, against=("adamw",))
-    assert [e.reference for e in found.entries] == [False, False, True]
-    assert "best of 2 by tuning loss" in found.verdict and "adamw (by" in found.verdict
+        of()
 
 
 def test_names_are_made_unique() -> None:

@@ -9,14 +9,13 @@ import pytest
 from support.comparisons import regression
 
 from optforge.baselines import BASELINES
-from optforge.experiments.compare.contest import contest
 from optforge.experiments.compare.measures import power
-from optforge.experiments.compare.plan import Plan, Row, pending
+from optforge.experiments.compare.plan import Plan, Row
+from optforge.experiments.compare.run import conduct
 from optforge.experiments.compare.statistics import Verdict, compare_pairs
-from optforge.experiments.compare.work import run_job
-from optforge.experiments.tasks import get_task
 from optforge.primitives import Const, Instr, Program, print_program
 from optforge.search.training.population.members import train_members
+from optforge.search.training.train import train
 
 ADAMW = BASELINES["adamw"].program
 REPEATS, SEEDS = 100, 10
@@ -83,17 +82,12 @@ def test_planted_two_percent_is_found_with_the_promised_power(runs: dict[str, np
     assert abs(own - promised) < 0.15
 
 
-def test_a_bad_constant_loses_through_the_whole_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_constant_loses_through_the_whole_harness() -> None:
     """Tuned as AdamW is, in the learning rate alone, which cannot mend a weight decay of 20."""
-    monkeypatch.setattr("optforge.experiments.tasks.table.TASKS", {"regression": regression()})
-    assert get_task("regression").steps == 30
-    bad = ADAMW.with_defaults(weight_decay=20.0)
+    bad, task = ADAMW.with_defaults(weight_decay=20.0), regression()
     rows = tuple(Row(name, print_program(p), 0.05) for name, p in (("adamw", ADAMW), ("same", ADAMW), ("bad", bad)))
     plan = Plan(rows, ("regression",), trials=4, dimensions=1, seeds=6)
-    results: dict[str, object] = {}
-    while jobs := pending(plan, results, {"regression": 8}):
-        results |= {job.name: run_job(plan, job) for job in jobs}
-    (found,) = contest(plan, results, 0.0).comparisons
+    (found,) = conduct(plan, train, lambda name: task, costs=False).comparisons
     verdicts = {(pair.first, pair.second): pair.verdict for pair in found.pairs}
     assert verdicts["same", "bad"] is verdicts["adamw", "bad"] is Verdict.BETTER
     losses = {name: [run.counted for run in found.entry(name).runs] for name in ("adamw", "same")}

@@ -6,11 +6,11 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 from hypothesis import given
 from support.strategies import programs
@@ -18,15 +18,20 @@ from typer.testing import CliRunner
 
 from optforge.baselines import BASELINES
 from optforge.experiments.cli import app
-from optforge.experiments.errors import UserError
+from optforge.experiments.compare.run import open_store
 from optforge.experiments.programs import resolve_program
-from optforge.experiments.searching.constants import BATCH, SEEDS, places, tune_constants, with_numbers
+from optforge.experiments.searching.constants import BATCH, SEEDS, TunedConstants, places, tune_constants, with_numbers
 from optforge.experiments.searching.options import SearchOptions
 from optforge.experiments.searching.run import run_search
 from optforge.experiments.tasks import get_task
 from optforge.primitives import Program, print_program
 from optforge.primitives.text import parse_program
+from optforge.search.training import Task
+from optforge.search.training.asking import answer
 from optforge.search.training.population.members import train_members
+from optforge.search.training.train import train
+from optforge.search.training.trainer import Trainer
+from optforge.search.training.trial import Outcome, Trial
 
 TASK = get_task("quadratic")
 SLOW = parse_program("""
@@ -39,6 +44,18 @@ x2 = neg(x1)
 update x2
 next m = x0
 """)
+
+
+def tuned(
+    program: Program, lr: float, storage: Path | None = None, task: Task = TASK, **options: Any
+) -> TunedConstants:
+    """Tuned here, with trials from a storage if there is one."""
+    store = None if storage is None else open_store(storage)
+    try:
+        return answer(tune_constants(program, task, lr, **options), Trainer(store))
+    finally:
+        if store is not None:
+            store.close()
 
 
 @given(programs())
@@ -69,7 +86,7 @@ def test_which_numbers_are_tuned() -> None:
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
 def test_a_badly_set_program_is_improved(sampler: str) -> None:
-    found = tune_constants(SLOW, TASK, 0.1, trials=40, steps=60, sampler=sampler)
+    found = tuned(SLOW, 0.1, trials=40, steps=60, sampler=sampler)
     assert (found.trials, found.numbers, found.seeds) == (40, 3, SEEDS)
     assert found.loss < 0.9 * found.before
     members = [(SLOW, 0.1), (found.program, found.lr)]
@@ -78,37 +95,37 @@ def test_a_badly_set_program_is_improved(sampler: str) -> None:
     assert found.program.live.names == SLOW.live.names and len(found.program.body) == len(SLOW.body)
 
 
-def test_what_is_behind_is_pruned_and_what_diverges_has_failed() -> None:
-    found = tune_constants(BASELINES["adamw"].program, TASK, 0.05, trials=1 + 2 * BATCH, steps=60)
-    assert found.pruned > 0 and found.loss <= found.before
-    wild = tune_constants(parse_program("optforge 1\nx0 = mul(g, 1e20)\nupdate x0"), TASK, 1.0, trials=4, steps=20)
+def test_what_diverges_has_failed() -> None:
+    wild = tuned(parse_program("optforge 1\nx0 = mul(g, 1e20)\nupdate x0"), 1.0, trials=4, steps=20)
     assert (wild.failed, wild.loss, wild.lr) == (4, math.inf, 1.0)
 
 
-def test_a_study_goes_on_where_it_was(tmp_path: Path) -> None:
-    whole = tune_constants(SLOW, TASK, 0.1, trials=1 + 2 * BATCH, steps=20)
+def test_tuning_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tuned(SLOW, 0.1, trials=1 + 2 * BATCH, steps=20)
+    trained: list[Trial] = []
+
+    def counted(trials: Sequence[Trial], **options: Any) -> list[Outcome]:
+        trained.extend(trials)
+        return train(trials, **options)
+
+    monkeypatch.setattr("optforge.search.training.trainer.train", counted)
     file = tmp_path / "trials.sqlite"
-    first = tune_constants(SLOW, TASK, 0.1, trials=1 + BATCH, steps=20, storage=file)
-    assert first.trials == 1 + BATCH
-    (name,) = optuna.get_all_study_names(f"sqlite:///{file}")
-    optuna.load_study(study_name=name, storage=f"sqlite:///{file}").ask()  # and dies
-    assert tune_constants(SLOW, TASK, 0.1, trials=1 + 2 * BATCH, steps=20, storage=file) == whole
+    assert tuned(SLOW, 0.1, file, trials=1 + BATCH, steps=20).trials == 1 + BATCH
+    assert tuned(SLOW, 0.1, file, trials=1 + 2 * BATCH, steps=20) == whole
+    assert len(trained) == len(set(trained)) == (1 + 2 * BATCH) * len(SEEDS)
 
 
 def test_a_storage_answers_for_nothing_but_what_it_was_asked(tmp_path: Path) -> None:
     """Each change in turn, against the same without a storage."""
-    file = tmp_path / "trials.sqlite"
     other = replace(TASK, loss=lambda outputs, targets: 2 * TASK.loss(outputs, targets))
-    base: dict[str, Any] = {"program": SLOW, "task": TASK, "lr": 0.1, "trials": 3, "steps": 10}
+    base: dict[str, Any] = {"program": SLOW, "lr": 0.1, "trials": 3, "steps": 10}
     changes: list[dict[str, Any]] = [
         {}, {"lr": 0.2}, {"steps": 12}, {"seed": 1}, {"seeds": (7, 8)}, {"sampler": "cmaes"},
         {"program": SLOW.with_defaults(beta=0.9)}, {"task": other}, {"task": replace(TASK, batch_size=3)},
-        {"source": "edited"},
+        {"schedule": "cosine"}, {"warmup": 3},
     ]  # fmt: skip
-    for number, change in enumerate(changes):
-        asked = base | change
-        assert tune_constants(**asked, storage=file) == tune_constants(**asked)
-        assert len(optuna.get_all_study_names(f"sqlite:///{file}")) == number + 1
+    for change in changes:
+        assert tuned(**base | change, storage=tmp_path / "trials.sqlite") == tuned(**base | change)
 
 
 def test_two_that_tune_in_one_new_file_come_to_the_same(tmp_path: Path) -> None:
@@ -118,7 +135,7 @@ def test_two_that_tune_in_one_new_file_come_to_the_same(tmp_path: Path) -> None:
     said = [process.communicate(timeout=150) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert said[0][0] == said[1][0]
-    assert {path.name for path in tmp_path.iterdir()} == {"a?b%41{c}.db", "a?b%41{c}.db.lock"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a?b%41{c}.db"]
 
 
 def test_nothing_that_trains_is_a_failure(tmp_path: Path) -> None:
@@ -131,10 +148,11 @@ def test_nothing_that_trains_is_a_failure(tmp_path: Path) -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="sampler must be one of tpe, cmaes"):
-        tune_constants(SLOW, TASK, 0.1, trials=4, sampler="random")
+        tuned(SLOW, 0.1, trials=4, sampler="random")
     (tmp_path / "x.sqlite").write_text("this is no database, and long enough to be told from one" * 20)
-    with pytest.raises(UserError, match="cannot be used for trials"):
-        tune_constants(SLOW, TASK, 0.1, trials=4, steps=2, storage=tmp_path / "x.sqlite")
+    words = ["tune", "adamw", "--task", "quadratic", "--trials", "2", "--storage", str(tmp_path / "x.sqlite")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2 and "cannot be used: file is not a database" in " ".join(result.output.split())
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -156,7 +174,9 @@ def test_finalists_and_references_get_the_same_trials(tmp_path: Path) -> None:
     table = json.loads((tmp_path / "search.json").read_text())
     constants = table["search"]["constants"]
     assert {"adamw", "lion"} < set(constants) and {row["trials"] for row in constants.values()} == {3}
+    references = {entry["name"]: entry["reference"] for entry in table["table"]["optimizers"]}
+    assert references == {name: not name.startswith("found") for name in constants}, "also with tuned constants"
     for row in json.loads((tmp_path / "hall_of_fame.json").read_text()):
-        tuned = parse_program(constants[f"found {row['number']}"]["program"])
-        assert resolve_program(f"{tmp_path}#{row['rank']}")[1] == tuned and row["key"] == tuned.key
+        better = parse_program(constants[f"found {row['number']}"]["program"])
+        assert resolve_program(f"{tmp_path}#{row['rank']}")[1] == better and row["key"] == better.key
         assert row["valid"] is not None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,24 +16,28 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from optforge.baselines import BASELINES
+from optforge.experiments.compare.run import open_store
 from optforge.experiments.errors import UserError
 from optforge.experiments.report.drawing import svg
 from optforge.experiments.report.search_figures import unseen_tasks_figure
-from optforge.experiments.searching import funnel_run, funnel_store
+from optforge.experiments.searching import funnel_run
 from optforge.experiments.searching.funnel_report import write_archive
-from optforge.experiments.searching.funnel_run import Funnel, correlation, run_funnel, stages_for
+from optforge.experiments.searching.funnel_run import Funnel, correlation, run_funnel, stage_sweep, stages_for
 from optforge.experiments.searching.funnel_watch import Watch
 from optforge.experiments.searching.options import SearchOptions
 from optforge.experiments.searching.run import run_search
 from optforge.experiments.tasks import TASKS
-from optforge.primitives import Program, parse_program
+from optforge.primitives import parse_program
 from optforge.search.evolution.evolution import Individual
 from optforge.search.fitness.evaluator import FLOOR
-from optforge.search.fitness.sweep import Sweep
 from optforge.search.funnel import Stage, check_unseen
 from optforge.search.training import Task
 from optforge.search.training.loop import train_alone
+from optforge.search.training.store import StoreError
 from optforge.search.training.task import Splits, TensorSplit
+from optforge.search.training.train import train
+from optforge.search.training.trainer import Trainer
+from optforge.search.training.trial import Outcome, Trial, failed
 
 LADDER = (1e-3, 1e-2, 1e-1, 1.0)
 STAGES = (
@@ -64,16 +70,20 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def funnel(run_dir: Path, **changes: object) -> Funnel:
     arguments: dict[str, object] = {"stages": STAGES, "every": 4, **changes}
-    return run_funnel(run_dir, ["digits"], ENTRANTS, HISTORY, **arguments)  # type: ignore[arg-type]
+    store = open_store(run_dir / "store.sqlite")
+    try:
+        return run_funnel(run_dir, Trainer(store, most=8), ["digits"], ENTRANTS, HISTORY, **arguments)  # type: ignore[arg-type]
+    finally:
+        store.close()
 
 
 def test_scores_are_those_of_the_plain_loop_beside_adamw(tmp_path: Path) -> None:
     found = funnel(tmp_path).selecting[0]
     for task in STAGES[0].tasks:
-        protocol = Sweep(TASKS[task], LADDER, STAGES[0].seeds, schedule="cosine")
-        adamw, lion = dataclasses.replace(protocol, engine=train_alone)([ADAMW, LION])
-        untrained = [Sequential(Sweep(TASKS[task], (1e-12,), (s,)))([SGD])[0].score for s in STAGES[0].seeds]
-        floor = FLOOR * float(np.mean(untrained))
+        sweep = dataclasses.replace(stage_sweep(STAGES[0], task), engine=train_alone)
+        adamw, lion = sweep([ADAMW, LION])
+        start = [outcome.start for outcome in train_alone(sweep.trials(SGD))]
+        floor = FLOOR * float(np.mean(start))
         ratios = (np.array(lion.by_seed) + floor) / (np.array(adamw.by_seed) + floor)
         expected = np.log(ratios).clip(-1, 1).mean()
         assert found.by_task[4][task] == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -105,60 +115,48 @@ def test_meta_validation_looks_at_survivors_and_checkpoints_and_selects_nothing(
 def test_nothing_is_trained_twice_and_a_resumed_funnel_equals_the_uninterrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "parts").mkdir()
-    trained: list[str] = []
-    allowed = 5
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    trained: list[Trial] = []
+    allowed = 40
 
-    class Counting(Sequential):
-        def __call__(self, programs: list[Program], generation: int = 0) -> list[object]:  # type: ignore[override]
-            if len(trained) >= allowed:
-                raise KeyboardInterrupt
-            trained.append(f"{self.protocol.task.name} {programs[0].key}")
-            return super().__call__(programs)  # type: ignore[return-value]
+    def counted(trials: Sequence[Trial], **options: object) -> list[Outcome]:
+        if len(trained) >= allowed:
+            raise KeyboardInterrupt
+        trained.extend(trials)
+        return train(trials)
 
-    def evaluator(task: str, ladder: tuple[float, ...], seeds: tuple[int, ...], steps: int) -> Sequential:
-        return Counting(Sweep(TASKS[task], ladder, seeds, steps))
-
-    monkeypatch.setattr(funnel_store, "_evaluator", evaluator)
+    monkeypatch.setattr("optforge.search.training.trainer.train", counted)
     with pytest.raises(KeyboardInterrupt):
-        funnel(tmp_path / "parts")
-    allowed = 1000
-    parts = funnel(tmp_path / "parts").as_json()
-    assert len(trained) <= len(set(trained)) + 1, "more was trained twice than what was in flight"
-    count = len(trained)
-    assert funnel(tmp_path / "parts").as_json() == parts
-    assert len(trained) == count
-    assert funnel(tmp_path / "whole").as_json() == parts
-    assert len(trained) == count + len(set(trained))
-    assert (tmp_path / "whole" / "funnel.json").read_bytes() == (tmp_path / "parts" / "funnel.json").read_bytes()
+        funnel(parts)
+    allowed = 10_000
+    found = funnel(parts).as_json()
+    assert funnel(parts).as_json() == found
+    assert len(trained) == len(set(trained)), "a trial was trained twice"
+    assert funnel(whole).as_json() == found
+    assert len(trained) == 2 * len(set(trained))
+    assert (whole / "funnel.json").read_bytes() == (parts / "funnel.json").read_bytes()
 
 
 def test_a_failure_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = funnel_store._evaluator
-    monkeypatch.setattr(funnel_store, "_evaluator", lambda *_: _broken)
-    with pytest.raises(ValueError, match="AdamW cannot be trained on line"):
-        funnel(tmp_path)
-    monkeypatch.setattr(funnel_store, "_evaluator", real)
+    def broken(trials: Sequence[Trial], **options: object) -> list[Outcome]:
+        return [failed("out of memory") for _ in trials]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("optforge.search.training.trainer.train", broken)
+        with pytest.raises(ValueError, match="AdamW cannot be trained on line"):
+            funnel(tmp_path)
     assert funnel(tmp_path).survivors
 
 
-def _broken(programs: list[Program], generation: int) -> list[object]:
-    from optforge.search.fitness.evaluator import Fitness, Status
-
-    return [Fitness(math.inf, Status.FAILED, "out of memory") for _ in programs]
-
-
 def test_a_damaged_store_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / funnel_store.FUNNEL).write_bytes(b"not a database, but long enough to be looked at as one" * 40)
-    with pytest.raises(UserError, match=r"funnel\.sqlite cannot be used.*delete it"):
-        funnel(tmp_path)
-    (tmp_path / funnel_store.FUNNEL).unlink()
     funnel(tmp_path)
-    with sqlite3.connect(tmp_path / funnel_store.FUNNEL) as db:
+    db = sqlite3.connect(tmp_path / "store.sqlite")
+    with db:
         db.execute("update outcomes set outcome = '{}'")
     db.close()
-    with pytest.raises(UserError, match="cannot be used"):
+    with pytest.raises(StoreError, match=r"store\.sqlite cannot be read"):
         funnel(tmp_path)
 
 
@@ -199,22 +197,22 @@ def test_picture_and_archive(tmp_path: Path) -> None:
     assert [parse_program(row["program"]).key for row in rows] == [ADAMW.key, SGD.key]
 
 
-def test_a_watch_says_when_only_the_proxy_improves_and_says_it_again_after_a_resume(tmp_path: Path) -> None:
+def test_a_watch_says_when_only_the_proxy_improves_and_says_it_again_after_a_resume() -> None:
     # on the search's own task each is better than the one before; elsewhere the first is as good as it gets
     programs = [ADAMW, *[parse_program(f"optforge 1\nx0 = mul(g, -{n}.0)\nupdate x0\n") for n in range(1, 6)]]
     history = [Individual(n, 0, program, 1.0 - n / 10) for n, program in enumerate(programs)]
-    watch = Watch(tmp_path, ["digits"], 16, stage=STAGES[1])
+    watch = Watch(train, ["digits"], 16, stage=STAGES[1])
     assert watch.every == 1
     said = [watch(history[:n]) for n in range(1, len(history) + 1)]
     assert said == [None, None, None, 1, 1, 1]
-    assert Watch(tmp_path, ["digits"], 16, stage=STAGES[1])(history) == 1
-    assert Watch(tmp_path, ["digits"], None, stage=STAGES[1])(history) is None  # too early for a checkpoint
+    assert Watch(train, ["digits"], 16, stage=STAGES[1])(history) == 1
+    assert Watch(train, ["digits"], None, stage=STAGES[1])(history) is None  # too early for a checkpoint
 
 
-def test_a_watch_without_tasks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_without_tasks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(funnel_run, "STAGES", STAGES)
     with pytest.raises(UserError, match="leave --stop-overfitting out"):
-        Watch(tmp_path, ["unseen"], 100)
+        Watch(train, ["unseen"], 100)
 
 
 def test_a_search_with_a_funnel_and_the_stop(
