@@ -99,7 +99,6 @@ def _entry(plan: Plan, unit: Unit, row: int, task: Task, costs: Costs | None) ->
     check(task, unit.outcomes[row])
     runs = tuple(_run(seed, outcome) for seed, outcome in zip(protocol.seeds, unit.outcomes[row], strict=True))
     counted = [run.counted for run in runs]
-    known = what.control or baseline_name(what.program) is not None
     accuracies = [run.test_accuracy for run in runs if run.test_accuracy is not None]
     return Entry(
         name=what.name,

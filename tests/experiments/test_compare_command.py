@@ -30,7 +30,7 @@ from optforge.experiments.compare.plan import FACTORS, Plan, Row, check_plan
 from optforge.experiments.compare.reduction import Tuned, tuning
 from optforge.experiments.compare.run import conduct, open_store
 from optforge.experiments.compare.verdict import MANY, contest_sentence, task_label
-from optforge.experiments.errors import FailedError, UserError
+from optforge.experiments.errors import UserError
 from optforge.experiments.report.command import write_run_report
 from optforge.experiments.report.comparison_json import contest_from_json
 from optforge.experiments.tasks import user_tasks
@@ -297,7 +297,7 @@ def test_reported_run_equals_training_with_torch(line: str) -> None:
 def test_a_loss_that_is_not_finite_before_training_is_a_sentence(line: str) -> None:
     odd = TASK.replace("parts = ", "y[100:110] = float('inf')\nparts = ")  # only where it validates
     Path(line).write_text(odd)
-    with pytest.raises(FailedError, match="the validation loss before training is not finite"):
+    with pytest.raises(UserError, match=r"the validation loss of .* before training is not finite"):
         done(plan_of(line))
 
 

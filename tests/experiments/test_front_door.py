@@ -28,7 +28,7 @@ def test_importing_loads_nothing_and_a_file_of_a_users_shadows_nothing(tmp_path:
 def test_strings_are_accepted_where_the_command_line_accepts_them() -> None:
     adamw = BASELINES["adamw"].program
     assert optforge.load("adamw") == optforge.load(adamw) == adamw
-    with pytest.raises(UserError, match="did you mean .*adamw"):
+    with pytest.raises(UserError, match="did you mean adam or nadam or adamw"):
         optforge.load("adamv")
     run = optforge.train("digits", "lion", steps=3)
     assert (run.task, run.steps, run.status) == ("digits", 3, "ok")
