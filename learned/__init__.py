@@ -1,6 +1,6 @@
 """Hyperparameters that learn while the parameters do, for any program."""
 
-from optforge.learned.hypergradient import LearnedOptimizer, learn
-from optforge.learned.meta_optimizer import MetaOptimizer
+from optforge.learned.meta.optimizer import MetaOptimizer
+from optforge.learned.optimizer import LearnedOptimizer, learn
 
 __all__ = ["LearnedOptimizer", "MetaOptimizer", "learn"]

@@ -1,11 +1,9 @@
 """Derivatives of programs, as programs: how an update moves when one of its hyperparameters does.
 
 Forward mode on the op table: a value v of a program gets a companion v̇, its derivative with respect to one
-hyperparameter or to the signal `lr`, made of rows of the same table by its column `derivative`. The result is an
-ordinary `Program`: it runs, compiles, simplifies and has a price as any other, and no graph is kept between steps.
+hyperparameter or to the signal `lr`, by the column `derivative` of that table. The result is an ordinary `Program`.
 
-Where a row has a kink, the derivative is torch's: 0 for signs and masks, shared at ties of max and min. Deviation:
-that of a root at 0 is 0, where torch has infinity.
+Where a row has a kink, the derivative is torch's. Deviation: that of a root at 0 is 0, where torch has infinity.
 """
 
 from __future__ import annotations
@@ -26,31 +24,26 @@ class Extended(Builder):
 
     Args:
         program: what to begin with.
-        damp: name of a further hyperparameter, 1 by default, which multiplies every gradient that is read.
 
     Attributes:
-        gradient, update: as the program sees the one, and its result.
+        update: the result of the program.
         slots: its state, by name, each with its next value.
     """
 
-    def __init__(self, program: Program, damp: str = "") -> None:
+    def __init__(self, program: Program) -> None:
         super().__init__()
         self._kinds: dict[Any, Kind] = dict(SIGNALS)
         for hyper in program.hypers:
             self._hypers.append(hyper)
             self._kinds[hyper.name] = Kind.SCALAR
         self.slots: dict[str, Any] = {}
-        self.gradient = self.g
-        if damp:
-            self.gradient = self.g * self.hyper(damp, 1.0)
-            self._kinds[damp] = Kind.SCALAR
         self.update = self.include(program)
 
     def include(self, program: Program) -> Expr:
         """Add another program's live statements; returns its update. Slots of a name that is there are the same."""
         own = {s.name: self.slot(s.name, s.kind, s.init) for s in program.state if s.name not in self.slots}
         self.slots |= own
-        names = {name: Expr(self, name) for name in program.names} | self.slots | {"g": self.gradient}
+        names = {name: Expr(self, name) for name in program.names} | self.slots
 
         def leaf(value: str | float) -> Expr:
             return names[value] if isinstance(value, str) else Expr(self, Const(value))
@@ -89,12 +82,10 @@ class Extended(Builder):
 
 
 def differentiate(b: Extended, wrt: str, seeds: dict[str, Expr] | None = None) -> dict[Arg, Expr]:
-    """Derivatives of what `b` has so far with respect to the name `wrt`; what is not in the result has derivative 0.
+    """Derivatives of what `b` has so far with respect to a hyperparameter or signal, as further statements of `b`.
 
-    Args:
-        b: the program, to which the statements of the derivatives are added.
-        wrt: a hyperparameter or signal.
-        seeds: derivatives of other names, such as of slots that `wrt` has moved in earlier steps.
+    `seeds` are derivatives of other names, such as of slots that `wrt` has moved in earlier steps. What is not in the
+    result has derivative 0.
     """
     found: dict[Arg, Expr] = {wrt: Expr(b, Const(1.0))}
     found.update(seeds or {})
@@ -138,12 +129,9 @@ def _tangent(
 def derivative(program: Program, wrt: str, *, memory: bool = False) -> Program:
     """The program whose update is the derivative of the update of `program` with respect to `wrt`.
 
-    With respect to `lr` it is that of the whole step ``lr · update``. The state of the result is that of `program`,
-    followed, with `memory`, by the derivative of each slot that depends on `wrt` (0 before the first step): ``m ←
-    β m + (1 - β) g`` moves with β in every step, not in the last one alone. The parameter counts as fixed.
-
-    Raises:
-        ProgramError: if `program` has no `wrt`, or if its update does not depend on it.
+    With respect to `lr` it is that of the whole step ``lr · update``. With `memory`, the state of the result also has
+    the derivative of each slot that depends on `wrt`: averages move with their decay in every step. The parameter
+    counts as fixed. `ProgramError` if `program` has no `wrt`, or if its update does not depend on it.
     """
     if wrt != "lr" and wrt not in program.defaults():
         known = ", ".join(["lr", *program.defaults()])
@@ -177,6 +165,3 @@ def _depend(program: Program, wrt: str) -> list[Slot]:
         if more <= names:
             return [slot for slot in program.state if slot.name in names]
         names |= more
-
-
-__all__ = ["Extended", "derivative", "differentiate"]

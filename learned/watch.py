@@ -1,8 +1,7 @@
 """Programs that also measure what learning their hyperparameters needs: sums, as state of kind SCALAR.
 
-The last step u and the gradient g meet where the parameter is updated anyway: a watched program is an ordinary one, so
-that it runs interpreted, compiled in one pass over memory, and resumes exactly. What it measures is read off its
-state after the step, and moves the rate of the next one.
+The last step and the gradient meet where the parameter is updated anyway: a watched program is an ordinary one, which
+is compiled to one pass over memory. What it measures is read off its state, and moves the rate of the next step.
 
 The last update itself is recomputed rather than kept wherever the state tells it: AdamW's is a function of its two
 averages. Otherwise it takes one buffer; the gradients of plain descent, for one, leave no other trace.
@@ -11,19 +10,14 @@ averages. Otherwise it takes one buffer; the gradients of plain descent, for one
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import add
 
 from optforge.learned.derivative import Extended, derivative, differentiate
-from optforge.primitives.builder import Expr
+from optforge.primitives.builder import Expr, SlotExpr
 from optforge.primitives.kinds import Kind
 from optforge.primitives.parameters import ASIDE
 from optforge.primitives.program import Arg, Const, Program
-
-SUMS = ("dot", "g2", "u2", "n2", "gu", "p2", "stale")
-"""⟨g, u⟩, ‖g‖² and ‖u‖² with u of the step before, ‖u‖² and ⟨g, u⟩ of this one, ‖p‖² before it, and 1 where the step
-before has rested, so that the first ⟨g, u⟩ and ‖u‖² are not of the same step.
-
-`u2` is what `n2` was: one sum over memory less."""
 
 
 @dataclass(frozen=True)
@@ -34,35 +28,30 @@ class Watched:
         program: does what the original does, and measures.
         resting: does the same and measures nothing; its slots are among those of `program`. The same as `program`
             where another hyperparameter than `lr` is measured: such derivatives have memory, which every step moves.
-        sums: names of its slots for `SUMS`; with `dot`, `u2` of each other hyperparameter as ``"dot beta1"``.
-        factor: slot that multiplies the update of each parameter; 1 unless the caller writes it.
-        damp: hyperparameter that multiplies gradients.
+        sums: slots of `program`, by what is in them after a step, with g the gradient, u the derivative of its update
+            with respect to the rate, u⁻ that of the step before, and p the parameter: ``dot`` is ⟨g, u⁻⟩, ``g2`` ‖g‖²,
+            ``u2`` ‖u⁻‖², or -1 where the step before has measured nothing, so that ⟨g, u⁻⟩ may be of another step,
+            ``n2`` ‖u‖², and ``p2`` ‖p‖² before the step. For each other hyperparameter there are ``"dot beta1"`` and
+            ``"u2 beta1"``.
         extra: all slots that the original has not.
     """
 
     program: Program
     resting: Program
     sums: dict[str, str]
-    factor: str
-    damp: str
     extra: tuple[str, ...]
 
 
 @lru_cache(maxsize=256)
 def watched(program: Program, what: tuple[str, ...] = ("lr",)) -> Watched:
-    """`program` (not its fallback) with sums for each hyperparameter in `what`.
-
-    Raises:
-        ProgramError: if one of them does not exist or has no effect.
-    """
-    damp = Extended(program).fresh("damp")
-    b = Extended(program, damp)
-    g = b.gradient
+    """`program`, not its fallback, with sums; `ProgramError` if one of `what` does not exist or has no effect."""
+    b = Extended(program)
+    g = b.g
     sums: dict[str, str] = {}
     alive: list[Expr] = []
 
-    def measure(name: str, value: Expr) -> Expr:
-        slot = b.slot(b.fresh(ASIDE + name.replace(" ", "_")), Kind.SCALAR)
+    def measure(name: str, value: Expr, first: float = 0.0) -> SlotExpr:
+        slot = b.slot(b.fresh(ASIDE + name.replace(" ", "_")), Kind.SCALAR, first)
         slot.next = value
         sums[name] = slot.arg
         alive.append(b.less(b.square(slot), -1.0))  # always 0, whatever it holds; liveness does not see that
@@ -73,11 +62,9 @@ def watched(program: Program, what: tuple[str, ...] = ("lr",)) -> Watched:
         slot.next = value
         return slot
 
-    update = b.update
-    factor = b.slot(b.fresh(f"{ASIDE}factor"), Kind.SCALAR, 1.0)
+    update = step = b.update
     rate = b.slot(b.fresh(f"{ASIDE}rate"), Kind.SCALAR)
-    factor.next, rate.next = factor, b.lr * factor
-    step = update
+    rate.next = b.lr
     if "lr" in what:
         reads = "lr" in program.live.names
         if reads:
@@ -86,11 +73,8 @@ def watched(program: Program, what: tuple[str, ...] = ("lr",)) -> Watched:
         before = None if reads else recovered(b, program, rate)
         before = last("step", b.of_kind(step, b.g)) if before is None else before
         measure("dot", b.dot(g, before))
-    measure("u2", measure("n2", b.dot(step, step)))  # as it was before
-    measure("gu", b.dot(g, step))
-    rested = b.slot(b.fresh(f"{ASIDE}rested"), Kind.SCALAR)
-    rested.next = 0.0 * rested
-    measure("stale", rested)
+    now = measure("n2", b.dot(step, step), -1.0)
+    measure("u2", now)  # as it was before: one sum over memory less
     measure("g2", b.dot(g, g))
     measure("p2", b.dot(b.p, b.p))
     for name in what:
@@ -99,15 +83,12 @@ def watched(program: Program, what: tuple[str, ...] = ("lr",)) -> Watched:
             before = last(name, b.include(rule))
             measure(f"dot {name}", b.dot(g, before))
             measure(f"u2 {name}", b.dot(before, before))
-    nothing = alive[0]
-    for term in alive[1:]:
-        nothing = nothing + term
     own = {slot.name for slot in program.state}
-    result = resting = b.build(update * (factor - nothing)).pruned()
+    result = resting = b.build(update * (1.0 - reduce(add, alive))).pruned()
     if what == ("lr",):
-        rested.next = 0.0 * rested + 1.0
-        resting = b.build(update * (factor - b.less(b.square(rested), -1.0))).pruned()
-    return Watched(result, resting, sums, factor.arg, damp, tuple(s.name for s in result.state if s.name not in own))
+        now.next = 0.0 * now - 1.0
+        resting = b.build(update * (1.0 - b.less(b.square(now), -1.0))).pruned()
+    return Watched(result, resting, sums, tuple(s.name for s in result.state if s.name not in own))
 
 
 def recovered(b: Extended, program: Program, rate: Expr) -> Expr | None:
@@ -132,16 +113,10 @@ def recovered(b: Extended, program: Program, rate: Expr) -> Expr | None:
             return Expr(b, known[arg])
         if type(arg) is int:
             op, args = program.body[arg]
-            if decay and op in ("add", "sub"):
-                return b.op(op, *(read(a, True) for a in args))
-            if (
-                decay
-                and op == "mul"
-                and "p" in args
-                and all(a == "p" or program.kind_of(a) is Kind.SCALAR for a in args)
-            ):
+            decays = op == "mul" and "p" in args and all(a == "p" or program.kind_of(a) is Kind.SCALAR for a in args)
+            if decay and decays:
                 return b.op(op, *(Expr(b, "p") if a == "p" else read(a) for a in args))
-            return b.op(op, *map(read, args))
+            return b.op(op, *(read(a, decay and op in ("add", "sub")) for a in args))
         if arg == "step":
             return b.step - 1.0
         if arg in program.defaults():
@@ -154,6 +129,3 @@ def recovered(b: Extended, program: Program, rate: Expr) -> Expr | None:
         return None
     decay = differentiate(b, "p").get(found.arg)
     return found if decay is None else found / (1.0 - rate * decay)
-
-
-__all__ = ["SUMS", "Watched", "recovered", "watched"]

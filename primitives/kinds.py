@@ -131,8 +131,8 @@ _REGISTER = re.compile(r"x[0-9]+", re.ASCII)
 _WORDS = ("update", "next", "hyper", "slot", "optforge", "fallback", "nan", "inf")  # words and numbers of the text form
 # Options of torch optimizers and of their parameter groups, beside which hyperparameters stand.
 _OPTIONS = ("self", "params", "param_names", "name", "program", "total_steps", "maximize", "initial_lr",
-            "capturable", "differentiable", "foreach", "fused", "compile", "state_dtype", "where", "use_fallback",
-            "base_lr", "log_factor", "applied_lr", "learning")  # fmt: skip
+            "capturable", "differentiable", "foreach", "fused", "compile", "state_dtype", "where",
+            "use_fallback")  # fmt: skip
 RESERVED = frozenset(_WORDS + _OPTIONS)
 
 

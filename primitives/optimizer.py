@@ -142,7 +142,6 @@ class ProgramOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            self._told(loss)
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             self._step()
         return loss
@@ -154,7 +153,6 @@ class ProgramOptimizer(Optimizer):
 
     def _move(self, ready: list[list[Tensor]]) -> None:
         """The step itself, of at least one parameter; of each group those that have a gradient."""
-        self._before_step(ready)
         signals = {}
         if "global_norm" in self._reads():
             signals["global_norm"] = global_norm(p.grad for p in chain.from_iterable(ready)).double()
@@ -162,7 +160,7 @@ class ProgramOptimizer(Optimizer):
         for group, params in zip(self.param_groups, ready, strict=True):
             pairs = [(p, g) for p in params if (g := p.grad) is not None]
             scalars = {name: _scalar(group[name]) for name in self._hyper_names()} | signals
-            run(pairs, scalars | {"lr": self._rate(group)}, -1 if group["maximize"] else 1)
+            run(pairs, scalars | {"lr": _scalar(group["lr"])}, -1 if group["maximize"] else 1)
 
     def _numbers(self, program: Program, scalars: dict[str, Tensor], step: float) -> Numbers:
         values = scalars | {"step": _scalar(step)}
@@ -184,16 +182,6 @@ class ProgramOptimizer(Optimizer):
 
     def _dtype(self, p: Tensor) -> torch.dtype:
         return state_dtype(p, self.state_dtype)
-
-    def _before_step(self, ready: list[list[Tensor]]) -> None:
-        """For subclasses: called once a step with what it will move, of each group, before any of it has moved."""
-
-    def _told(self, loss: Any) -> None:
-        """For subclasses: what the closure has returned, before anything moves."""
-
-    def _rate(self, group: dict[str, Any]) -> Tensor:
-        """Learning rate of this step for a group, 0-dimensional."""
-        return _scalar(group["lr"])
 
     def _execute(self, p: Tensor, program: Program, inputs: dict[str, Tensor], numbers: Numbers) -> Stepped:
         """What `program` makes of `inputs` (parameter, gradient, slots) and `numbers` for parameter `p`."""

@@ -30,7 +30,7 @@ from optforge.experiments.provenance import provenance
 from optforge.experiments.tasks.models import MLP
 from optforge.experiments.tasks.places import data_folder
 from optforge.experiments.tasks.transformers import GPT
-from optforge.learned import LearnedOptimizer, learn
+from optforge.learned import learn
 
 RATES = tuple(10.0**k for k in range(-6, 2))
 TUNED = tuple(10 ** (k / 2) for k in range(-8, -3))  # of the reference, half a decade apart
@@ -99,20 +99,8 @@ _ADAMW = BASELINES["adamw"].program.with_defaults(weight_decay=0.0)
 PROBLEMS = {"digits": digits, "charlm": charlm}
 
 
-def _learned(rule: str, **options: Any) -> Callable[..., Any]:
-    return lambda params, lr: learn(params, _ADAMW, lr, rule=rule, compile=True, **options)
-
-
-class _Told(LearnedOptimizer):
-    """With loss feedback: observes the loss of each step, as from a closure."""
-
-    takes_loss = True
-
-    def __init__(self, params: Any, lr: float) -> None:
-        super().__init__(params, _ADAMW, lr, compile=True)
-
-    def step(self, loss: Any = None) -> Any:
-        return super().step(lambda: loss)
+def _learned(**options: Any) -> Callable[..., Any]:
+    return lambda params, lr: learn(params, _ADAMW, lr, compile=True, **options)
 
 
 def _peer(module: str, name: str) -> Callable[..., Any]:
@@ -151,13 +139,8 @@ def _momo(params: Any, lr: float) -> Any:
 
 
 METHODS: dict[str, Callable[..., Any]] = {
-    "optforge two-sided": _learned("two-sided"),
-    "optforge two-sided, told the loss": _Told,
-    "optforge two-sided, per tensor": _learned("two-sided", per="tensor"),
-    "optforge two-sided, lr and beta1": _learned("two-sided", what=("lr", "beta1")),
-    "optforge multiplicative": _learned("multiplicative"),
-    "optforge tower": _learned("tower"),
-    "optforge scaled": _learned("scaled"),
+    "optforge": _learned(),
+    "optforge, lr and beta1": _learned(what=("lr", "beta1")),
     "LDoG": _dog("LDoG"),
     "DoG": _dog("DoG"),
     "Mechanic": _mechanic,

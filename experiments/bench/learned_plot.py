@@ -10,7 +10,7 @@ import numpy as np
 
 from optforge.experiments.colours import COLOURS, DASHES
 
-SHOWN = ("optforge two-sided", "optforge multiplicative", "LDoG", "Prodigy", "Mechanic", "AdamW")
+SHOWN = ("optforge", "AdamHD", "LDoG", "Prodigy", "Mechanic", "AdamW")
 
 
 def draw(cells: Sequence[dict[str, Any]], path: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean, quantiles
 from typing import Any
 
+from torch.optim import Optimizer
+
 from optforge.baselines import BASELINES
 from optforge.experiments.bench.step import model_parameters
 from optforge.experiments.programs import usual_rate
@@ -26,11 +28,11 @@ def _plain(program: Program, params: Any, lr: float) -> ProgramOptimizer:
     return ProgramOptimizer(params, program, lr, compile=True)
 
 
-def _learned(program: Program, params: Any, lr: float) -> ProgramOptimizer:
+def _learned(program: Program, params: Any, lr: float) -> Optimizer:
     return learn(params, program, lr, compile=True)
 
 
-MAKERS: dict[str, Callable[[Program, Any, float], ProgramOptimizer]] = {"AdamW": _plain, "optforge two-sided": _learned}
+MAKERS: dict[str, Callable[[Program, Any, float], Optimizer]] = {"AdamW": _plain, "optforge": _learned}
 
 
 def not_worse(tasks: Sequence[str], seeds: int, done: set[tuple[str, str, int]]) -> Iterator[dict[str, Any]]:

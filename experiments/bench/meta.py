@@ -28,10 +28,10 @@ from optforge.experiments.files import write_atomic
 from optforge.experiments.provenance import provenance
 from optforge.experiments.report.markdown import markdown_table
 from optforge.experiments.training.meta_problems import digit_images
-from optforge.learned.meta_models import flatten
-from optforge.learned.meta_tasks import Problem, classifier, quadratics
-from optforge.learned.meta_training import begin, unroll_all
-from optforge.learned.meta_weights import load
+from optforge.learned.meta.models import flatten
+from optforge.learned.meta.tasks import Problem, classifier, quadratics
+from optforge.learned.meta.training import begin, unroll_all
+from optforge.learned.meta.weights import load
 
 SEEDS, TUNING = range(1000, 1010), range(2000, 2003)
 FUNCTIONS = 100  # quadratics of a seed

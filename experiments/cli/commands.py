@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from optforge.experiments.cli.compare import compare
-from optforge.experiments.cli.meta import distil, meta_train
+from optforge.experiments.cli.meta import meta_train
 from optforge.experiments.cli.programs import ProgramName, certify, equivalent, export, show, simplify, trajectories
 from optforge.experiments.cli.report import report
 from optforge.experiments.cli.search import score, search, tune
@@ -111,12 +111,6 @@ def train(
     learn: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Hyperparameters to learn on the way, as in: lr,beta1")
     ] = None,
-    per: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PART", help="What has a learned rate of its own: global, group, tensor.", show_default="global"
-        ),
-    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=X", help="A hyperparameter; may be given several times.")
     ] = None,
@@ -152,7 +146,7 @@ def train(
     Examples:
       optforge train --optimizer lion --lr 3e-4
       optforge train --optimizer adamw --lr 1e-5 --learn lr --task charlm
-      optforge train --lr 1e-5 --learn lr,beta1 --per tensor
+      optforge train --lr 1e-5 --learn lr,beta1 --schedule linear
       optforge train --lr 0.01 --schedule cosine --warmup 20 --clip-norm 1 --set weight_decay=0.1
       optforge train --optimizer runs/first#1 --json result.json
       optforge train --optimizer lstm-classifiers --learn lr
@@ -168,11 +162,9 @@ def train(
             raise UserError(f"--resume goes on with the options that the run was begun with; leave out {words}")
         return FAILED if resume_command(run_dir, json_file) else 0
     names = [name.strip() for name in learn.split(",")] if learn is not None else None
-    if per is not None and names is None:
-        raise UserError(f"--per {per} says what has a learned rate of its own; add --learn lr")
     how: dict[str, Any] = {"schedule": schedule, "warmup": warmup, "clip_norm": clip_norm, "clip_value": clip_value}
     how |= {"accumulate": accumulate, "precision": precision, "monitor": monitor, "settings": settings or []}
-    how |= {"per": per or "global", "devices": devices, "strategy": strategy, "checkpoint_every": checkpoint_every}
+    how |= {"devices": devices, "strategy": strategy, "checkpoint_every": checkpoint_every}
     how |= {"data": data, "run_dir": run_dir, "json_file": json_file}
     return FAILED if train_command(optimizer, task, lr=lr, steps=steps, seed=seed, learn=names, **how) else 0
 
@@ -205,7 +197,7 @@ def ablate(
     ablate_command(program, task=task, seeds=seeds, steps=steps, json_file=json_file)
 
 
-for inspect in (show, simplify, export, certify, equivalent, trajectories, report, meta_train, distil):
+for inspect in (show, simplify, export, certify, equivalent, trajectories, report, meta_train):
     command(inspect)
 
 

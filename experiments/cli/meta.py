@@ -1,4 +1,4 @@
-"""The commands that meta-train and distil learned optimizers; `cli.commands` makes commands of them."""
+"""The command that meta-trains learned optimizers; `cli.commands` makes a command of it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ def meta_train(
         ),
     ] = None,
     estimator: Annotated[
-        str | None, typer.Option(metavar="NAME", help="bptt, tbptt, es, pes or imitation.", show_default="bptt")
+        str | None, typer.Option(metavar="NAME", help="bptt, tbptt or imitation.", show_default="bptt")
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Of Adam on θ; ends with a training run.", show_default="300"),
+        typer.Option(min=1, metavar="N", help="Number of outer-optimizer steps.", show_default="300"),
     ] = None,
     minutes: Annotated[float | None, typer.Option(min=0, metavar="M", help="Stop after so much time.")] = None,
-    lr: Annotated[float | None, typer.Option(min=0, metavar="RATE", help="Of Adam on θ.", show_default="0.003")] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="RATE", help="Learning rate of the outer optimizer.", show_default="0.003"),
+    ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="The LSTM sees gradients as they are, as the paper has it on quadratics.")
     ] = False,
@@ -54,11 +57,11 @@ def meta_train(
         str | None, typer.Option(metavar="WEIGHTS", help="Begin with these, a file or shipped ones' name.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Of all randomness.", show_default="0")
+        int | None, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Random seed.", show_default="0")
     ] = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="For all that is written.", show_default="a new one in runs/"),
+        typer.Option(metavar="DIR", help="Output directory.", show_default="a new one in runs/"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
     json_file: Annotated[
@@ -72,7 +75,7 @@ def meta_train(
     \b
     Examples:
       optforge meta-train lstm --problems quadratics --minutes 10
-      optforge meta-train mlp --estimator pes --steps 5000 --run-dir runs/mlp
+      optforge meta-train mlp --estimator tbptt --steps 5000 --run-dir runs/mlp
       optforge meta-train lstm --problems mnist --teacher mlp-classifiers --steps 800
       optforge meta-train --resume --run-dir runs/mlp
     """
@@ -81,29 +84,3 @@ def meta_train(
     names = None if problems is None else [name.strip() for name in problems.split(",")]
     given = (rule, names, estimator, steps, seed, lr, raw or None, curvature, workers, teacher, start)
     meta_train_command(MetaOptions(*given, minutes, run_dir, resume, json_file))
-
-
-def distil(
-    weights: Annotated[
-        str, typer.Argument(metavar="WEIGHTS", help="A .safetensors file, or the name of shipped ones.")
-    ],
-    problem: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Whose training runs are explained.", show_default="the card's")
-    ] = None,
-    terms: Annotated[int, typer.Option(min=1, max=20, metavar="N", help="Of the sum.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Of the training runs.")] = 0,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the program there.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there as JSON.")
-    ] = None,
-) -> None:
-    """Fit a program to a learned rule and print it: a sum of averages of the gradient, in several shapes.
-
-    \b
-    Examples:
-      optforge distil mlp-quadratics --terms 4
-      optforge distil runs/mlp/weights.safetensors --output mine.txt
-    """
-    from optforge.experiments.training.distil_command import distil_command
-
-    distil_command(weights, None if problem is None else [problem], terms, seed, output, json_file)

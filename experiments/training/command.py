@@ -18,7 +18,7 @@ from optforge.experiments.rundirs import existing_run_dir, new_run_dir, remove_i
 from optforge.experiments.tasks import get_task, with_data
 from optforge.experiments.training.options import RunOptions
 from optforge.experiments.training.results import RunResult
-from optforge.learned.meta_weights import Learned, load, shipped
+from optforge.learned.meta.weights import Learned, load, shipped
 from optforge.primitives import Program, ProgramError, print_program
 from optforge.primitives.analysis.cost import state_bytes
 from optforge.primitives.options import merged_hypers, with_fallback

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from optforge.learned.meta_tasks import Problem, classifier, quadratics
+from optforge.learned.meta.tasks import Problem, classifier, quadratics
 
 
 def digit_images(side: int, device: str = "cpu") -> tuple[Tensor, Tensor]:

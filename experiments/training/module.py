@@ -22,10 +22,10 @@ from optforge.experiments.errors import UserError
 from optforge.experiments.progress import Report
 from optforge.experiments.tasks.transformers import Block
 from optforge.experiments.training.batches import RunBatches
+from optforge.experiments.training.moves import moves
 from optforge.experiments.training.options import PLAIN, RunOptions, device_type
 from optforge.experiments.training.results import TRAINED, evaluate
 from optforge.learned import LearnedOptimizer
-from optforge.learned.reasons import Moves
 from optforge.search.training import Split, Task
 from optforge.search.training.task import initial_model
 
@@ -73,10 +73,7 @@ class TrainingRun(LightningModule):
         self.model = initial_model(task, seed)
         self.splits = task.data()
         self.batches = RunBatches(task, self.splits.train, steps * options.accumulate, seed, full_batch)
-        named = options.per == "tensor"  # the rates of tensors are told by their names
-        self.make_optimizer = lambda: factory(
-            self.model.named_parameters() if named else self.model.parameters(), lr=lr, **options.hypers
-        )
+        self.make_optimizer = lambda: factory(self.model.parameters(), lr=lr, **options.hypers)
         self.optimizer = self.make_optimizer()
         self.guard, self.scheduler = options.guard(self.optimizer), options.scheduler(self.optimizer, steps)
         self.checkpoint = checkpoint
@@ -144,19 +141,14 @@ class TrainingRun(LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """A step as Lightning makes it, or as the guard does, which may skip it; both are told the mean loss of it."""
+        """A step as Lightning makes it, or as the guard does, which may skip it."""
         assert optimizer_closure is not None
-
-        def closure() -> float:
-            optimizer_closure()
-            return self.curve[-1]
-
         if self.guard is None:
-            super().optimizer_step(epoch, batch_idx, optimizer, closure)
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
             return
-        loss = closure()
+        optimizer_closure()
         try:
-            self._skipped = not self.guard.step(loss)
+            self._skipped = not self.guard.step()
         except FloatingPointError:
             self._end(f"the gradients of many steps up to step {len(self.curve)} of {self.steps} were not finite")
 
@@ -205,7 +197,7 @@ class TrainingRun(LightningModule):
         """Note why what is learned moved, in TensorBoard as text."""
         if not isinstance(self.optimizer, LearnedOptimizer):
             return
-        for sentence in Moves(self.optimizer, self.noted).take():
+        for sentence in moves(self.optimizer, self.noted):
             self.moves.append((step, sentence))
             for logger in self.loggers:
                 if isinstance(logger, TensorBoardLogger):
@@ -236,12 +228,6 @@ class TrainingRun(LightningModule):
             setattr(self, name, kept[name])
         if self.guard is not None:
             self.guard.load_state_dict(kept["guard"])
-
-
-def learned_rates(optimizer: object) -> dict[str, float]:
-    """The rates of groups or tensors that have some of their own."""
-    values: Callable[[], dict[str, float]] = getattr(optimizer, "learned_rates", dict)
-    return values()
 
 
 def learned_values(optimizer: object) -> dict[str, float]:

@@ -12,7 +12,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
 from optforge.experiments.errors import UserError, unknown
-from optforge.learned.choices import PER
 from optforge.search.training.guard import Clip, Guard
 from optforge.search.training.monitor import EVERY
 from optforge.search.training.torch_schedules import SCHEDULES
@@ -37,7 +36,6 @@ class RunOptions:
             losses stay in float32. float16 scales the loss.
         monitor: steps between observations of the optimizer for TensorBoard; 0 for none.
         hypers: values of the optimizer's hyperparameters by name, in place of its defaults.
-        per: what has a learned rate of its own, one of `learned.choices.PER`.
         devices: how many of them share each batch; processes, where there is no accelerator.
         strategy: ``"ddp"`` for a whole model on each device; ``"fsdp"`` divides parameters, gradients and state among
             them; ``"auto"`` is the former where there are several.
@@ -58,7 +56,6 @@ class RunOptions:
     precision: str = "32"
     monitor: int = EVERY
     hypers: Mapping[str, float] = field(default_factory=dict)
-    per: str = "global"
     devices: int = 1
     strategy: str = "auto"
     checkpoint_every: int = 0
@@ -68,8 +65,6 @@ class RunOptions:
             raise unknown("schedule", self.schedule, SCHEDULES)
         if self.precision not in {*PRECISIONS, *PRECISIONS.values()}:
             raise unknown("precision", self.precision, PRECISIONS)
-        if self.per not in PER:
-            raise UserError(f"a rate can be learned per {', '.join(PER)}, not per {self.per[:40]!r}")
         if self.accumulate < 1:
             raise UserError(f"at least 1 batch must be accumulated for a step, got {self.accumulate}")
         if min(self.monitor, self.warmup, self.checkpoint_every) < 0:

@@ -17,14 +17,14 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from optforge.experiments.errors import UserError
 from optforge.experiments.progress import progress_bar
-from optforge.experiments.training.module import Factory, TrainingRun, learned_rates, learned_values
+from optforge.experiments.training.module import Factory, TrainingRun, learned_values
 from optforge.experiments.training.monitor import OptimizerMonitor
 from optforge.experiments.training.options import PLAIN, RunOptions
 from optforge.experiments.training.results import RunResult
 from optforge.learned import MetaOptimizer
 from optforge.learned import learn as learn_rates
-from optforge.learned.meta_optimizer import HYPER_RATE
-from optforge.learned.meta_weights import Learned
+from optforge.learned.meta.optimizer import HYPER_RATE
+from optforge.learned.meta.weights import Learned
 from optforge.primitives import Program, ProgramOptimizer
 from optforge.primitives.options import merged_hypers
 from optforge.search.training import Task
@@ -154,16 +154,15 @@ def _factory(
     program = optimizer
     merged_hypers(program, dict(options.hypers))  # refuses names that are options of the optimizer
     if learn:
-        how: dict[str, Any] = {"what": learn, "per": options.per, "total_steps": steps}
-        return lambda params, lr, **hypers: learn_rates(params, program, lr, **how, **hypers)
+        return lambda params, lr, **hypers: learn_rates(params, program, lr, what=learn, total_steps=steps, **hypers)
     return lambda params, lr, **hypers: ProgramOptimizer(params, program, lr, total_steps=steps, **hypers)
 
 
 def _meta_trained(rule: Learned, learn: Sequence[str] | None, options: RunOptions) -> Factory:
     if options.hypers:
         raise UserError(f"a meta-trained rule has no hyperparameters, and so no {', '.join(options.hypers)}")
-    if learn and (tuple(learn) != ("lr",) or options.per != "global"):
-        raise UserError(f"a meta-trained rule can learn lr, one for all, not {', '.join(learn)} per {options.per}")
+    if learn and tuple(learn) != ("lr",):
+        raise UserError(f"a meta-trained rule can learn lr, not {', '.join(learn)}")
     if options.strategy == "fsdp":
         raise UserError("a meta-trained rule sees whole parameters, which fsdp divides; choose --strategy ddp")
     return lambda params, lr: MetaOptimizer(params, rule, lr, learn_lr=HYPER_RATE if learn else 0.0)
@@ -187,7 +186,7 @@ def _result(run: TrainingRun, lr: float, seed: int) -> RunResult:
         test_loss=losses[2],
         valid_accuracy=measured[1][1],
         test_accuracy=measured[2][1],
-        learned=learned_values(run.optimizer) | learned_rates(run.optimizer),
+        learned=learned_values(run.optimizer),
         moves=tuple(run.moves),
         seconds=run.seconds,
         curve=tuple(run.curve),

@@ -143,11 +143,8 @@ class Guard:
             self.scaler.load_state_dict(state_dict["scaler"])
 
     @torch.no_grad()
-    def step(self, loss: float | Tensor | None = None) -> bool:
+    def step(self) -> bool:
         """Make a step, or skip it; returns whether it was made.
-
-        Args:
-            loss: of this step, unscaled, for optimizers that make use of it; they get it as what a closure returns.
 
         Raises:
             FloatingPointError: for the last of `patience` skipped steps in a row.
@@ -163,11 +160,10 @@ class Guard:
         finite = math.isfinite(self.tally.norm)
         if finite:
             self.tally.clipped += bool(held) and self._clip(held, norm)
-            told = () if loss is None else (lambda: loss,)  # gradients are there already: it computes nothing
             if scaler is None:
-                self.optimizer.step(*told)
+                self.optimizer.step()
             else:
-                scaler.step(self.optimizer, *told)
+                scaler.step(self.optimizer)
         if scaler is not None:
             self._round.done.add(self)
             if self._round.done >= self._round.guards:

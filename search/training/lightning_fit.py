@@ -32,7 +32,6 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="Found .* in eval mode", module="lightning")
             warnings.filterwarnings("ignore", message=".*performance drop .* batching rule")
             warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", module="lightning")
-            warnings.filterwarnings("ignore", message=".*not finite: nothing is learned")
             warnings.filterwarnings("ignore", message=".*returned a view tensor", module="torch.distributed")
             yield
     finally:

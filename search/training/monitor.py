@@ -104,13 +104,15 @@ class Monitor:
         return taken
 
     def rates(self) -> dict[str, float]:
-        """Learning rate of the latest step, ``lr``, for each group, and ``learned/NAME`` of all that is learned."""
-        groups = self.optimizer.param_groups
-        names = _labels(groups)
-        found = {self._tag("lr", name): float(lr) for name, lr in zip(names, self._rates, strict=False)}
+        """Learning rate of the latest step, ``lr``, for each group, and ``learned/NAME`` of all that is learned.
+
+        The rate is what the optimizer's ``effective_lrs()`` gives, if it has that, else ``group["lr"]``.
+        """
+        names = _labels(self.optimizer.param_groups)
+        rates = _effective(self.optimizer, self._rates) if self.steps else []
+        found = {self._tag("lr", name): float(lr) for name, lr in zip(names, rates, strict=False)}
         values: Callable[[], dict[str, float]] = getattr(self.optimizer, "learned_values", dict)
-        own: Callable[[], dict[str, float]] = getattr(self.optimizer, "learned_rates", dict)
-        return found | {self._tag("learned", name): value for name, value in {**values(), **own()}.items()}
+        return found | {self._tag("learned", name): value for name, value in values().items()}
 
     def remove(self) -> None:
         """Observe no more."""
@@ -140,9 +142,11 @@ class Monitor:
         """Everything about the step just made; uses up `before`."""
         about: list[tuple[str, int, float]] = []
         measured: list[dict[str, Tensor]] = []
-        for number, (group, olds) in enumerate(zip(self.optimizer.param_groups, before, strict=True)):
+        groups = self.optimizer.param_groups
+        rates = _effective(self.optimizer, [group["lr"] for group in groups])
+        for number, (group, olds) in enumerate(zip(groups, before, strict=True)):
             ready = [(i, p) for i, p in enumerate(group["params"]) if p.grad is not None and p.numel()]
-            rate = float(group["lr"]) * math.exp(float(group.get("log_factor", 0.0)))  # a learned factor, if any
+            rate = float(rates[number])
             about += [(self._name(group, number, i, p), number, rate) for i, p in ready]
             sign = -1.0 if group.get("maximize") else 1.0
             params = [p for _, p in ready]
@@ -224,6 +228,12 @@ def _totals(seen: Sequence[_Seen]) -> dict[str, float]:
     if of("lowest"):
         totals |= {"second_moment_min": min(of("lowest")), "second_moment_max": max(of("highest"))}
     return totals
+
+
+def _effective(optimizer: Optimizer, given: list[Any]) -> list[Any]:
+    """The rates of the last step for each group: what the optimizer says, or those that it was given."""
+    own: Callable[[], list[float]] | None = getattr(optimizer, "effective_lrs", None)
+    return given if own is None else own()
 
 
 def _labels(groups: Sequence[dict[str, Any]]) -> list[str]:

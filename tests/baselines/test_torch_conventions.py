@@ -3,7 +3,6 @@ parameters, `torch.compile` around the step, batches that are left out, checkpoi
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -256,24 +255,13 @@ def test_a_step_without_gradients_moves_nothing_and_training_goes_on(face: str) 
     assert_same(ends[1], ends[0])
 
 
-def test_warnings_name_the_line_of_the_user() -> None:
-    p = nn.Parameter(torch.ones(2))
-    optimizer = learn([p], ADAMW)
-    p.grad = torch.full((2,), float("nan"))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        optimizer.step()
-        optimizer.step()
-    assert [(w.filename, w.category) for w in caught] == [(__file__, RuntimeWarning)]
-
-
 # Checkpoints of distributed training.
 
 
 @pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("face", ["hand", "program", "learned", "beta"])
 def test_distributed_checkpoints_go_on_exactly(face: str, flat: bool) -> None:
-    build = FACES.get(face) or (lambda params: learn(params, ADAMW, what=("lr", "beta1"), per="tensor"))
+    build = FACES.get(face) or (lambda params: learn(params, ADAMW, what=("lr", "beta1")))
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 
     def pair() -> tuple[nn.Module, Optimizer]:

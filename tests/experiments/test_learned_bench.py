@@ -63,14 +63,14 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     page, file = tmp_path / "learned.md", tmp_path / "bench.json"
     page.write_text(f"{BEGIN}\n{END}\n")
     common = ["", "--json", str(file), "--seeds", "1", "--docs", str(page), "--parts", "sweep", "suite"]
-    for methods, expected in ((["AdamW"], 4), (["AdamW", "optforge two-sided"], 6)):
+    for methods, expected in ((["AdamW"], 4), (["AdamW", "optforge"], 6)):
         monkeypatch.setattr("sys.argv", [*common, "--methods", *methods])
         learned.main()
         assert len(runs) == expected
     record = json.loads(file.read_text())
     assert len(record["sweep"]) == 6 and len(record["suite"]) == 2
     assert all(math.isfinite(c["final"]) and c["commit"] for c in record["sweep"])
-    assert "optforge two-sided" in page.read_text() and "breast-cancer" in page.read_text()
+    assert "| optforge |" in page.read_text() and "breast-cancer" in page.read_text()
 
 
 def test_charlm_without_its_text_is_skipped(tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ import torch
 from optforge.experiments.bench import meta
 from optforge.experiments.bench.meta import CASES, METHODS, Case, drawn, hand_made, measure, table
 from optforge.experiments.training.meta_problems import digit_images
-from optforge.learned.meta_tasks import classifier, quadratics
+from optforge.learned.meta.tasks import classifier, quadratics
 
 
 @pytest.mark.parametrize("method", list(METHODS))

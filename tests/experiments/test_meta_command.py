@@ -1,4 +1,4 @@
-"""`optforge meta-train` and `optforge distil`: what they write, going on after an interruption, and bad input."""
+"""`optforge meta-train`: what it writes, going on after an interruption, and bad input."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ import torch
 from typer.testing import CliRunner
 
 from optforge.experiments.cli import app
-from optforge.experiments.training import distil_command, meta_command
-from optforge.learned.meta_tasks import quadratics
-from optforge.learned.meta_trainer import MetaTrainer
-from optforge.learned.meta_weights import FOLDER, load
-from optforge.primitives import parse_program
+from optforge.experiments.training import meta_command
+from optforge.learned.meta.tasks import quadratics
+from optforge.learned.meta.trainer import MetaTrainer
+from optforge.learned.meta.weights import FOLDER, load
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meta_command, "VALIDATE_EVERY", 2)
     problems = {"quadratics": lambda device: quadratics(3, 10, 4), "others": lambda device: quadratics(2, 30, 4)}
-    for module in (meta_command, distil_command):
-        monkeypatch.setattr(module, "PROBLEMS", problems)
+    monkeypatch.setattr(meta_command, "PROBLEMS", problems)
 
 
 def optforge(*arguments: object, code: int = 0) -> str:
@@ -35,7 +33,7 @@ def checkpoint(folder: Path) -> dict:
     return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("arguments", [["lstm"], ["lstm", "--raw"], ["mlp", "--estimator", "pes"], ["mlp"]])
+@pytest.mark.parametrize("arguments", [["lstm"], ["lstm", "--raw"], ["mlp", "--estimator", "tbptt"], ["mlp"]])
 def test_it_writes_weights_with_their_card(arguments, tmp_path):
     folder, copy = tmp_path / "run", tmp_path / "copy.json"
     said = optforge(
@@ -54,7 +52,7 @@ def test_it_writes_weights_with_their_card(arguments, tmp_path):
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch):
-    arguments = ["--problems", "quadratics,others", "--steps", 9, "--estimator", "es"]
+    arguments = ["--problems", "quadratics,others", "--steps", 9, "--estimator", "tbptt"]
     optforge("meta-train", "mlp", *arguments, "--run-dir", tmp_path / "whole")
     run, calls = MetaTrainer.run, []
 
@@ -95,11 +93,11 @@ def test_a_run_stopped_by_time_goes_on_to_the_same_weights(tmp_path):
         (["mlp", "--problems", "quadratic"], "did you mean quadratics"),
         (["mlp", "--problems", "quadratics", "--estimator", "tbpt"], "did you mean tbptt"),
         (["mlp", "--problems", "quadratics", "--raw"], "--raw leaves out the preprocessing of the LSTM"),
-        (["mlp", "--problems", "quadratics", "--estimator", "es", "--curvature", "0.5"], "es does none"),
+        (["mlp", "--problems", "quadratics", "--estimator", "imitation", "--curvature", "0.5"], "imitation does none"),
         (["lstm", "--problems", "quadratics", "--estimator", "imitation"], "--estimator imitation needs a --teacher"),
         (
-            ["lstm", "--problems", "quadratics", "--estimator", "es", "--teacher", "mlp-quadratics"],
-            "es looks at losses",
+            ["lstm", "--problems", "quadratics", "--estimator", "tbptt", "--teacher", "mlp-quadratics"],
+            "tbptt looks at losses",
         ),
         (["lstm", "--problems", "quadratics", "--teacher", "mlp"], "there are no weights"),
         (["lstm", "--problems", "quadratics", "--lr", "inf"], "must be a finite number of at least 0, got inf"),
@@ -121,19 +119,6 @@ def test_a_run_goes_on_as_it_began(tmp_path):
     assert "no checkpoint of this run" in optforge("meta-train", "--resume", "--run-dir", folder, code=2)
     (folder / "meta.json").write_text("{")
     assert "no run directory of meta-train" in optforge("meta-train", "--resume", "--run-dir", folder, code=2)
-
-
-def test_distil_prints_a_program_that_reads_back(tmp_path):
-    folder, program, numbers = tmp_path / "run", tmp_path / "found.txt", tmp_path / "found.json"
-    optforge("meta-train", "mlp", "--problems", "quadratics", "--steps", 2, "--run-dir", folder)
-    said = optforge("distil", folder / "weights.safetensors", "--terms", 2, "--output", program, "--json", numbers)
-    assert "2 terms: R²" in said
-    assert "update" in said
-    rows = json.loads(numbers.read_text())["found"]
-    assert [row["terms"] for row in rows] == [1, 2]
-    assert str(parse_program(program.read_text())) == rows[1]["program"]
-    assert "there are no weights" in optforge("distil", "nothing", code=2)
-    assert "unknown problem" in optforge("distil", folder / "weights.safetensors", "--problem", "x", code=2)
 
 
 def test_training_goes_on_from_weights_of_another_run(tmp_path):
@@ -188,7 +173,6 @@ def test_a_meta_trained_rule_trains_a_task(tmp_path):
     ("arguments", "sentence"),
     [
         (["--learn", "beta1"], "can learn lr"),
-        (["--learn", "lr", "--per", "tensor"], "per tensor"),
         (["--set", "beta1=0.9"], "has no hyperparameter"),
         (["--strategy", "fsdp"], "choose --strategy ddp"),
         (["--lr", "nan"], "lr must be"),

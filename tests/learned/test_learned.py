@@ -61,34 +61,32 @@ def test_a_scheduler_enters_the_derivative_by_the_chain_rule():
     assert found[0] == pytest.approx(found[1], rel=1e-12)
 
 
-@pytest.mark.parametrize("rule", ["additive", "multiplicative"])
-def test_rules_by_hand(rule):
-    """Gradient descent on ½‖A p‖², against the recursions of the papers, written out."""
+def test_the_rule_by_hand():
+    """Gradient descent on ½‖A p‖² without a cap: averages of cosines, written out, with a rate that is lifted."""
     a = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
     p = torch.ones(3, dtype=torch.float64, requires_grad=True)
-    optimizer = learn([p], sgd(), 0.01, rule=rule, hyper_lr=1e-4)
-    q, alpha, last = torch.ones(3, dtype=torch.float64), 0.01, None
+    optimizer = learn([p], sgd(), 0.01, hyper_lr=0.2, cap=None)
+    q, alpha, last, trace, weight = torch.ones(3, dtype=torch.float64), 0.01, None, 0.0, 0.0
     for _ in range(20):
         optimizer.zero_grad()
         (0.5 * (a @ p).square().sum()).backward()
         optimizer.step()
         g = a @ a @ q
         step = alpha * g  # what a step shows moves the rate of the next one
-        if last is not None and rule == "additive":
-            alpha = alpha + 1e-4 * float(g @ last)
-        elif last is not None:
-            alpha = alpha * math.exp(1e-4 * float(g @ last / (g.norm() * last.norm())))
+        if last is not None:
+            trace, weight = 0.9 * trace + 0.1 * float(g @ last / (g.norm() * last.norm())), 0.9 * weight + 0.1
+            mean = trace / weight
+            alpha = max(0.01, alpha * math.exp(0.2 * mean if abs(mean) > 0.1 else 0.0))
         q, last = q - step, g
-        assert optimizer.learned_values()["lr"] == pytest.approx(alpha, rel=1e-13)
-        torch.testing.assert_close(p.detach(), q, rtol=1e-13, atol=0)
+        assert optimizer.learned_values()["lr"] == pytest.approx(alpha, rel=1e-12)
+        torch.testing.assert_close(p.detach(), q, rtol=1e-12, atol=0)
+    assert alpha > 0.02
 
 
-@pytest.mark.parametrize("rule", ["additive", "multiplicative"])
 @pytest.mark.parametrize(("lr", "rises"), [(1e-4, True), (0.9, False)])
-def test_small_rates_rise_and_large_ones_fall(rule, lr, rises):
-    """On p², every rate below ½ is smaller than the best for the next loss, and every rate above it larger."""
+def test_small_rates_rise_and_large_ones_fall(lr, rises):
     p = torch.ones(4, dtype=torch.float64, requires_grad=True)
-    optimizer = learn([p], sgd(), lr, rule=rule, hyper_lr=1e-3)
+    optimizer = learn([p], sgd(), lr)
     for _ in range(10):
         optimizer.zero_grad()
         (p.square().sum()).backward()
@@ -107,23 +105,22 @@ def test_without_learning_it_is_the_plain_program_bit_for_bit(program):
 
 def test_all_tensors_of_a_step_use_the_same_rate():
     problem = Problem()
-    optimizer = learn(problem.model.parameters(), sgd(), 0.05, rule="multiplicative", hyper_lr=0.5)
+    optimizer = learn(problem.model.parameters(), sgd(), 0.001, hyper_lr=0.5)
     for step in range(5):
         before = [p.detach().clone() for p in problem.model.parameters()]
         rate = optimizer.learned_values()["lr"]
         problem.step(optimizer, step)
         for old, p in zip(before, problem.model.parameters(), strict=True):
             torch.testing.assert_close(p.detach(), old - rate * p.grad, rtol=1e-12, atol=1e-15)
-    assert rate != 0.05
+    assert rate != 0.001
 
 
-@pytest.mark.parametrize("rule", ["additive", "multiplicative"])
 @pytest.mark.parametrize("name", ["adamw", "accumulated", "reads_lr"])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_resume_is_bit_for_bit(rule, name, compiled):
+def test_resume_is_bit_for_bit(name, compiled):
     def start():
         problem = Problem()
-        optimizer = learn(problem.groups(0.01, 2.0), PROGRAMS[name], rule=rule, hyper_lr=1e-3, compile=compiled)
+        optimizer = learn(problem.groups(1e-4, 2.0), PROGRAMS[name], compile=compiled)
         return problem, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
 
     def go(problem, optimizer, scheduler, steps):
@@ -145,7 +142,7 @@ def test_resume_is_bit_for_bit(rule, name, compiled):
     go(*resumed, range(10, 20))
     assert torch.equal(resumed[0].flat(), whole[0].flat())
     assert resumed[1].learned_values() == whole[1].learned_values()
-    assert resumed[1].learned_values()["lr"] != 0.01
+    assert resumed[1].learned_values()["lr"] != 1e-4
 
 
 def test_a_state_dict_is_not_changed_by_later_steps():
@@ -154,24 +151,22 @@ def test_a_state_dict_is_not_changed_by_later_steps():
     for step in range(3):
         problem.step(optimizer, step)
     state = optimizer.state_dict()
-    before = state["param_groups"][0]["learning"]["log"].item()
+    before = copy.deepcopy(state["param_groups"])
     problem.step(optimizer, 3)
-    now = optimizer.param_groups[0]["learning"]["log"].item()
-    assert state["param_groups"][0]["learning"]["log"].item() == before != now
+    assert state["param_groups"] == before != optimizer.state_dict()["param_groups"]
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_copies_go_on_alike(clone, compiled):
     problem = Problem()
-    options = {"rule": "additive", "hyper_lr": 1e-4, "compile": compiled}
-    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 0.01, **options)
+    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 1e-4, compile=compiled)
     for step in range(3):
         problem.step(optimizer, step)
     other, copied = clone((problem, optimizer))
     for step in range(3, 6):
         assert problem.step(optimizer, step) == other.step(copied, step)
-    assert optimizer.learned_values() == copied.learned_values() != {"lr": 0.01}
+    assert optimizer.learned_values() == copied.learned_values() != {"lr": 1e-4}
 
 
 def test_learning_can_start_from_a_plain_checkpoint():
@@ -194,7 +189,7 @@ def test_learning_can_start_from_a_plain_checkpoint():
 def test_a_checkpoint_of_another_choice_goes_on_with_what_both_learn(whats, compiled):
     problem, other = Problem(), Problem()
     first, second = (
-        learn(part.model.parameters(), PROGRAMS["adamw"], 1e-4, what=what, per="tensor", compile=compiled)
+        learn(part.model.parameters(), PROGRAMS["adamw"], 1e-4, what=what, compile=compiled)
         for part, what in zip((problem, other), whats, strict=True)
     )
     for step in range(5):
@@ -205,7 +200,6 @@ def test_a_checkpoint_of_another_choice_goes_on_with_what_both_learn(whats, comp
     assert {n: x for n, x in second.learned_values().items() if n in both} == {
         n: x for n, x in first.learned_values().items() if n in both
     }
-    assert "lr" not in both or second.learned_rates() == first.learned_rates()
     for step in range(5, 9):
         problem.step(first, step)
         other.step(second, step)
@@ -229,38 +223,24 @@ def test_the_order_of_names_is_of_no_meaning():
     assert torch.equal(problem.flat(), other.flat()) and first.learned_values() == second.learned_values()
 
 
-def test_a_checkpoint_that_lacks_something_new_is_completed():
+@pytest.mark.parametrize("how", ["older", "other"])
+def test_a_checkpoint_of_another_version_is_a_sentence_and_changes_nothing(how):
     problem = Problem()
     optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 1e-4)
-    for step in range(5):
-        problem.step(optimizer, step)
-    saved = optimizer.state_dict()
+    problem.step(optimizer, 0)
+    saved = copy.deepcopy(optimizer.state_dict())
     for group in saved["param_groups"]:
-        group["learning"] = {k: v for k, v in group["learning"].items() if k not in ("given", "some")}
-    other = learn(problem.model.parameters(), PROGRAMS["adamw"], 0.5)
-    other.load_state_dict(saved)
-    problem.step(other, 5)
-    assert other.learned_values()["lr"] >= optimizer.learned_values()["lr"] > 1e-4
-    assert float(other.param_groups[0]["learning"]["given"]) == 1e-4
-
-
-def test_a_checkpoint_that_does_not_know_when_it_learned_forgets_nothing():
-    problem = Problem()
-    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 1e-4)
-    for step in range(150):
-        problem.step(optimizer, step % 40)
-    saved = optimizer.state_dict()
-    for group in saved["param_groups"]:
-        del group["learning"]["moved"]
-    optimizer.load_state_dict(saved)
-    large = float(optimizer.param_groups[0]["learning"]["large"])
-    problem.step(optimizer, 150 % 40)
-    assert float(optimizer.param_groups[0]["learning"]["large"]) >= 0.98 * large
+        learned = group.pop("learned:rate")
+        group |= {"learning": {"log": 1.0}} if how == "older" else {"learned:rate": learned | {"own": 0.0}}
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ProgramError, match="kept learned rates in another form; load the weights alone"):
+        optimizer.load_state_dict(saved)
+    assert optimizer.state_dict()["param_groups"] == before["param_groups"]
 
 
 def test_schedulers_multiply():
     problem = Problem()
-    optimizer = learn(problem.model.parameters(), sgd(), 0.05, rule="multiplicative", hyper_lr=0.1)
+    optimizer = learn(problem.model.parameters(), sgd(), 0.001, hyper_lr=0.5)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     for step in range(6):
         before = problem.flat()
@@ -268,30 +248,30 @@ def test_schedulers_multiply():
         problem.step(optimizer, step)
         g = torch.cat([p.grad.reshape(-1) for p in problem.model.parameters()])
         torch.testing.assert_close(problem.flat(), before - rate * g, rtol=1e-12, atol=1e-15)
+        assert optimizer.effective_lrs() == [pytest.approx(rate)]
         scheduler.step()
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05 / 7)  # the scheduler's value is its own
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001 / 7)  # the scheduler's value is its own
+    assert optimizer.learned_values()["lr"] > 0.001
 
 
 def test_a_rate_scheduled_to_zero_leaves_the_learned_one_alone():
     problem = Problem()
-    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 0.05, rule="multiplicative")
+    optimizer = learn(problem.model.parameters(), PROGRAMS["adamw"], 0.001)
     optimizer.param_groups[0]["lr"] = 0.0
     for step in range(3):
         problem.step(optimizer, step)
-    assert optimizer.learned_values() == {"lr": 0.05}
+    assert optimizer.learned_values() == {"lr": 0.001}
 
 
-@pytest.mark.filterwarnings("ignore:gradients, as of a loss of nan, are not finite")
-@pytest.mark.parametrize("rule", ["additive", "multiplicative"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_gradients_that_are_not_finite_leave_the_rate_unchanged(rule, bad):
+def test_gradients_that_are_not_finite_leave_the_rate_unchanged(bad):
     p = torch.ones(3, requires_grad=True)
-    optimizer = learn([p], PROGRAMS["lion"], 0.01, rule=rule, hyper_lr=0.1)
+    optimizer = learn([p], PROGRAMS["lion"], 1e-4)
     for _ in range(3):
         p.grad = torch.ones(3)
         optimizer.step()
     rate = optimizer.learned_values()["lr"]
-    assert rate > 0.01
+    assert rate > 1e-4
     for _ in range(3):
         p.grad = torch.tensor([1.0, bad, 1.0])
         optimizer.step()
@@ -299,25 +279,15 @@ def test_gradients_that_are_not_finite_leave_the_rate_unchanged(rule, bad):
 
 
 @pytest.mark.parametrize("hyper_lr", [1e-3, 1e3, 1e30])
-@pytest.mark.parametrize("rule", ["additive", "multiplicative"])
-def test_the_rate_stays_positive_and_finite(rule, hyper_lr):
+@pytest.mark.parametrize("cap", [None, 0.01])
+def test_the_rate_stays_positive_and_finite(cap, hyper_lr):
     generator = torch.Generator().manual_seed(0)
     p = torch.ones(3, requires_grad=True)
-    optimizer = learn([p], PROGRAMS["lion"], 1.0, rule=rule, hyper_lr=hyper_lr)
+    optimizer = learn([p], PROGRAMS["lion"], 1.0, cap=cap, hyper_lr=hyper_lr)
     for step in range(300):
         p.grad = torch.randn(3, generator=generator) * 10.0 ** (step % 60 - 30)
         optimizer.step()
         assert 0 < optimizer.learned_values()["lr"] < math.inf
-
-
-def test_one_spike_moves_the_multiplicative_rate_by_a_bounded_factor():
-    p = torch.ones(3, requires_grad=True)
-    optimizer = learn([p], PROGRAMS["adamw"], 0.01, rule="multiplicative")
-    for scale in (1.0, 1.0, -1e4, 1.0):
-        before = optimizer.learned_values()["lr"]
-        p.grad = scale * torch.ones(3)
-        optimizer.step()
-        assert math.exp(-0.0201) < optimizer.learned_values()["lr"] / before < math.exp(0.0201)
 
 
 def test_closures():
@@ -339,23 +309,23 @@ def test_closures():
 
 def test_a_later_group_takes_over_the_learned_factor():
     first, second = (torch.ones(2, requires_grad=True) for _ in range(2))
-    optimizer = learn([first], sgd(), 0.1, rule="multiplicative", hyper_lr=0.5)
+    optimizer = learn([first], sgd(), 0.001, hyper_lr=0.5)
     for _ in range(3):
         first.grad = torch.ones(2)
         optimizer.step()
-    optimizer.add_param_group({"params": [second], "lr": 0.2})
-    factor = optimizer.learned_values()["lr"] / 0.1
+    optimizer.add_param_group({"params": [second], "lr": 0.002})
+    factor = optimizer.learned_values()["lr"] / 0.001
     assert factor > 1
     second.grad, first.grad = torch.ones(2), None
     before = second.detach().clone()
     optimizer.step()
-    torch.testing.assert_close(second.detach(), before - 0.2 * factor)
+    torch.testing.assert_close(second.detach(), before - 0.002 * factor)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_parameters_without_gradient_do_not_count(compiled):
     frozen, moved = (torch.ones(2, requires_grad=True) for _ in range(2))
-    optimizer = learn([frozen, moved], sgd(), 0.1, rule="additive", hyper_lr=0.0, compile=compiled)
+    optimizer = learn([frozen, moved], sgd(), 0.1, hyper_lr=0.0, compile=compiled)
     moved.grad, frozen.grad = torch.ones(2), torch.ones(2)
     optimizer.step()
     optimizer.step()
@@ -383,23 +353,23 @@ def test_ascent_learns_as_descent_does():
     rates = []
     for sign in (1, -1):
         p = torch.ones(4, dtype=torch.float64, requires_grad=True)
-        optimizer = learn([p], sgd(), 0.01, rule="multiplicative", maximize=sign < 0)
+        optimizer = learn([p], sgd(), 1e-3, maximize=sign < 0)
         for _ in range(5):
             optimizer.zero_grad()
             (sign * p.square().sum()).backward()
             optimizer.step()
         rates.append(optimizer.learned_values()["lr"])
-    assert rates[0] == rates[1] > 0.01
+    assert rates[0] == rates[1] > 1e-3
 
 
 def test_half_precision_parameters():
     p = torch.ones(300, dtype=torch.bfloat16, requires_grad=True)
-    optimizer = learn([p], PROGRAMS["adamw"], 0.01, rule="multiplicative", state_dtype=torch.float32)
+    optimizer = learn([p], PROGRAMS["adamw"], 1e-4, state_dtype=torch.float32)
     for _ in range(3):
         p.grad = torch.full_like(p, 300.0)
         optimizer.step()
     assert optimizer.hypergradient.dtype is torch.float64 and torch.isfinite(optimizer.hypergradient)
-    assert optimizer.learned_values()["lr"] > 0.01
+    assert optimizer.learned_values()["lr"] > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -408,19 +378,17 @@ def test_half_precision_parameters():
         ({"what": ("gamma",)}, "cannot learn 'gamma'; choose from: lr, beta1, beta2, eps, weight_decay"),
         ({"what": "gamma"}, "cannot learn 'gamma'; choose from: lr, beta1, beta2, eps, weight_decay"),
         ({"what": ()}, "nothing to learn was named; choose lr or hyper"),
-        ({"per": "layer"}, "cannot learn per 'layer'; choose from: global, group, tensor"),
-        ({"rule": "magic"}, "cannot use rule 'magic'; choose from: two-sided, multiplicative, additive"),
         ({"hyper_lr": -1.0}, "hyper_lr must be a finite number of at least 0, got -1.0"),
         ({"hyper_lr": math.nan}, "hyper_lr must be a finite number of at least 0, got nan"),
-        ({"rule": "tower0"}, "a tower has from 1 to 100 levels, got 0"),
-        ({"rule": "tower99999999"}, "a tower has from 1 to 100 levels, got 99999999"),
+        ({"cap": 0.0}, "cap must be a positive number, as 0.01 for 1 % of the weights, or None, got 0.0"),
+        ({"cap": "high"}, "cap must be a positive number, as 0.01 for 1 % of the weights, or None, got 'high'"),
+        ({"differentiable": True}, "choose learning or differentiable"),
         ({"hyper_lr": True}, "hyper_lr must be a finite number of at least 0, got True"),
         ({"what": "weight_decay", "weight_decay": 0.0}, "weight_decay is 0, and would stay so"),
         ({"what": ("lr", "eps"), "eps": 0.0}, "eps is 0, and would stay so"),
         ({"what": ("lr", "eps"), "eps": -1.0}, "eps: -1.0 is outside [0, inf) of its log scale"),
         ({"what": ("lr", "beta1"), "beta1": 1.0}, "beta1: 1.0 is outside [0, 1) of its unit scale"),
         ({"lr": torch.tensor([0.1, 0.2])}, "lr must be"),
-        ({"rule": ["two-sided"]}, "cannot use rule ['two-sided']; choose from"),
         ({"what": None}, "what to learn must be a name or names of hyperparameters, got None"),
         ({"what": ("lr", 3)}, "what to learn must be a name or names of hyperparameters, got ('lr', 3)"),
         ({"every": 0}, "every must be a whole number of steps, at least 1, got 0"),
@@ -474,25 +442,14 @@ def test_a_single_name_is_one_thing_to_learn():
 def test_the_cosine_is_that_of_the_whole_step():
     """Two groups with rates 1 : 3 move along (g₁, 3 g₂), and all of it counts."""
     first, second = (torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    optimizer = learn(
-        [{"params": [first], "lr": 0.1}, {"params": [second], "lr": 0.3}], sgd(), rule="multiplicative", hyper_lr=0.5
-    )
+    optimizer = learn([{"params": [first], "lr": 1e-4}, {"params": [second], "lr": 3e-4}], sgd(), hyper_lr=0.5)
     for gradients in (((1.0, 2.0), (3.0, 4.0)), ((2.0, -1.0), (1.0, 1.0))):
         first.grad, second.grad = (torch.tensor(g, dtype=torch.float64) for g in gradients)
         optimizer.step()
     moved, g = torch.tensor([1.0, 2.0, 9.0, 12.0]), torch.tensor([2.0, -1.0, 1.0, 1.0])
     cosine = float(moved @ g / (moved.norm() * g.norm()))
-    assert optimizer.learned_values()["lr"] == pytest.approx(0.1 * math.exp(0.5 * cosine), rel=1e-6)
-
-
-@pytest.mark.parametrize(("sign", "factor"), [(1.0, 2.0), (-1.0, 0.5)])
-def test_an_additive_step_at_most_doubles_or_halves_the_rate(sign, factor):
-    p = torch.ones(3, requires_grad=True)
-    optimizer = learn([p], sgd(), 0.01, rule="additive", hyper_lr=1e6)
-    for scale in (1.0, sign):
-        p.grad = scale * torch.ones(3)
-        optimizer.step()
-    assert optimizer.learned_values()["lr"] == pytest.approx(factor * 0.01)
+    assert cosine > 0.1
+    assert optimizer.learned_values()["lr"] == pytest.approx(1e-4 * math.exp(0.5 * cosine), rel=1e-6)
 
 
 def test_the_last_update_is_not_read_from_a_slot_that_nothing_keeps():

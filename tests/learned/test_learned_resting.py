@@ -8,10 +8,11 @@ import pytest
 import torch
 from support.learned import PROGRAMS, Problem
 
-from optforge.learned import LearnedOptimizer, following, learn
+from optforge.learned import LearnedOptimizer, learn, optimizer
 from optforge.learned.watch import watched
 from optforge.primitives import ProgramOptimizer
 from optforge.primitives.kinds import Kind
+from optforge.primitives.parameters import ASIDE
 from optforge.primitives.program import Program
 
 EVERY = 5
@@ -21,7 +22,7 @@ LEARNS = [1, 2, 4, 9, 14, 19]  # the steps that do; the first of all has no step
 @pytest.fixture(autouse=True)
 def beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     """A beginning of 3 steps, in place of 200."""
-    monkeypatch.setattr(following, "_BEGINNING", 3)
+    monkeypatch.setattr(optimizer, "BEGINNING", 3)
 
 
 @pytest.fixture(params=sorted(PROGRAMS))
@@ -58,14 +59,13 @@ def test_what_is_measured_after_a_rest_is_what_is_measured_without_one(name, com
     for every in (1, EVERY):
         problem, found[every] = Problem(), []
         optimizer = learn(
-            problem.groups(0.02, 3.0), PROGRAMS[name], what=what, rule="multiplicative", hyper_lr=0, every=every,
+            problem.groups(0.02, 3.0), PROGRAMS[name], what=what, hyper_lr=0, every=every,
             compile=compiled,
         )  # fmt: skip
         for step in range(20):
             problem.step(optimizer, step)
-            sums = [watch.sums for watch in map(optimizer._watch, problem.model.parameters())]
             states = [optimizer.state[p] for p in problem.model.parameters()]
-            values = [[state[slot].item() for slot in own.values()] for state, own in zip(states, sums, strict=True)]
+            values = [[x.tolist() for name, x in state.items() if name.startswith(ASIDE)] for state in states]
             found[every].append((optimizer.hypergradient, values))
     known = [step for step, (value, _) in enumerate(found[EVERY]) if value is not None]
     assert known == LEARNS
@@ -90,7 +90,7 @@ def test_a_rate_moves_in_learning_steps_only(every):
 @pytest.mark.parametrize("stopped", [6, 8, 9])
 def test_resume_in_a_rest_is_bit_for_bit(name, compiled, stopped):
     def new(problem: Problem) -> LearnedOptimizer:
-        return learn(problem.groups(1e-4, 3.0), PROGRAMS[name], per="group", every=EVERY, compile=compiled)
+        return learn(problem.groups(1e-4, 3.0), PROGRAMS[name], every=EVERY, compile=compiled)
 
     whole, first, second = Problem(), Problem(), Problem()
     optimizer = new(whole)
@@ -125,25 +125,11 @@ def test_a_parameter_may_begin_in_a_rest(name, compiled):
 
 
 def test_a_resting_program_keeps_and_measures_nothing(program):
+    """But for one number, which says that it has."""
     watch = watched(program)
     names = {slot.name for slot in watch.resting.state}
     assert names <= {slot.name for slot in watch.program.state}
     own = {slot.name for slot in program.state}
     added = [slot for slot in watch.resting.state if slot.name not in own]
-    assert watch.factor in names and all(slot.kind is Kind.SCALAR for slot in added) and len(added) == 2
+    assert [slot.kind for slot in added] == [Kind.SCALAR]
     assert sum(s.kind is Kind.TENSOR for s in watch.resting.state) <= sum(s.kind is Kind.TENSOR for s in program.state)
-
-
-def test_spikes_are_damped_in_a_rest():
-    """A gradient of 10⁴ times its size, in a step that measures nothing."""
-    ends = []
-    for size in (1.0, 1e4):
-        problem = Problem()
-        optimizer = learn(problem.model.parameters(), PROGRAMS["accumulated"], 1e-2, every=EVERY)
-        for step in range(7):
-            optimizer.zero_grad()
-            (problem.loss(step) * (size if step == 6 else 1.0)).backward()
-            before = problem.flat()
-            optimizer.step()
-        ends.append((problem.flat() - before).norm())
-    assert ends[1] < 11 * ends[0]

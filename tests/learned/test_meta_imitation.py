@@ -8,9 +8,9 @@ import pytest
 import torch
 from support.meta import STEPS, THETA, HeavyBall, drawn, problem
 
-from optforge.learned.meta_imitation import TINY, Imitation
-from optforge.learned.meta_tasks import quadratics
-from optforge.learned.meta_trainer import MetaTrainer
+from optforge.learned.meta.imitation import TINY, Imitation
+from optforge.learned.meta.tasks import quadratics
+from optforge.learned.meta.trainer import MetaTrainer
 
 TAUGHT = {"a": torch.tensor([0.03], dtype=torch.float64), "b": torch.tensor([0.4], dtype=torch.float64)}
 SINGLE = {name: w.float() for name, w in TAUGHT.items()}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from optforge.learned.meta_features import FIRST, Features, default_features, difference
-from optforge.learned.meta_models import LSTMRule, MLPRule
+from optforge.learned.meta.features import FIRST, Features, default_features, difference
+from optforge.learned.meta.models import LSTMRule, MLPRule
 from optforge.primitives import Builder, Const, Instr, Program, ProgramError, execute
 from optforge.primitives.backends.interpret import initial_slot
 

@@ -15,11 +15,11 @@ from torch import nn
 
 from optforge.experiments.training.meta_problems import digit_images
 from optforge.learned import MetaOptimizer
-from optforge.learned.meta_features import default_features
-from optforge.learned.meta_models import LSTMRule, MLPRule, flatten
-from optforge.learned.meta_tasks import classifier, quadratics
-from optforge.learned.meta_trainer import evaluate
-from optforge.learned.meta_weights import Learned, card_markdown, load, pack, shipped
+from optforge.learned.meta.features import default_features
+from optforge.learned.meta.models import LSTMRule, MLPRule, flatten
+from optforge.learned.meta.tasks import classifier, quadratics
+from optforge.learned.meta.trainer import evaluate
+from optforge.learned.meta.weights import Learned, card_markdown, load, pack, shipped
 from optforge.primitives import ProgramError
 
 

@@ -9,10 +9,10 @@ import torch
 from support.meta import STEPS, THETA, HeavyBall, drawn, problem
 from torch import nn
 
-from optforge.learned.meta_models import LSTMRule, MLPRule, flatten, unflatten
-from optforge.learned.meta_tasks import classifier, quadratics
-from optforge.learned.meta_trainer import MetaTrainer, evaluate
-from optforge.learned.meta_training import ES, PES, Backpropagation, begin, unroll
+from optforge.learned.meta.models import LSTMRule, MLPRule, flatten, unflatten
+from optforge.learned.meta.tasks import classifier, quadratics
+from optforge.learned.meta.trainer import MetaTrainer, evaluate
+from optforge.learned.meta.training import Backpropagation, begin, unroll
 
 
 def by_hand(theta, starts, steps, curvature, root=False, late=0.0, before=0):
@@ -78,50 +78,6 @@ def test_less_curvature_leaves_something_out():
     assert not torch.allclose(exact, short, rtol=0.05)
 
 
-def mean_and_error(estimator, lengths):
-    """Mean over 40 batches of 500 antithetic pairs of the sum over segments, and its standard error."""
-    generator = torch.Generator().manual_seed(0)
-    sums = [
-        sum(e.gradient * n for e, n in zip(segments(estimator, THETA, 500, lengths, generator), lengths, strict=True))
-        for _ in range(40)
-    ]
-    found = torch.stack(sums) / sum(lengths)
-    return found.mean(0), found.std(0) / len(sums) ** 0.5
-
-
-def full_gradient(lengths):
-    """Derivative of the mean loss; of segments that each begin where θ arrives, if there are several."""
-    theta, starts, done, total = THETA.clone().requires_grad_(), drawn(2), 0, 0.0
-    for length in lengths:
-        total = total + by_hand(theta, starts, length, 1.0, before=done).mean() * length
-        done += length
-    return torch.autograd.grad(total / done, theta)[0]
-
-
-WHOLE, CUT = [STEPS], [4, 4, 4]
-
-
-@pytest.mark.parametrize(
-    ("estimator", "lengths", "target"), [(ES, WHOLE, WHOLE), (ES, CUT, CUT), (PES, WHOLE, WHOLE), (PES, CUT, WHOLE)]
-)
-def test_evolution_strategies_estimate_what_they_say(estimator, lengths, target):
-    mean, error = mean_and_error(estimator(sigma=1e-3), lengths)
-    expected = full_gradient(target)
-    assert ((mean - expected).abs() < 4 * error).all(), (mean, expected, error)
-    assert error.norm() < 0.05 * expected.norm()
-
-
-def test_truncated_evolution_strategies_are_biased_where_persistent_ones_are_not():
-    mean, error = mean_and_error(ES(sigma=1e-3), CUT)
-    assert ((mean - full_gradient(WHOLE)).abs() > 10 * error).any()
-
-
-def test_a_pair_that_diverges_moves_nothing():
-    theta = torch.tensor([1e200, 0.5], dtype=torch.float64)
-    for estimator in (ES(), PES()):
-        assert segments(estimator, theta, 4, [STEPS], torch.Generator())[0].gradient.eq(0).all()
-
-
 @pytest.mark.parametrize("rule", [LSTMRule(), MLPRule()])
 def test_workers_are_trained_as_if_alone(rule):
     generator = torch.Generator().manual_seed(3)
@@ -161,7 +117,7 @@ def test_a_classifier_starts_as_torch_does_and_has_its_loss():
 
 def trainer(steps=8):
     rule = MLPRule(hidden=6)
-    return MetaTrainer(rule, [quadratics(3, 10, 4), quadratics(2, 10, 4)], PES(truncation=5), steps, seed=5)
+    return MetaTrainer(rule, [quadratics(3, 10, 4), quadratics(2, 10, 4)], Backpropagation(5), steps, seed=5)
 
 
 def test_meta_training_goes_on_exactly_from_any_run():

@@ -11,7 +11,7 @@ from support.routing import ADAMW, BY_SHAPE, LION, named, no_embedding, orthogon
 from support.strategies import assert_same
 from torch import nn
 
-from optforge.learned.hypergradient import LearnedOptimizer
+from optforge.learned import LearnedOptimizer
 from optforge.primitives import Program, ProgramError, ProgramOptimizer, parse_program
 
 

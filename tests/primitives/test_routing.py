@@ -24,7 +24,7 @@ from support.routing import (
 from support.strategies import assert_same, programs
 from torch import Tensor, nn
 
-from optforge.learned.hypergradient import LearnedOptimizer
+from optforge.learned import LearnedOptimizer
 from optforge.primitives import Program, ProgramError, ProgramOptimizer
 from optforge.primitives.routing import Predicate, Route, can_train, route, routing
 

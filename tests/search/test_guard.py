@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from optforge.baselines import BASELINES, AdamW
-from optforge.learned import learn
-from optforge.primitives import ProgramError, ProgramOptimizer
+from optforge.primitives import ProgramOptimizer
 from optforge.search.training.guard import Clip, Guard
 
 
@@ -252,19 +251,3 @@ def test_nothing_is_logged_without_a_reason(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.DEBUG):
         run(Clip(norm=1.0), None)
     assert not caplog.records
-
-
-@pytest.mark.parametrize("scaled", [False, True])
-def test_the_loss_is_told_to_optimizers_that_want_it(scaled: bool) -> None:
-    p = nn.Parameter(torch.ones(3))
-    optimizer = learn([p], BASELINES["sgd"].program, 0.1, rule="polyak")
-    guard = Guard(optimizer, Clip(norm=1e9), GradScaler("cpu", init_scale=8.0) if scaled else None)
-    for expected in (1.5, 0.7):
-        optimizer.zero_grad()
-        guard.scale(loss := p.square().sum() / 2).backward()
-        assert guard.step(expected)
-        assert expected in optimizer.param_groups[0]["learning"]["losses"]
-    assert p.tolist() != [1.0] * 3 and loss.item() > 0
-    with pytest.raises(ProgramError, match="needs the loss"):
-        p.grad = torch.ones(3)
-        guard.step()

@@ -190,19 +190,22 @@ def test_groups_have_scalars_of_their_own() -> None:
 
 
 def test_rates_are_those_of_the_latest_step() -> None:
+    """Learned factor and schedule included: of gradient descent, what a step has moved over the gradient."""
     model = network()
-    optimizer = learn(model.parameters(), ADAMW, lr=0.1)
+    optimizer = learn(model.parameters(), BASELINES["sgd"].program, lr=1e-3)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     monitor = Monitor(optimizer, every=0)
     for step in range(3):
         backward(model, step)
+        before = flat(model.parameters())
         optimizer.step()
+        moved = (before - flat(model.parameters())).norm() / flat(p.grad for p in model.parameters()).norm()
         assert monitor.rates() == {
-            "optimizer/lr": pytest.approx(0.1 * 0.5**step),
+            "optimizer/lr": pytest.approx(moved.item(), rel=1e-6),
             "optimizer/learned/lr": optimizer.learned_values()["lr"],
         }
         schedule.step()
-    assert monitor.take() == {} and monitor.steps == 3
+    assert monitor.take() == {} and monitor.steps == 3 and optimizer.learned_values()["lr"] != 1e-3
 
 
 def test_a_rate_in_a_tensor_is_that_of_the_step() -> None:

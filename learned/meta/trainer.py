@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optforge.learned.meta_models import Rule, flatten
-from optforge.learned.meta_tasks import Params, Problem
-from optforge.learned.meta_training import Estimator, begin, unroll_all
+from optforge.learned.meta.models import Rule, flatten
+from optforge.learned.meta.tasks import Params, Problem
+from optforge.learned.meta.training import Estimator, begin, unroll_all
 from optforge.primitives import ProgramError
 
 VALIDATION = 2**32  # added to the seed, for problems that training does not see

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, vmap
 
-from optforge.learned.meta_models import Rule, State, Weights, unflatten
-from optforge.learned.meta_tasks import Params, Problem
-from optforge.learned.meta_training import Carry, Estimate, begin
+from optforge.learned.meta.models import Rule, State, Weights, unflatten
+from optforge.learned.meta.tasks import Params, Problem
+from optforge.learned.meta.training import Carry, Estimate, begin
 
 TINY = 1e-12  # of a teacher's squared step
 

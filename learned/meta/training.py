@@ -1,8 +1,8 @@
-"""Estimators of meta-gradients behind one interface: backpropagation, truncated or not, ES and PES.
+"""Estimators of meta-gradients behind one interface: backpropagation through training, truncated or not.
 
 Training runs are cut into segments. An estimator takes θ and what it carries from the segment before, and gives a
-gradient of the mean objective of this one, and what the next needs. Workers, which differ in problem and start, and
-perturbations run as one by `torch.func.vmap`.
+gradient of the mean objective of this one, and what the next needs. Workers, which differ in problem and start, run as
+one by `torch.func.vmap`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, vmap
 
-from optforge.learned.meta_models import Rule, State, unflatten
-from optforge.learned.meta_tasks import Params, Problem
+from optforge.learned.meta.models import Rule, State, unflatten
+from optforge.learned.meta.tasks import Params, Problem
 
 
 class Carry(NamedTuple):
@@ -168,99 +168,9 @@ class Backpropagation:
         return Estimate((gradients * scales).mean(0), losses), carry
 
 
-class ES:
-    """Antithetic evolution strategies: ε (L(θ+ε) − L(θ−ε)) / 2σ², for each worker an ε of its own.
-
-    Unbiased for the segment's smoothed loss (Nesterov & Spokoiny 2017, doi:10.1007/s10208-015-9296-2). The next
-    segment begins where θ itself arrives, so that the loss of later segments is left out, as it is in truncated
-    backpropagation (Vicol et al. 2021, arXiv:2112.13835, algorithm 1).
-
-    Args:
-        sigma: standard deviation of ε.
-        truncation: see `Estimator`.
-    """
-
-    repeats = 1
-
-    def __init__(self, sigma: float = 0.01, truncation: int | None = 20) -> None:
-        self.sigma, self.truncation = sigma, truncation
-
-    def begin(self, rule: Rule, theta: Tensor, params: Params) -> Carry:
-        """One run for each worker."""
-        return begin(rule, params)
-
-    def segment(
-        self,
-        rule: Rule,
-        problem: Problem,
-        theta: Tensor,
-        carried: Carry,
-        instances: Params,
-        batches: Tensor,
-        done: int,
-        generator: torch.Generator,
-    ) -> tuple[Estimate, Carry]:
-        """See `Estimator.segment`."""
-        eps = _normal(theta, len(batches), self.sigma, generator)
-        with torch.no_grad():
-            thetas = theta + torch.cat([eps, -eps, torch.zeros_like(eps)])
-            carried, instances, batches = _repeat(3, carried, instances, batches)
-            value, losses, carry = unroll_all(rule, problem, thetas, carried, instances, batches, done)
-            plus, minus, _ = value.chunk(3)
-            gradient = _weighted(eps, plus, minus, self.sigma)
-        return Estimate(gradient, losses.chunk(3)[2]), _map(lambda x: x.chunk(3)[2], carry)
-
-
-class PES:
-    """Persistent evolution strategies (Vicol et al. 2021, arXiv:2112.13835, algorithm 2): unbiased in spite of
-    truncation. Both runs of a pair go on perturbed, and the sum of all ε of a run weighs the loss of a segment.
-
-    Args:
-        sigma: standard deviation of the ε of a segment.
-        truncation: see `Estimator`.
-    """
-
-    repeats = 1
-
-    def __init__(self, sigma: float = 0.01, truncation: int | None = 20) -> None:
-        self.sigma, self.truncation = sigma, truncation
-
-    def begin(self, rule: Rule, theta: Tensor, params: Params) -> tuple[Carry, Tensor]:
-        """Two runs for each worker, the positive ones first, and the sum of perturbations ``[workers, θ]``."""
-        count = len(next(iter(params.values())))
-        doubled = {name: torch.cat([p, p]) for name, p in params.items()}
-        return begin(rule, doubled), theta.new_zeros(count, len(theta))
-
-    def segment(
-        self,
-        rule: Rule,
-        problem: Problem,
-        theta: Tensor,
-        carried: tuple[Carry, Tensor],
-        instances: Params,
-        batches: Tensor,
-        done: int,
-        generator: torch.Generator,
-    ) -> tuple[Estimate, tuple[Carry, Tensor]]:
-        """See `Estimator.segment`."""
-        carry, total = carried
-        eps = _normal(theta, len(batches), self.sigma, generator)
-        with torch.no_grad():
-            total = total + eps
-            _, instances, batches = _repeat(2, carry, instances, batches)
-            value, losses, carry = unroll_all(
-                rule, problem, theta + torch.cat([eps, -eps]), carry, instances, batches, done
-            )
-            plus, minus = value.chunk(2)
-            gradient = _weighted(total, plus, minus, self.sigma)
-        return Estimate(gradient, torch.stack(losses.chunk(2)).mean(0)), (carry, total)
-
-
 ESTIMATORS: dict[str, Callable[..., Any]] = {
     "bptt": partial(Backpropagation, truncation=None, curvature=1.0, clip=3.0),
     "tbptt": Backpropagation,
-    "es": ES,
-    "pes": PES,
 }
 """Estimators without a teacher by name: backpropagation through whole training runs is `bptt`, with `curvature` 1
 unless it is given; the paper's is `tbptt`."""
@@ -275,28 +185,9 @@ def unroll_all(
     batches: Tensor,
     done: int,
 ) -> tuple[Tensor, Tensor, Carry]:
-    """`unroll` of all workers, with one θ ``[size]`` for all or one for each ``[workers, size]``."""
+    """`unroll` of all workers with one θ."""
 
-    def one(theta: Tensor, carry: Carry, instance: Params, batches: Tensor) -> tuple[Tensor, Tensor, Carry]:
+    def one(carry: Carry, instance: Params, batches: Tensor) -> tuple[Tensor, Tensor, Carry]:
         return unroll(rule, problem, theta, carry, instance, batches, done)
 
-    shared = None if theta.ndim == 1 else 0
-    return vmap(one, in_dims=(shared, 0, 0 if instances else None, 0))(theta, carry, instances, batches)
-
-
-def _normal(theta: Tensor, count: int, sigma: float, generator: torch.Generator) -> Tensor:
-    return sigma * torch.randn(count, len(theta), generator=generator, dtype=theta.dtype).to(theta.device)
-
-
-def _weighted(eps: Tensor, plus: Tensor, minus: Tensor, sigma: float) -> Tensor:
-    """Mean over workers of ε (L⁺ − L⁻) / 2σ²; a pair of which one diverged says nothing."""
-    difference = torch.where(torch.isfinite(plus) & torch.isfinite(minus), plus - minus, 0.0)
-    return (eps * difference[:, None]).mean(0) / (2 * math.pow(sigma, 2))
-
-
-def _map(function, tree):  # type: ignore[no-untyped-def]
-    return torch.utils._pytree.tree_map(function, tree)
-
-
-def _repeat(times: int, *trees):  # type: ignore[no-untyped-def]
-    return [_map(lambda x: torch.cat([x] * times), tree) for tree in trees]
+    return vmap(one, in_dims=(0, 0 if instances else None, 0))(carry, instances, batches)

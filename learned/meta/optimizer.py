@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from optforge.learned.meta_weights import Learned, load
-from optforge.learned.rules import RULES, Seen
+from optforge.learned.meta.weights import Learned, load
+from optforge.learned.rate import averaged
 from optforge.primitives import ProgramError
 from optforge.primitives.parameters import with_gradients
 
@@ -30,11 +30,11 @@ class MetaOptimizer(Optimizer):
 
     Args:
         params: parameters or groups of them, in float32 or float64; a group may have its own `lr`.
-        learned: a rule with its weights, the name of shipped ones, or a file (see `learned.meta_weights.load`).
+        learned: a rule with its weights, the name of shipped ones, or a file (see `learned.meta.weights.load`).
         lr: multiplies the update. 1 is what the rule was trained with.
         learn_lr: κ with which a further factor of all rates is learned on the way, by the hypergradient of the loss
-            with respect to it and the rule `traced` of `learned.rules`; 0 for none, 0.02 is usual. Costs one copy of
-            the parameters, for the last step.
+            with respect to it (see `learned.rate`); 0 for none, 0.02 is usual. Costs one copy of the parameters, for
+            the last step.
 
     Raises:
         ProgramError: at construction for weights that do not fit and rates out of range; in `step`, before anything
@@ -153,26 +153,28 @@ class MetaOptimizer(Optimizer):
     @property
     def learned_factor(self) -> float:
         """What `learn_lr` has made of all rates so far; 1 at first."""
-        return math.exp(self.param_groups[0].get("learning", {}).get("log", 0.0))
+        return math.exp(self.param_groups[0].get(FIELD, (0.0,))[0])
 
     def _factor(self, ready: list[list[Tensor]]) -> float:
-        """The learned factor of this step: the last step's sums move it, as `learned.rules` says."""
-        first, rule = self.param_groups[0], RULES["traced"]
-        known = first.setdefault("learning", {"log": 0.0, "memory": rule.init()})
+        """The learned factor of this step: it follows the cosine of these gradients and the last step."""
+        log, trace, weight = self.param_groups[0].setdefault(FIELD, (0.0, 0.0, 0.0))
         sums = torch.zeros(3, dtype=torch.float64)
         for p in chain.from_iterable(ready):
             last = self.state[p].get("last")
             if last is not None:
                 g, u = p.grad.double(), last.double()  # type: ignore[union-attr]
                 sums += torch.stack([(g * u).sum(), g.square().sum(), u.square().sum()]).cpu()
-        if sums[1] * sums[2] > 0:
-            alpha = torch.tensor(math.exp(known["log"]), dtype=torch.float64)
-            change, memory = rule.step(known["memory"], Seen(sums[0], sums[1], sums[2], alpha), self.learn_lr)
-            if math.isfinite(change):
-                log = min(max(known["log"] + change.item(), -_LIMIT), _LIMIT)
-                first["learning"] = {"log": log, "memory": memory}
+        dot, g2, u2 = sums.tolist()
+        if g2 * u2 > 0:
+            mean, trace, weight = averaged(trace, weight, dot / math.sqrt(g2 * u2))
+            if math.isfinite(mean):
+                log = min(max(log + self.learn_lr * mean, -_LIMIT), _LIMIT)
+                self.param_groups[0][FIELD] = (log, trace, weight)
         return self.learned_factor
 
+
+FIELD = "learned:factor"
+"""Key of the first group for the logarithm of the learned factor, and what `learned.rate.averaged` keeps."""
 
 _LIMIT = math.log(1e6)
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from optforge.learned.meta_features import ADAM, Features, default_features
+from optforge.learned.meta.features import ADAM, Features, default_features
 from optforge.primitives.backends.interpret import initial_slot
 
 Weights = Mapping[str, Tensor]

@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from optforge.learned.meta_features import Features, difference
-from optforge.learned.meta_models import RULES, MLPRule, Rule
+from optforge.learned.meta.features import Features, difference
+from optforge.learned.meta.models import RULES, MLPRule, Rule
 from optforge.primitives import ProgramError
 
 FORMAT = "1"

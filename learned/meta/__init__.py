@@ -1,0 +1,1 @@
+"""Update rules that are networks, and how they are meta-trained."""
