@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_learned import PROGRAMS, Problem
+from support.learned import PROGRAMS, Problem
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
