@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from optforge.baselines import BASELINES
-from optforge.learned import LearnedOptimizer
-from optforge.primitives import Builder, ProgramOptimizer
+from optforge.primitives import Builder
 from optforge.primitives.blocks import heavy_ball, trust_ratio
 
 
@@ -77,53 +73,3 @@ class Problem:
 
     def flat(self):
         return torch.cat([p.detach().reshape(-1).clone() for p in self.model.parameters()])
-
-
-class Classes:
-    """Three classes by a random linear rule, batches of 64 from 512 points; a network with one or more layers of 32."""
-
-    def __init__(self, depth: int = 1, seed: int = 0) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.x, w = (torch.randn(s, generator=self.generator) for s in ((512, 16), (16, 3)))
-        self.y = (self.x @ w).argmax(1)
-        torch.manual_seed(seed)
-        layers: list[nn.Module] = [nn.Linear(16, 32), nn.Tanh()]
-        for _ in range(depth - 1):
-            layers += [nn.Linear(32, 32), nn.Tanh()]
-        self.model = nn.Sequential(*layers, nn.Linear(32, 3))
-
-    def loss(self) -> torch.Tensor:
-        i = torch.randint(512, (64,), generator=self.generator)
-        return cross_entropy(self.model(self.x[i]), self.y[i])
-
-    def end(self) -> float:
-        with torch.no_grad():
-            return cross_entropy(self.model(self.x), self.y).item()
-
-    def train(
-        self,
-        optimizer: LearnedOptimizer | ProgramOptimizer,
-        steps: int,
-        spike: int = -1,
-        where: int | None = None,
-        size: float = 1e4,
-        told: bool | Callable[[int, float], float | None] = False,
-    ) -> list[float]:
-        """Losses of some steps; `told` is whether they are told, or gives what is, or None, for a step and its loss."""
-        losses: list[float] = []
-
-        def closure() -> torch.Tensor:
-            optimizer.zero_grad()
-            loss = self.loss()
-            loss.backward()
-            for p in list(self.model.parameters())[slice(None) if where is None else slice(where, where + 1)]:
-                p.grad *= size if len(losses) == spike else 1.0
-            return loss
-
-        for step in range(steps):
-            loss = optimizer.step(closure) if told is True else closure()
-            if told is not True:
-                other = told(step, loss.item()) if told else None
-                optimizer.step(None if other is None else lambda other=other: other)
-            losses.append(loss.item())
-        return losses
