@@ -24,9 +24,10 @@ from optforge.experiments.tasks.transformers import Block
 from optforge.experiments.training.batches import RunBatches
 from optforge.experiments.training.moves import moves
 from optforge.experiments.training.options import PLAIN, RunOptions, device_type
-from optforge.experiments.training.results import TRAINED, evaluate
+from optforge.experiments.training.results import TRAINED
 from optforge.learned import LearnedOptimizer
 from optforge.search.training import Split, Task
+from optforge.search.training.loop import evaluate
 from optforge.search.training.task import initial_model
 
 Factory = Callable[..., Optimizer]

@@ -1,4 +1,4 @@
-"""What one training run came to, and how a trained model is measured."""
+"""What one training run came to."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
-
-import torch
-from torch import nn
-
-from optforge.search.training.task import Split, Task
 
 TRAINED = 1280
 """So many examples of the training split, evenly spaced, stand for all of them when its loss is reported."""
@@ -25,7 +20,7 @@ class RunResult:
         status: ``"ok"``, or ``"diverged"`` with a sentence in `reason`; losses that are not finite are then
             nan.
         steps: how many were made.
-        train_loss, valid_loss, test_loss: of the final weights, in the task's metric (see `evaluate`).
+        train_loss, valid_loss, test_loss: of the final weights, in the metric of the task (`search.training.loop.evaluate`).
         valid_accuracy, test_accuracy: shares of right classes in [0, 1], or None where the task has no
             classes.
         learned: final value of each learned quantity.
@@ -65,23 +60,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, task: Task, split: Split, limit: int | None = None) -> tuple[float, float | None]:
-    """Mean loss of a model over a split, and the share of right classes, or None where there are no classes.
-
-    With a `limit`, splits of more examples are represented by as many evenly spaced ones.
-    """
-    device = next(model.parameters()).device
-    count = len(split) if limit is None else min(len(split), limit)
-    at = torch.linspace(0, len(split) - 1, count, dtype=torch.float64).round().long()
-    loss, right, classes = 0.0, 0, 0
-    for part in at.split(256):
-        inputs, targets = (x.to(device) for x in split.batch(part))
-        outputs = model(inputs)
-        loss += float(task.loss(outputs, targets)) * len(part)
-        if task.accuracy:
-            right += int((outputs.argmax(-1) == targets).sum())
-            classes += targets.numel()
-    return loss / count, right / classes if task.accuracy else None

@@ -15,7 +15,7 @@ from optforge.search.training.task import Split, Task, batch_indices, initial_mo
 from optforge.search.training.torch_schedules import SCHEDULES
 from optforge.search.training.trial import Outcome, Status, Trial
 
-EVALUATION_ELEMENTS = 2**22  # inputs × members per validation chunk, to bound memory
+EVALUATION_EXAMPLES = 256  # in one pass, to bound the memory of activations
 CURVE_POINTS = 20
 
 
@@ -31,7 +31,7 @@ def train_alone(trials: Sequence[Trial]) -> list[Outcome]:
 def _train(trial: Trial) -> Outcome:
     begin, task, data, where = time.perf_counter(), trial.task, trial.task.data(), device()
     model = initial_model(task, trial.seed).to(where, trial.dtype)
-    start, _ = measure_alone(task, model, data.valid, trial.dtype, where)
+    start, _ = evaluate(model, task, data.valid)
     parameters = list(trainable(model).values())
     optimizer = optimizer_of(trial, parameters)
     scheduler = None
@@ -55,10 +55,10 @@ def _train(trial: Trial) -> Outcome:
         if scheduler is not None:
             scheduler.step()
         if trial.watch and index in points:
-            valid_curve.append(measure_alone(task, model, data.valid, trial.dtype, where)[0])
-    found = {name: (math.inf, math.nan) for name in trial.splits}
+            valid_curve.append(evaluate(model, task, data.valid)[0])
+    found: dict[str, tuple[float, float | None]] = {name: (math.inf, math.nan) for name in trial.splits}
     if step is None:
-        found = {n: measure_alone(task, model, getattr(data, n), trial.dtype, where) for n in trial.splits}
+        found = {name: evaluate(model, task, getattr(data, name)) for name in trial.splits}
     losses += [math.nan] * (trial.steps - len(losses))
     valid_curve += [math.nan] * (len(points) - len(valid_curve)) if trial.watch else []
     status, reason = ending({name: loss for name, (loss, _) in found.items()}, step)
@@ -66,7 +66,7 @@ def _train(trial: Trial) -> Outcome:
         status,
         reason,
         loss={name: loss for name, (loss, _) in found.items()},
-        accuracy={name: right for name, (_, right) in found.items()} if task.accuracy else {},
+        accuracy={name: right for name, (_, right) in found.items() if task.accuracy and right is not None},
         start=start,
         step=step,
         curve=tuple(losses[i] for i in sorted(points)),
@@ -97,20 +97,22 @@ def curve_points(steps: int) -> list[int]:
 
 
 @torch.no_grad()
-def measure_alone(
-    task: Task, model: nn.Module, split: Split, dtype: torch.dtype, device: torch.device
-) -> tuple[float, float]:
-    """Loss and accuracy of a model on a whole split; the accuracy is 0 for tasks without classes."""
-    first, _ = split.batch(torch.zeros(1, dtype=torch.int64))
-    size = max(1, EVALUATION_ELEMENTS // max(1, first.numel()))
+def evaluate(model: nn.Module, task: Task, split: Split, limit: int | None = None) -> tuple[float, float | None]:
+    """Mean loss of a model over a split, and the share of right answers, or None for tasks without classes.
+
+    With a `limit`, a split of more examples is represented by as many evenly spaced ones.
+    """
+    first = next(model.parameters())
+    count = len(split) if limit is None else min(len(split), limit)
+    chosen = torch.linspace(0, len(split) - 1, count, dtype=torch.float64).round().long()
     loss = right = 0.0
-    for at in torch.arange(len(split)).split(size):
-        inputs, targets = (x.to(device) for x in split.batch(at))
-        outputs = model(as_dtype(inputs, dtype))
+    for at in chosen.split(EVALUATION_EXAMPLES):
+        inputs, targets = (x.to(first.device) for x in split.batch(at))
+        outputs = model(as_dtype(inputs, first.dtype))
         loss += float(task.loss(outputs, targets)) * len(at)
         if task.accuracy:
             right += float((outputs.argmax(-1) == targets).double().mean()) * len(at)
-    return loss / len(split), right / len(split)
+    return loss / count, right / count if task.accuracy else None
 
 
 def device() -> torch.device:

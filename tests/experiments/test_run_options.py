@@ -23,10 +23,10 @@ from optforge.experiments.cli.commands import train as train_on_the_command_line
 from optforge.experiments.errors import UserError
 from optforge.experiments.tasks import TASKS
 from optforge.experiments.training.options import PLAIN, PRECISIONS, RunOptions
-from optforge.experiments.training.results import evaluate
 from optforge.experiments.training.train import train
 from optforge.primitives import ProgramError, ProgramOptimizer
 from optforge.search.training import Task
+from optforge.search.training.loop import evaluate
 from optforge.search.training.task import batch_indices, initial_model
 from optforge.search.training.torch_schedules import SCHEDULES
 

@@ -16,11 +16,10 @@ from optforge.experiments.programs import usual_rate
 from optforge.experiments.tasks import TASKS, cross_entropy, get_task, texts
 from optforge.experiments.tasks.file_tasks import FILE_TASKS
 from optforge.experiments.tasks.proxies import PROXIES
-from optforge.experiments.training.results import evaluate
 from optforge.experiments.training.train import train
 from optforge.search.fitness.evaluator import Status
 from optforge.search.fitness.sweep import Sweep
-from optforge.search.training.loop import as_dtype, train_alone
+from optforge.search.training.loop import as_dtype, evaluate, train_alone
 from optforge.search.training.task import TensorSplit, batch_indices, initial_model
 
 OFFLINE = [name for name in TASKS if name not in FILE_TASKS]

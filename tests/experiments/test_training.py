@@ -11,9 +11,9 @@ import torch
 from optforge.baselines import BASELINES, AdamW, ScheduleFreeAdamW
 from optforge.experiments.errors import UserError
 from optforge.experiments.tasks import TASKS
-from optforge.experiments.training.results import evaluate
 from optforge.experiments.training.train import train
 from optforge.primitives import ProgramError, ProgramOptimizer
+from optforge.search.training.loop import evaluate
 from optforge.search.training.task import batch_indices, initial_model
 
 DIGITS = TASKS["digits"]

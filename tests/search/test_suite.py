@@ -23,7 +23,7 @@ from optforge.search.fitness.suite import (
     generation_seed,
 )
 from optforge.search.fitness.sweep import Sweep
-from optforge.search.training.loop import train_alone
+from optforge.search.training.loop import evaluate, train_alone
 from optforge.search.training.schedule import scheduled
 from optforge.search.training.task import initial_model
 from optforge.search.training.train import Engine
@@ -172,9 +172,8 @@ def test_step_size_of_sign_descent_is_the_root_of_the_number_of_parameters() -> 
 
 
 def initial_loss(name: str) -> float:
-    from optforge.search.training.population.evaluate import initial_loss as measured
-
-    return measured(TASKS[name], generation_seed(0, 0))
+    model = initial_model(TASKS[name], generation_seed(0, 0))
+    return evaluate(model, TASKS[name], TASKS[name].data().valid)[0]
 
 
 def test_steps_and_schedule_are_the_sweeps() -> None:

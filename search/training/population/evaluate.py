@@ -10,10 +10,11 @@ from torch.func import functional_call, vmap
 from torch.utils.data import Dataset
 
 from optforge.search.training import Task
-from optforge.search.training.loop import EVALUATION_ELEMENTS, as_dtype, measure_alone
+from optforge.search.training.loop import as_dtype
 from optforge.search.training.population.gradients import views
 from optforge.search.training.task import Split, batch_indices, initial_model, trainable
 
+EVALUATION_ELEMENTS = 2**22  # inputs × members in one pass, to bound memory
 CHUNK = 10  # steps per Lightning batch: its loop costs 0.3 ms a turn, as much as a quarter of a population's step
 
 
@@ -60,9 +61,3 @@ def measure(task: Task, arena: Tensor, split: Split) -> tuple[Tensor, Tensor]:
         right += found[1] * len(indices)
     loss, right = ((x / len(split)).view(arena.shape[:2]).T.cpu() for x in (loss, right))
     return loss, right
-
-
-def initial_loss(task: Task, seed: int) -> float:
-    """Validation loss of the weights that `seed` gives, before training."""
-    model, valid = initial_model(task, seed), task.data().valid
-    return measure_alone(task, model, valid, torch.float32, torch.device("cpu"))[0]
