@@ -17,7 +17,7 @@ from optforge.experiments.cli.compare import compare
 from optforge.experiments.cli.meta import meta_train
 from optforge.experiments.cli.programs import ProgramName, certify, equivalent, export, show, simplify, trajectories
 from optforge.experiments.cli.report import report
-from optforge.experiments.cli.search import score, search, tune
+from optforge.experiments.cli.search import calibrate, score, search, tune
 from optforge.experiments.errors import FailedError, UserError, disk_error
 from optforge.experiments.tasks.places import look_up
 
@@ -172,6 +172,7 @@ def train(
 command(search)
 command(tune)
 command(score)
+command(calibrate)
 
 
 command(compare)

@@ -20,7 +20,8 @@ class RunResult:
         status: ``"ok"``, or ``"diverged"`` with a sentence in `reason`; losses that are not finite are then
             nan.
         steps: how many were made.
-        train_loss, valid_loss, test_loss: of the final weights, in the metric of the task (`search.training.loop.evaluate`).
+        train_loss, valid_loss, test_loss: of the final weights, in the metric of the task; see
+            `search.training.loop.evaluate`.
         valid_accuracy, test_accuracy: shares of right classes in [0, 1], or None where the task has no
             classes.
         learned: final value of each learned quantity.
