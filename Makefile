@@ -40,7 +40,7 @@ search: setup  ## Search for an optimizer on a small task, in a fresh folder und
 	@$(BIN)/optforge search $(SEARCH_ARGS)
 
 compare: setup  ## Compare the newest search's best program with tuned AdamW and Lion on other tasks
-	@found=$$($(BIN)/python -c 'from optforge.experiments.compare.command import newest_search; print(newest_search() or "")'); \
+	@found=$$($(BIN)/python -c 'from optforge.experiments.cli.compare_command import newest_search; print(newest_search() or "")'); \
 	if [ -z "$$found" ]; then echo "compare: there is no search under runs/ yet (make search makes one), so baselines only"; fi; \
 	$(BIN)/optforge compare $${found:+"$$found"} $(COMPARE_ARGS)
 

@@ -96,7 +96,7 @@ def compare(
       optforge compare runs/first#1 adamw lion muon --tasks suite --trials 16 --seeds 10
       optforge compare runs/first#1 --quick --control --tasks suite --workers 2
     """
-    from optforge.experiments.compare.command import Asked, compare_command
+    from optforge.experiments.cli.compare_command import Asked, compare_command
 
     settings = {
         "trials": trials,

@@ -363,7 +363,7 @@ def test_an_interrupted_search_says_how_to_go_on(run, searched):
 
 
 def test_compare_passes_on_what_was_asked_for(run, monkeypatch):
-    from optforge.experiments.compare import command
+    from optforge.experiments.cli import compare_command as command
 
     calls = []
     monkeypatch.setattr(command, "compare_command", lambda programs, asked: calls.append((programs, asked)))

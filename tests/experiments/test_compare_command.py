@@ -22,7 +22,7 @@ import torch
 from sqlalchemy import create_engine
 
 from optforge.baselines import BASELINES
-from optforge.experiments.compare.command import Asked, compare_command, make_plan, newest_search
+from optforge.experiments.cli.compare_command import Asked, compare_command, make_plan, newest_search
 from optforge.experiments.compare.contest import Contest
 from optforge.experiments.compare.fingerprints import changes, fingerprint, task_named
 from optforge.experiments.compare.origin import origin_sentences, random_control

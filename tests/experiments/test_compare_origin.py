@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from optforge.baselines import BASELINES
-from optforge.experiments.compare.command import QUICK_SUITE, Asked, make_plan
+from optforge.experiments.cli.compare_command import QUICK_SUITE, Asked, make_plan
 from optforge.experiments.compare.origin import bred_on, origin, origin_sentences, task_key
 from optforge.experiments.errors import UserError
 from optforge.primitives import print_program
