@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from optforge.search.duplicates.cache import DuplicateCache, Verdict
-from optforge.search.evolution.evolution import Candidate, Evolution, Individual, SpaceExhausted, Statistics
+from optforge.search.evolution.evolution import Candidate, Evolution, SpaceExhausted
+from optforge.search.evolution.standing import Individual, standings
+from optforge.search.evolution.statistics import Statistics
 from optforge.search.fitness.evaluator import Fitness, Status
 from optforge.search.ledger import Ledger, Record
 from optforge.search.training.executors.pool import Executor, Job
@@ -38,6 +40,7 @@ class Finished(NamedTuple):
 class _Pending(NamedTuple):
     batch: int
     candidates: list[Candidate]
+    again: list[Individual]
     counts: Counter[Verdict]
     job: Job
     begin: float
@@ -56,11 +59,13 @@ class Search:
         self.evolution, self.ledger, self.workers = evolution, ledger, workers
         self.cache = cache or DuplicateCache()
         self.history: list[Individual] = []
-        self.best: list[Record] = []  # ascending by score
+        self._best: list[Record] = []  # ascending by first score
         self.statistics = Statistics(verdicts=ledger.counts())
         self.exhausted = ""
         for record in ledger:
             self._tell(record)
+        for number, batch, score in ledger.repeats():
+            self._tell_again(number, batch, score)
         self.cache.restore((i.number, i.program) for i in self.history)
 
     def run(self, budget: Budget, clock: Callable[[], float] = time.monotonic) -> Iterator[Finished]:
@@ -78,8 +83,9 @@ class Search:
                 except SpaceExhausted as error:
                     self.exhausted = str(error)
                     break
-                job = self.workers.submit([c.program for c in candidates], batch)
-                pending.append(_Pending(batch, candidates, counts, job, time.monotonic()))
+                again = self.evolution.again(self.history, batch)
+                job = self.workers.submit([c.program for c in candidates] + [i.program for i in again], batch)
+                pending.append(_Pending(batch, candidates, again, counts, job, time.monotonic()))
                 batch += 1
             if not pending:
                 return
@@ -92,7 +98,9 @@ class Search:
     def _finish(self, pending: _Pending) -> Finished:
         fitnesses = self.workers.result(pending.job)
         seconds = time.monotonic() - pending.begin
-        self.ledger.append(pending.batch, pending.candidates, fitnesses, pending.counts, seconds, time.time())
+        fitnesses, later = fitnesses[: len(pending.candidates)], fitnesses[len(pending.candidates) :]
+        again = {i.number: fitness.score for i, fitness in zip(pending.again, later, strict=True)}
+        self.ledger.append(pending.batch, pending.candidates, fitnesses, pending.counts, seconds, time.time(), again)
         self.statistics.verdicts += pending.counts
         for candidate, fitness in zip(pending.candidates, fitnesses, strict=True):
             number, parent, mutations, program, identity = candidate
@@ -108,7 +116,19 @@ class Search:
                     fitness,
                 )
             )
+        for number, score in again.items():
+            self._tell_again(number, pending.batch, score)
         return Finished(pending.batch, pending.candidates, fitnesses)
+
+    def _tell_again(self, number: int, batch: int, score: float) -> None:
+        known = self.history[number]
+        self.history[number] = known._replace(again=(*known.again, (batch, score)))
+
+    @property
+    def best(self) -> list[Record]:
+        """Programs that could be trained, best first by what is believed of them; at most `KEPT`."""
+        order = standings([self.history[record.number] for record in self._best])
+        return [r for _, _, r in sorted(zip(order, (r.number for r in self._best), self._best, strict=True))]
 
     def _tell(self, record: Record) -> None:
         fitness = record.fitness
@@ -121,5 +141,5 @@ class Search:
         if fitness.status is Status.FAILED and not self.statistics.failure:
             self.statistics.failure = fitness.reason
         if fitness.status is Status.OK:
-            insort(self.best, record, key=lambda r: (r.fitness.score, r.number))
-            del self.best[KEPT:]
+            insort(self._best, record, key=lambda r: (r.fitness.score, r.number))
+            del self._best[KEPT:]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
-from optforge.search.evolution.evolution import Individual
+from optforge.search.evolution.standing import Individual
 from optforge.search.fitness.evaluator import BOUND, FLOOR
 
 LADDER = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(-8, 1))

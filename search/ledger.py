@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from filelock import FileLock
@@ -49,6 +50,12 @@ PROGRAMS = Table(
     Column("edge", Integer, nullable=False),
     *(Column(name, Text, nullable=False) for name in ("rungs", "parts")),
     *(Column(name, Integer, nullable=False) for name in ("statements", "live", "slots")),
+)
+REPEATS = Table(
+    "repeats",
+    TABLES,
+    *(Column(name, Integer, primary_key=True, autoincrement=False) for name in ("batch", "number")),
+    Column("score", Float),
 )
 _TIMINGS = ("seconds", "finished_at")  # the other columns are what a repeated run reproduces
 
@@ -175,8 +182,16 @@ class Ledger:
         counts: Counter[Verdict],
         seconds: float,
         now: float,
+        again: Mapping[int, float] = MappingProxyType({}),
     ) -> None:
         """Write one finished batch, atomically. Batches follow each other without gaps.
+
+        Args:
+            batch: its number.
+            candidates, fitnesses: what was evaluated for the first time.
+            counts: programs that were generated to find them, by verdict.
+            seconds, now: how long it took, and when it ended.
+            again: scores of earlier programs, by number, that were evaluated again.
 
         Raises:
             StoreError: if the file cannot be written; it is then as it was before.
@@ -187,6 +202,10 @@ class Ledger:
         with self.store.writing() as db:
             db.execute(insert(BATCHES), row)
             db.execute(insert(PROGRAMS), programs)
+            if again:
+                db.execute(
+                    insert(REPEATS), [{"batch": batch, "number": n, "score": _finite(x)} for n, x in again.items()]
+                )
 
     def __iter__(self) -> Iterator[Record]:
         """All evaluated programs in order of their numbers."""
@@ -198,6 +217,12 @@ class Ledger:
             names = tuple(row.mutations.split(","))
             program = parse_program(row.program)
             yield Record(row.number, row.batch, row.parent, names, program, row.key, row.fingerprint, fitness)
+
+    def repeats(self) -> Iterator[tuple[int, int, float]]:
+        """Number, batch and score of every repeated evaluation, in order of batches."""
+        with self.store.reading() as db:
+            for row in db.execute(select(REPEATS).order_by(REPEATS.c.batch, REPEATS.c.number)):
+                yield row.number, row.batch, math.inf if row.score is None else row.score
 
     def summaries(self) -> Iterator[Summary]:
         """All evaluated programs in order of their numbers, many times faster than by iteration."""
@@ -229,6 +254,8 @@ class Ledger:
         for table in (PROGRAMS, BATCHES):
             for row in self._rows(table):
                 sha.update(repr(tuple(row)).encode())
+        for repeat in self.repeats():
+            sha.update(repr(repeat).encode())
         return sha.hexdigest()
 
     def _rows(self, table: Table) -> Iterator[Any]:

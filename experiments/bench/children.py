@@ -11,7 +11,8 @@ from optforge.experiments.bench.figures import Figure
 from optforge.primitives import subset
 from optforge.primitives.analysis.fingerprint import behave, together
 from optforge.search.duplicates.cache import DuplicateCache, Verdict
-from optforge.search.evolution.evolution import Evolution, Individual
+from optforge.search.evolution.evolution import Evolution
+from optforge.search.evolution.standing import Individual
 from optforge.search.space.mutation import Space
 
 

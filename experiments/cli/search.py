@@ -79,6 +79,10 @@ def search(
             min=0, metavar="N", help="Restart interval, in programs: from the start or the best; 0 for never."
         ),
     ] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Elites evaluated again with each batch, on its seed.", show_default="2"),
+    ] = None,
     descent: Annotated[
         bool, typer.Option("--descent", help="Train only what goes downhill on simulated quadratics.")
     ] = False,
@@ -178,6 +182,7 @@ def search(
         islands=islands,
         migrate_every=migrate_every,
         restart_every=restart_every,
+        repeats=repeats,
         descent=descent or None,
         race=race or None,
         precision=precision,

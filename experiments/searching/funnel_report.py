@@ -13,7 +13,7 @@ from optforge.primitives import print_program
 from optforge.search.evolution.archive import pareto, point
 
 if TYPE_CHECKING:
-    from optforge.search.evolution.evolution import Individual
+    from optforge.search.evolution.standing import Individual
 
 ARCHIVE = "archive.json"
 

@@ -33,7 +33,7 @@ from optforge.search.funnel import (
 from optforge.search.training.asking import Asking, Train, answer
 
 if TYPE_CHECKING:
-    from optforge.search.evolution.evolution import Individual
+    from optforge.search.evolution.standing import Individual
 
 ENTRANTS = 24
 """Best programs of a search, on fresh seeds of its own tasks, that the funnel begins with."""

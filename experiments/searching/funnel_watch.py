@@ -11,7 +11,7 @@ from optforge.search.funnel import Stage, checkpoints, overfitting_point
 from optforge.search.training.asking import Train, answer
 
 if TYPE_CHECKING:
-    from optforge.search.evolution.evolution import Individual
+    from optforge.search.evolution.standing import Individual
 
 UNKNOWN_LENGTH = 16_384
 """Programs of a search that time alone ends, for the distance of its checkpoints."""

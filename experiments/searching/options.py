@@ -43,6 +43,7 @@ class SearchOptions:
         islands: lineages that do not mix.
         migrate_every: candidates of an island between two that descend from its neighbour; 0 for never.
         restart_every: candidates between restarts; 0 for never.
+        repeats: programs evaluated again with each batch.
         descent: whether programs that do not go downhill on simulated quadratics are left untrained.
         race: whether a rate that is hopelessly behind another one of its program is not trained to the end.
         precision: of forward and backward passes, one of `search.training.population.gradients.PRECISIONS`.
@@ -77,6 +78,7 @@ class SearchOptions:
     islands: int | None = None
     migrate_every: int | None = None
     restart_every: int | None = None
+    repeats: int | None = None
     descent: bool | None = None
     race: bool | None = None
     precision: str | None = None
@@ -187,7 +189,9 @@ def evolution(config: dict[str, Any]) -> Evolution:
     from optforge.search.evolution.evolution import Evolution
     from optforge.search.space.draft import Space
 
-    names = ("seed", "population", "tournament", "batch", "lag", "islands", "migrate_every", "restart_every")
+    names = (
+        "seed", "population", "tournament", "batch", "lag", "islands", "migrate_every", "restart_every", "repeats",
+    )  # fmt: skip
     return Evolution(
         start=tuple(map(parse_program, config["programs"])),
         space=Space(

@@ -32,6 +32,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "race": False,
         "precision": "float32",
         "batch": 16,
+        "repeats": 2,
         "lag": 2,
         "steps": 0,  # each task's own
     }
@@ -48,6 +49,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "minutes": 55.0,
             "population": 300,
             "batch": 32,
+            "repeats": 4,
             "funnel": True,
             "tune": 64,
         },
@@ -58,6 +60,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "population": 1000,
             "tournament": 2,
             "batch": 256,
+            "repeats": 16,
             "lag": 8,  # batches in flight, and so the most GPUs that are busy: the configuration is the same with fewer
             "funnel": True,
             "tune": 64,

@@ -22,7 +22,7 @@ from optforge.primitives.export.pseudocode import pseudo_code
 from optforge.primitives.program import Const
 from optforge.search.duplicates.cache import Verdict
 from optforge.search.engine import Budget, Finished, Search
-from optforge.search.evolution.evolution import Individual
+from optforge.search.evolution.standing import Individual
 
 LINE_EVERY = 15.0  # seconds between lines where there is no terminal to draw in
 

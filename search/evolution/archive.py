@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 from optforge.primitives import Program
 from optforge.primitives.analysis.cost import cost
-from optforge.search.evolution.evolution import Individual
+from optforge.search.evolution.standing import Individual
 
 Item = TypeVar("Item")
 

@@ -13,26 +13,18 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from optforge.primitives import Program
 from optforge.search.duplicates.cache import DuplicateCache, Identity, Verdict
+from optforge.search.evolution.standing import Individual, standings, worth_repeating
 from optforge.search.evolution.strategies import STRATEGIES, Strategy
 from optforge.search.space.draft import Space
 
 PARENTS = 50  # tried for one candidate before the space counts as exhausted
 CHILDREN = 20  # of one parent
-
-
-class Individual(NamedTuple):
-    """An evaluated program. Lower scores are better; infinite if it could not be trained."""
-
-    number: int
-    batch: int
-    program: Program
-    score: float
 
 
 class Candidate(NamedTuple):
@@ -94,6 +86,7 @@ class Evolution:
         restart_every: every so many candidates, populations are dropped and begin anew: in turns from the start
             programs and from the best program so far (of each island); 0 for never.
         strategy: a row of `search.evolution.strategies.STRATEGIES`.
+        repeats: programs that are evaluated again with each batch, on its seed (see `search.evolution.standing`).
 
     Raises:
         ValueError: for settings that make no sense together, with what would.
@@ -110,11 +103,14 @@ class Evolution:
     migrate_every: int = 0
     restart_every: int = 0
     strategy: str = "evolution"
+    repeats: int = 0
 
     def __post_init__(self) -> None:
         for name in ("population", "tournament", "batch", "lag", "islands"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.repeats < 0:
+            raise ValueError(f"repeats must be at least 0, got {self.repeats}")
         if not self.start:
             raise ValueError("evolution needs at least one start program")
         if self.strategy not in STRATEGIES:
@@ -168,7 +164,18 @@ class Evolution:
         pool = [i for i in recent if i.number % self.islands == island][-size:]
         if first and len(pool) < size:
             pool = [*self._founders(history, first, island), *pool][-size:]
-        return pool
+        believed = standings(pool, self._horizon(number))
+        return [i._replace(score=score) for i, score in zip(pool, believed, strict=True)]
+
+    def again(self, history: Sequence[Individual], batch: int) -> list[Individual]:
+        """Who is evaluated once more with `batch`: elites among those that may become parents of its candidates."""
+        number = batch * self.batch
+        recent = history[max(0, self._before(history, number) - self.population) : self._before(history, number)]
+        return worth_repeating(recent, self.repeats, self._horizon(number)) if self.repeats else []
+
+    def _horizon(self, number: int) -> int:
+        """The last batch whose evaluations count when candidate `number` is bred."""
+        return number // self.batch - self.lag
 
     def _before(self, history: Sequence[Individual], number: int) -> int:
         """How many individuals are evaluated when `number` is bred, whoever evaluates them and how fast."""
@@ -271,39 +278,3 @@ class Evolution:
 
 def _number(individual: Individual) -> int:
     return individual.number
-
-
-@dataclass
-class Statistics:
-    """What a search did so far, in numbers of programs."""
-
-    verdicts: Counter[Verdict] = field(default_factory=Counter)
-    trained: int = 0
-    diverged: int = 0
-    failed: int = 0  # the evaluation broke, which says nothing about the program
-    failure: str = ""  # why, of the first
-    statements: int = 0  # of trained programs
-    dead: int = 0  # of these, without effect on the update
-
-    @property
-    def generated(self) -> int:
-        """All programs made by mutation, trained or not."""
-        return self.verdicts.total()
-
-    @property
-    def duplicates(self) -> int:
-        """Programs recognised by key or by fingerprint."""
-        return sum(self.verdicts[v] for v in (Verdict.SAME_KEY, Verdict.SAME_BEHAVIOUR, Verdict.SAME_UP_TO_RATE))
-
-    @property
-    def redundancy(self) -> float:
-        """Share of the trained programs' statements that are without effect."""
-        return self.dead / max(1, self.statements)
-
-    def cache_hits(self, *, behavioural: bool = True) -> float:
-        """Share of the programs that could have been trained which were recognised; by key alone, or by all means.
-
-        By key alone, programs that only their behaviour gave away count as trained.
-        """
-        hits = self.duplicates if behavioural else self.verdicts[Verdict.SAME_KEY]
-        return hits / max(1, self.duplicates + self.verdicts[Verdict.NEW])

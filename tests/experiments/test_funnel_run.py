@@ -28,7 +28,7 @@ from optforge.experiments.searching.options import SearchOptions
 from optforge.experiments.searching.run import run_search
 from optforge.experiments.tasks import TASKS
 from optforge.primitives import parse_program
-from optforge.search.evolution.evolution import Individual
+from optforge.search.evolution.standing import Individual
 from optforge.search.fitness.evaluator import FLOOR
 from optforge.search.funnel import Stage, check_unseen
 from optforge.search.training import Task

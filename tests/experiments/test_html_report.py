@@ -37,7 +37,8 @@ from optforge.experiments.report.search_report import search_verdict
 from optforge.primitives import Program, print_program, subset
 from optforge.search.engine import Budget, Search
 from optforge.search.evolution.archive import pareto, point
-from optforge.search.evolution.evolution import Evolution, Individual
+from optforge.search.evolution.evolution import Evolution
+from optforge.search.evolution.standing import Individual
 from optforge.search.fitness.evaluator import Fitness, Status, evaluating
 from optforge.search.ledger import Ledger, Summary
 from optforge.search.space.draft import Space

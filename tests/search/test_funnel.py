@@ -10,7 +10,7 @@ import pytest
 
 from optforge.baselines import BASELINES
 from optforge.search.evolution.archive import Point, pareto, point
-from optforge.search.evolution.evolution import Individual
+from optforge.search.evolution.standing import Individual
 from optforge.search.funnel import (
     BOUND,
     FLOOR,

@@ -20,7 +20,8 @@ from optforge.baselines import BASELINES
 from optforge.primitives import Program
 from optforge.search.duplicates.cache import DuplicateCache, Verdict
 from optforge.search.engine import Budget, Search
-from optforge.search.evolution.evolution import Evolution, Individual, SpaceExhausted
+from optforge.search.evolution.evolution import Evolution, SpaceExhausted
+from optforge.search.evolution.standing import Individual
 from optforge.search.fitness.evaluator import Fitness, Status, evaluating
 from optforge.search.ledger import Ledger, Record
 from optforge.search.space.mutation import Space
