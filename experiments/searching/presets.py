@@ -39,6 +39,21 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
 )
 """What determines a search; kept in its ledger, so that `--resume` goes on with the same."""
 
+STARTS = "adamw,nadamw,lion,muon,lamb,adan,ademamix,soap"
+"""What the islands of long searches start from, one each."""
+
+LONG: Mapping[str, Any] = MappingProxyType(
+    {
+        "start": STARTS,
+        "ops": ",".join((*OPS, "preconditioners", "lazy")),
+        "islands": 8,
+        "migrate_every": 40,
+        "funnel": True,
+        "tune": 64,
+    }
+)
+"""What long presets have in common."""
+
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "seconds": {"programs": 96, "minutes": 1.0},
@@ -47,23 +62,21 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "hour": {
             "programs": 4_800,
             "minutes": 55.0,
-            "population": 300,
+            **LONG,
+            "population": 320,
             "batch": 32,
             "repeats": 4,
-            "funnel": True,
-            "tune": 64,
         },
         # population and tournament of Lion's search (Chen et al. 2023, arXiv:2302.06675, §2.2)
         "gpu": {
             "programs": 262_144,
             "minutes": 60.0,
+            **LONG,
             "population": 1000,
             "tournament": 2,
             "batch": 256,
             "repeats": 16,
             "lag": 8,  # batches in flight, and so the most GPUs that are busy: the configuration is the same with fewer
-            "funnel": True,
-            "tune": 64,
         },
     }
 )
