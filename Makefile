@@ -14,7 +14,7 @@ TEST_ARGS    ?= -n 2 -q
 FAULTS_ARGS  ?= -v $(addprefix tests/test_,faults.py faults_programs.py ledger.py executors.py cluster.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search compare bench bench-learned bench-gpu test faults lint types imports links docs site lock clean
+.PHONY: help setup search compare bench bench-learned bench-gpu test faults lint types imports links lines docs site lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -77,6 +77,12 @@ imports: setup links  ## Check which package imports which
 links:
 	@mkdir -p build/types/optforge
 	@ln -sfn ../../../primitives ../../../baselines ../../../learned ../../../search ../../../experiments $(addprefix ../../../,$(wildcard optforge/*.py)) build/types/optforge/
+
+# Without tests, benchmarks, generators of docs and examples.
+lines:  ## Count the lines of each package
+	@for folder in optforge primitives baselines learned search experiments; do \
+		printf '%-12s %6d\n' $$folder $$(find $$folder -name '*.py' -not -path '*/bench/*' -not -path '*/docs/*' -not -path '*/examples/*' | xargs cat | wc -l); \
+	done | awk '{ print; total += $$2 } END { printf "%-12s %6d\n", "in all", total }'
 
 docs: setup  ## Write the pages and tables that describe the language and the optimizers
 	@$(BIN)/python -m optforge.experiments.docs
