@@ -65,11 +65,27 @@ def resolve_program(text: str) -> tuple[str, Program]:
     )
 
 
-def usual_rate(name: str) -> float:
-    """The middle of a baseline's usual range of learning rates, on a log scale, to one digit; else 0.001."""
-    if name not in BASELINES:
+def usual_rate(text: str) -> float:
+    """The learning rate of an optimizer, where none is given.
+
+    Of a baseline the middle of its usual range on a log scale, to one digit; of ``RUN_DIR#RANK`` the one that was tuned
+    at the end of its search; else 0.001.
+    """
+    folder, mark, rank = text.rpartition("#")
+    if mark:
+        return _tuned_rate(Path(folder) / HALL_OF_FAME, rank)
+    if text not in BASELINES:
         return 1e-3
-    return float(f"{math.sqrt(math.prod(BASELINES[name].lr_range)):.0e}")
+    return float(f"{math.sqrt(math.prod(BASELINES[text].lr_range)):.0e}")
+
+
+def _tuned_rate(file: Path, rank: str) -> float:
+    try:
+        rates = {str(row["rank"]): float(row["lr"]) for row in json.loads(_read(file, 100 * MAX_CHARACTERS))}
+    except (UserError, ProgramError, ValueError, TypeError, KeyError):  # naming the program will say what is wrong
+        return 1e-3
+    rate = rates.get(rank.lstrip("0"), 1e-3)
+    return rate if math.isfinite(rate) and rate > 0 else 1e-3
 
 
 def baseline_name(program: Program) -> str | None:

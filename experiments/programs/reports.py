@@ -10,7 +10,7 @@ from typing import Any
 
 from optforge.experiments.errors import UserError
 from optforge.experiments.files import check_can_write, write_atomic
-from optforge.experiments.programs.names import describe
+from optforge.experiments.programs.names import describe, usual_rate
 from optforge.primitives import Program
 from optforge.primitives.analysis.certificate import certificate
 from optforge.primitives.analysis.cost import cost
@@ -90,7 +90,10 @@ def _simplified_json(name: str, program: Program, simple: Program, steps: list[S
 def write_export(name: str, program: Program, *, to: str, argument: str, output: Path | None) -> None:
     """Export a program to a file, or to the terminal."""
     made = {"exported from": argument, "by": f"optforge {metadata.version('optforge')}"}
-    text = export(program, name, to, made)
+    rate = usual_rate(argument)
+    if "#" in argument:
+        made["default learning rate"] = f"{rate:g}, as tuned at the end of the search"
+    text = export(program, name, to, made, rate if "#" in argument else 1e-3)
     if output is None:
         print(text, end="")
     else:

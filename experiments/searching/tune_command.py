@@ -54,7 +54,7 @@ def tune_command(
         raise UserError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
     check_can_write("--storage", storage)
     name, found = resolve_program(program)
-    rate = usual_rate(name) if lr is None else lr
+    rate = usual_rate(program) if lr is None else lr
     options: dict[str, Any] = {"trials": trials, "steps": steps, "sampler": sampler, "seed": seed}
     asking = tune_constants(found, task_named(task), rate, **options)
     try:

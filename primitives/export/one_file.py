@@ -22,7 +22,13 @@ _LONGEST_NAME = 60
 _LONGEST_COMMENT = 20_000
 
 
-def export(program: Program, name: str, to: str = "torch", provenance: str | Mapping[str, object] | None = None) -> str:
+def export(
+    program: Program,
+    name: str,
+    to: str = "torch",
+    provenance: str | Mapping[str, object] | None = None,
+    lr: float = 1e-3,
+) -> str:
     """The text of a file that holds `program` and nothing of optforge.
 
     Args:
@@ -31,14 +37,15 @@ def export(program: Program, name: str, to: str = "torch", provenance: str | Map
         to: ``torch`` (a module with a `torch.optim.Optimizer`), ``optax`` (a module with a function that returns an
             `optax.GradientTransformation`), ``latex`` or ``text`` (which can be parsed again).
         provenance: where the program comes from: text, or words and what they say; becomes comments.
+        lr: default learning rate of an optimizer.
 
     Raises:
         ProgramError: for an unknown format, or for an op that has no meaning in it.
     """
     program = _pruned(program)
     writers: dict[str, Callable[[], str]] = {
-        "torch": lambda: torch_module(program, identifier(name), _about(program, name, provenance)),
-        "optax": lambda: optax_module(program, identifier(name, snake=True), _about(program, name, provenance)),
+        "torch": lambda: torch_module(program, identifier(name), _about(program, name, provenance), lr),
+        "optax": lambda: optax_module(program, identifier(name, snake=True), _about(program, name, provenance), lr),
         "latex": lambda: _latex(program, name, provenance),
         "text": lambda: "\n".join(_about(program, name, provenance, short=True)) + "\n" + print_program(program),
     }

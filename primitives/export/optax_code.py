@@ -24,8 +24,8 @@ _TAKEN = ("jax", "jnp", "np", "optax", "math", "dims", "count", "state", "hypers
           "total_steps", "group_norm", "updates", "params", "init", "update")  # fmt: skip
 
 
-def optax_module(program: Program, name: str, about: list[str]) -> str:
-    """Source of the module; `name` must be a safe identifier and `about` comment lines.
+def optax_module(program: Program, name: str, about: list[str], lr: float = 1e-3) -> str:
+    """Source of the module; `name` must be a safe identifier, `about` comment lines, and `lr` the default rate.
 
     Raises:
         ProgramError: if an op's template uses something that has no known counterpart in JAX.
@@ -43,7 +43,7 @@ def optax_module(program: Program, name: str, about: list[str]) -> str:
         *(source for own, source in OWN.items() if f"_{own}(" in text),
         *routines,
         *functions,
-        _transformation(name, programs),
+        _transformation(name, programs, lr),
     ]
     return "\n\n\n".join(blocks) + "\n"
 
@@ -162,12 +162,13 @@ def _initial_value(init: float | str, kind: Kind) -> str:
     return f"jnp.full({shape}, {init!r}, dtype=p.dtype)"
 
 
-def _transformation(name: str, programs: list[Program]) -> str:
+def _transformation(name: str, programs: list[Program], lr: float) -> str:
     hypers, live = ranges(programs), frozenset[str]().union(*(p.live.names for p in programs))
     variables = locals_for(hypers, ("learning_rate", "total_steps", *_TAKEN))
     has_fallback, timed = len(programs) > 1, "progress" in live
     pieces = {
         "NAME": name,
+        "LR": repr(lr),
         "SIGNATURE": "".join(f", {variables[h]}={default!r}" for h, (default, _, _) in hypers.items())
         + (", total_steps=None" if timed else ""),
         "HYPERS": "".join(f"        {quoted(h)}: {variables[h]},\n" for h in hypers),
@@ -229,7 +230,7 @@ def _wide(x):
     return x.astype(jnp.float32) if x.dtype == jnp.float16 else x
 
 
-def @NAME@(learning_rate=0.001@SIGNATURE@):
+def @NAME@(learning_rate=@LR@@SIGNATURE@):
     """The rule as an `optax.GradientTransformation` whose updates already hold the learning rate."""@CHECK_TOTAL@
     hypers = {
 @HYPERS@    }

@@ -24,8 +24,8 @@ from optforge.primitives.program import Const, Program, fold
 _TAKEN = ("torch", "math", "dims", "group", "state", "numbers", "step", "total_steps")
 
 
-def torch_module(program: Program, name: str, about: list[str]) -> str:
-    """Source of the module; `name` must be a safe identifier and `about` comment lines."""
+def torch_module(program: Program, name: str, about: list[str], lr: float = 1e-3) -> str:
+    """Source of the module; `name` must be a safe identifier, `about` comment lines, and `lr` the default rate."""
     programs = [p for p in (program, program.fallback) if p is not None]
     rules = [_Rule(p, suffix) for p, suffix in zip(programs, ("", "_fallback"), strict=False)]
     templates = [op.torch for rule in rules for op in rule.ops]
@@ -35,7 +35,7 @@ def torch_module(program: Program, name: str, about: list[str]) -> str:
         *_constants(programs),
         *helpers(templates),
         *(source for rule in rules for source in rule.functions()),
-        _optimizer(name, programs),
+        _optimizer(name, programs, lr),
     ]
     return "\n\n\n".join(blocks) + "\n"
 
@@ -170,12 +170,13 @@ def _constants(programs: list[Program]) -> list[str]:
     return ["\n".join(["_RANGES = {", '    "lr": (0.0, math.inf),', *indent(rows), "}"]), number]
 
 
-def _optimizer(name: str, programs: list[Program]) -> str:
+def _optimizer(name: str, programs: list[Program], lr: float) -> str:
     hypers, live = ranges(programs), frozenset[str]().union(*(p.live.names for p in programs))
     variables = locals_for(hypers, ("self", "params", "lr", "maximize", "total_steps", "math", "torch"))
     has_fallback, timed = len(programs) > 1, "progress" in live
     pieces = {
         "NAME": name,
+        "LR": repr(lr),
         "SIGNATURE": "".join(f" {variables[h]}={default!r}," for h, (default, _, _) in hypers.items()),
         "TOTAL": ", total_steps=None" if timed else "",
         "DEFAULTS": "".join(f"            {quoted(h)}: {variables[h]},\n" for h in hypers)
@@ -227,7 +228,7 @@ class @NAME@(Optimizer):
     A parameter group may override `lr` and every hyperparameter.@ROUTES@
     """
 
-    def __init__(self, params, lr=0.001, *,@SIGNATURE@ maximize=False@TOTAL@):@CHECK_TOTAL@
+    def __init__(self, params, lr=@LR@, *,@SIGNATURE@ maximize=False@TOTAL@):@CHECK_TOTAL@
         Optimizer.__init__(self, params, {
             "lr": lr,
             "maximize": maximize,

@@ -251,6 +251,19 @@ def test_programs_of_a_hall_of_fame_go_by_rank(run, tmp_path):
     assert refused(run("show", "runs/frist#1"), "there is no run directory runs/frist; did you mean runs/first?")
 
 
+def test_a_discovered_program_trains_and_is_exported_at_its_tuned_rate(run, tmp_path):
+    write_hall_of_fame(
+        tmp_path / "runs" / "first", {"rank": 1, "program": print_program(BASELINES["lion"].program), "lr": 0.0625}
+    )
+    assert programs.usual_rate("runs/first#1") == 0.0625
+    assert programs.usual_rate("runs/first#2") == programs.usual_rate("runs/none#1") == 1e-3
+    code, _, _ = run("train", "--optimizer", "runs/first#1", "--steps", "2", "--run-dir", "t")
+    assert code == 0 and json.loads(Path("t/result.json").read_text())["lr"] == 0.0625
+    assert "lr=0.0625" in run("export", "runs/first#1", "--to", "torch")[1]
+    assert "learning_rate=0.0625" in run("export", "runs/first#1", "--to", "optax")[1]
+    assert "lr=0.001" in run("export", "lion", "--to", "torch")[1]
+
+
 @pytest.mark.parametrize(
     "content", ["", "nonsense", "{}", "[1]", '[{"rank": 1}]', '{"rank": 1}', '[{"rank": "x"}]', "3"]
 )
