@@ -100,11 +100,14 @@ class SearchRun:
 
 def kind_of(folder: Path) -> str:
     """``search``, ``compare`` or ``train``, by what is in a run directory; `UserError` for any other."""
-    kinds = {"result.json": "train", "plan.json": "compare", Ledger.FILE: "search"}
-    kind = next((kind for name, kind in kinds.items() if (folder / name).is_file()), "")
-    if kind and (kind != "compare" or (folder / "compare.json").is_file()):
-        return kind
-    if kind:
+    has = {name: (folder / name).is_file() for name in ("result.json", "plan.json", Ledger.FILE, "compare.json")}
+    if has["result.json"]:
+        return "train"
+    if has[Ledger.FILE] and not has["plan.json"]:
+        return "search"
+    if has["compare.json"]:
+        return "compare"
+    if has["plan.json"]:
         raise UserError(f"{folder} is a comparison that has not ended: optforge compare --resume --run-dir {folder}")
     if (folder / "command.json").is_file():
         raise UserError(f"{folder} is a training run that has not ended: optforge train --resume --run-dir {folder}")

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import torch
 
-from optforge.learned.meta_tasks import quadratics
+from optforge.learned.meta.tasks import quadratics
 
 STEPS = 12
 
