@@ -155,7 +155,7 @@ def test_a_run_does_not_go_on_with_other_data(run, tmp_path):
     from optforge.experiments.tasks.user_tasks import from_file
 
     source = (
-        "import torch\nfrom primitives import Splits, Task, TensorSplit\n"
+        "import torch\nfrom optforge.search.training import Splits, Task, TensorSplit\n"
         "x = torch.linspace(-1, 1, 40)[:, None]\nPART = TensorSplit(x, 2 * x)\n"
         "TASK = Task('mine', 'line', lambda: torch.nn.Linear(1, 1), lambda: Splits(PART, PART, PART),\n"
         "            torch.nn.functional.mse_loss, 'squared error', 4, 8, 'none')\n"
