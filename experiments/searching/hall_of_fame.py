@@ -209,7 +209,7 @@ def _final_comparison(config: dict[str, Any], entrants: list[Finalist], train: T
     large = LARGE if len(config["tasks"]) > 1 or is_large(name) else {}
     settings = FINAL | large | {"steps": config["steps"] or None, "schedule": SCHEDULE, "warmup": WARMUP}
     rows = tuple(Row(e.label, print_program(e.program), e.lr, reference=e.record is None) for e in entrants)
-    return conduct(Plan(rows, (name,), **settings), train)
+    return conduct(Plan(rows, (name,), **settings), train, costs=False)  # compiling takes longer than all else
 
 
 def compared_on(tasks: Sequence[str]) -> str:
