@@ -126,20 +126,23 @@ class Ledger:
         Raises:
             StoreError: if there is one, the directory is in use, or it cannot be written.
         """
-        if (run_dir / cls.FILE).exists():
-            raise StoreError(f"{run_dir / cls.FILE} already exists; resume that run or choose another run directory")
+        path = run_dir / cls.FILE
+        taken = StoreError(f"{path} already exists; resume that run or choose another run directory")
+        fresh = not path.exists()
+        if not fresh and _begun(path):
+            raise taken
         held = lock(run_dir)
         try:
-            store = Store(run_dir / cls.FILE)
+            store = Store(path)
             with store.writing() as db:
                 db.execute(insert(META), {"name": "config", "value": json.dumps(config, sort_keys=True)})
         except IntegrityError:
             held.release()
             store.close()
-            raise StoreError(
-                f"{run_dir / cls.FILE} already exists; resume that run or choose another run directory"
-            ) from None
+            raise taken from None
         except StoreError:
+            for part in run_dir.glob(f"{cls.FILE}*") if fresh else ():  # a disk without room for it
+                part.unlink(missing_ok=True)
             held.release()
             raise
         return cls(store, config, held)
@@ -262,6 +265,18 @@ class Ledger:
         with self.store.reading() as db:
             columns = [column for column in table.c if column.name not in _TIMINGS]
             yield from db.execute(select(*columns).order_by(table.c.number))
+
+
+def _begun(path: Path) -> bool:
+    """Whether a file holds a run; not if its process was killed while it made the tables."""
+    try:
+        store = Store(path, read_only=True)
+    except StoreError as error:
+        return "no such table" not in str(error)
+    with store.reading() as db:
+        found = db.execute(select(META.c.value).where(META.c.name == "config")).first()
+    store.close()
+    return found is not None
 
 
 def _row(batch: int, candidate: Candidate, fitness: Fitness) -> dict[str, Any]:

@@ -35,7 +35,18 @@ from optforge.search.training.executors.processes import Workers
 ROOT = Path(__file__).parents[2]
 PROC = Path(f"/proc/self/task/{os.getpid()}/children").exists()
 BATCH = 16
-TINY = ("--steps", "10", "--batch", str(BATCH), "--population", "8", "--tournament", "2")
+TINY = (
+    "--tasks",
+    "proxy-teacher,proxy-curves",
+    "--steps",
+    "10",
+    "--batch",
+    str(BATCH),
+    "--population",
+    "8",
+    "--tournament",
+    "2",
+)
 PROGRAMS = 96
 
 

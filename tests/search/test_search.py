@@ -26,7 +26,7 @@ from optforge.search.fitness.evaluator import Fitness, Status, evaluating
 from optforge.search.ledger import Ledger, Record
 from optforge.search.space.mutation import Space
 from optforge.search.training.executors.processes import Workers
-from optforge.search.training.store import StoreError
+from optforge.search.training.store import Store, StoreError
 
 
 def test_failed_evaluations_are_counted_apart_from_divergence(tmp_path: Path) -> None:
@@ -281,6 +281,16 @@ def test_a_ledger_is_never_overwritten_and_never_shared(tmp_path: Path) -> None:
     Ledger.open(tmp_path).close()
     with pytest.raises(StoreError, match="holds no search run"):
         Ledger.open(tmp_path / "nowhere")
+
+
+def test_a_run_that_was_killed_before_it_began_can_begin(tmp_path: Path) -> None:
+    Store(tmp_path / Ledger.FILE).close()
+    with pytest.raises(StoreError, match="nothing was begun"):
+        Ledger.open(tmp_path)
+    Ledger.create(tmp_path, {"seed": 1}).close()
+    ledger = Ledger.open(tmp_path)
+    assert ledger.config == {"seed": 1}
+    ledger.close()
 
 
 def test_a_corrupted_ledger_is_said_to_be_one(tmp_path: Path) -> None:
