@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from optforge.search.training.executors.pool import Executor
 
 MAX_WORKERS = 4  # for each core
+SHARED = 24  # most runs in one batch at the end of a search, so that processes share the work
 
 
 def run_search(options: SearchOptions) -> bool:
@@ -90,7 +91,7 @@ def run_search(options: SearchOptions) -> bool:
             ending = Ending(not finished, options.funnel or False, every, options.tune or 0)
             trainers = executor(_workers(options, config["lag"])) if finished else None
             with runs_progress() as progress:
-                train = Trainer(store, trainers, progress)
+                train = Trainer(store, trainers, progress, most=SHARED)
                 conclude(options.run_dir, options.json, config, search, ending, executor_for, train)
         elif finished and not search.statistics.trained:
             raise UserError("the time was over before the first batch; go on with --resume and more --minutes")
