@@ -102,13 +102,19 @@ class Trainer:
         return {} if self.store is None else self.store.get(list(dict.fromkeys(trials)))
 
     def _start(self, left: list[list[Trial]], flying: dict[Job, list[Trial]], found: dict[Trial, Outcome]) -> None:
-        """Hand out what nobody else has claimed, as far as there are workers."""
+        """Hand out what nobody else has claimed or finished, as far as there are workers."""
         for batch in list(left):
             wanted = [trial for trial in batch if trial not in found]
-            if not wanted or (len(flying) < self.executor.count and (self.store is None or self.store.claim(wanted))):
-                left.remove(batch)
-                if wanted:
-                    flying[self.executor.submit(wanted)] = wanted
+            if wanted and len(flying) >= self.executor.count:
+                continue
+            if wanted and self.store is not None:
+                if not self.store.claim(wanted):
+                    continue
+                found.update(self._known(wanted))  # finished elsewhere since this process last looked
+                wanted = [trial for trial in wanted if trial not in found]
+            left.remove(batch)
+            if wanted:
+                flying[self.executor.submit(wanted)] = wanted
 
 
 def training(

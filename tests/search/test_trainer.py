@@ -232,6 +232,22 @@ def test_claims_keep_others_off_until_they_end(tmp_path: Path, monkeypatch: pyte
     other.close()
 
 
+def test_what_another_finished_before_the_claim_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counting: Counting
+) -> None:
+    mine, other = (Store(tmp_path / "s.sqlite") for _ in range(2))
+    claim = mine.claim
+
+    def late(trials: Sequence[Trial]) -> bool:
+        Trainer(other)(TRIALS[:3])
+        return claim(trials)
+
+    monkeypatch.setattr(mine, "claim", late)
+    assert len(Trainer(mine)(TRIALS)) == len(counting.trained) == len(TRIALS)
+    mine.close()
+    other.close()
+
+
 def ask(path: Path, queue: Any) -> None:
     torch.set_num_threads(1)
     store = Store(path)
