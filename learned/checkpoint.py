@@ -44,7 +44,7 @@ def check_saved(saved: Mapping[str, Any]) -> None:
 
 
 def complete(state: dict[str, Any], watch: Watched, p: Tensor, dtype: torch.dtype) -> None:
-    """Give a parameter's loaded state all slots that measure, and no others: those that it lacks begin anew."""
+    """Give a parameter's loaded state all slots that measure, and no others: those that it lacks start from scratch."""
     for name in [name for name in state if name.startswith(ASIDE) and name not in watch.extra]:
         del state[name]
     for slot in watch.program.state:

@@ -45,7 +45,7 @@ class LearnedOptimizer(Optimizer):
             learning off.
         cap: largest change of the median weight matrix in a step, relative to its size, that the rate is lifted to; the
             given rate may change five times as much. None for no bound, if the given rate is known to be sound.
-        every: after the first 200 steps, learn from one in so many, which makes the others as fast as the program's own
+        every: n: after the first 200 steps, learn from every n-th step; the others are as fast as the program's own
             if only `lr` is learned; by default 20 then, else 1.
 
     Raises:

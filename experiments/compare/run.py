@@ -54,8 +54,9 @@ def compare(
         UserError: for names that do not exist.
         FailedError: if a run breaks.
     """
-    known = {t.name: t for t in ([tasks] if isinstance(tasks, str | Task) else tasks) if isinstance(t, Task)}
-    names = tuple(t.name if isinstance(t, Task) else t for t in ([tasks] if isinstance(tasks, str | Task) else tasks))
+    given = [tasks] if isinstance(tasks, str | Task) else tasks
+    known = {task.name: task for task in given if isinstance(task, Task)}
+    names = tuple(task.name if isinstance(task, Task) else task for task in given)
 
     def find(name: str) -> Task:
         return known[name] if name in known else task_named(name)

@@ -26,7 +26,7 @@ def comparison_figures(comparison: Comparison) -> tuple[Figure, ...]:
 def profile_figure(profiles: dict[str, list[float]], problems: int) -> Figure:
     """Shares of problems on which each optimizer is within a factor of the best; see `compare.measures.profile`.
 
-    Of so many `problems`, those that the profiles do not have are counted in the caption.
+    The caption counts those of `problems` that the profiles leave out.
     """
 
     def draw(axes: Any) -> None:

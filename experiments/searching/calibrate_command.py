@@ -6,17 +6,12 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from optforge.experiments.compare.comparison import finite_or_null
 from optforge.experiments.errors import UserError
 from optforge.experiments.files import check_can_write, write_atomic
 from optforge.experiments.report.document import Table, number
 from optforge.experiments.searching.calibration import FEWEST, Calibration, calibrate, means
-
-if TYPE_CHECKING:
-    from optforge.search.fitness.suite import Suite
-    from optforge.search.training.train import Engine
 
 OPTIMIZERS = (
     "momentum", "nesterov", "rmsprop", "adam", "nadamw", "adabelief", "lamb", "adan", "lion", "signum", "yogi",
@@ -54,6 +49,7 @@ def calibrate_command(
     from optforge.experiments.compare.run import executor, open_store
     from optforge.experiments.programs import resolve_program
     from optforge.experiments.report.terminal import print_notes, print_table
+    from optforge.experiments.searching.run import evaluator
     from optforge.experiments.tasks import task_names
     from optforge.search.fitness.suite import UnusableTask
     from optforge.search.training.store import StoreError
@@ -78,7 +74,7 @@ def calibrate_command(
                 engine = Trainer(store, pool, progress, most=TOGETHER)
                 sides = []
                 for side, length in ((small, steps or 0), (large, against_steps)):
-                    suite = _suite(side, length, engine)
+                    suite = evaluator(side, steps=length, engine=engine)
                     found = [suite([p for _, p in programs], -1 - seed) for seed in range(seeds)]
                     scores = _mean([[[p.score for p in f.parts] for f in each] for each in found])
                     sides.append({task: [row[k] for row in scores] for k, task in enumerate(side)})
@@ -114,20 +110,6 @@ def _is_there(name: str, missing: list[str]) -> bool:
         missing.append(f"{name} is left out: {error}")
         return False
     return True
-
-
-def _suite(tasks: Sequence[str], steps: int, engine: Engine) -> Suite:
-    from optforge.baselines import BASELINES
-    from optforge.experiments.compare.fingerprints import task_named
-    from optforge.experiments.searching.presets import SCHEDULE, WARMUP
-    from optforge.search.fitness.suite import RELATIVE_RATES, Suite
-    from optforge.search.fitness.sweep import Sweep
-
-    sweeps = []
-    for task in map(task_named, tasks):
-        length = steps or task.steps
-        sweeps.append(Sweep(task, RELATIVE_RATES, (0,), length, SCHEDULE, round(WARMUP * length), engine=engine))
-    return Suite(tuple(sweeps), BASELINES["adamw"].program)
 
 
 def _table(found: Calibration) -> Table:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from optforge.search.fitness.suite import Suite
     from optforge.search.ledger import Ledger
     from optforge.search.training.executors.pool import Executor
+    from optforge.search.training.train import Engine
 
 MAX_WORKERS = 4  # for each core
 SHARED = 24  # most runs in one batch at the end of a search, so that processes share the work
@@ -165,18 +166,20 @@ def evaluator(
     race: bool = False,
     precision: str = "float32",
     cuts: tuple[tuple[int, float], ...] = (),
+    engine: Engine | None = None,
 ) -> Suite:
     """The evaluator of a search, made inside each worker: scores are relative to AdamW's, and rates decay to zero."""
     from optforge.baselines import BASELINES
+    from optforge.experiments.compare.fingerprints import task_named
     from optforge.search.fitness.suite import RELATIVE_RATES, Suite
     from optforge.search.fitness.sweep import Sweep
     from optforge.search.training.race import NO_RACE, Race
 
     found, dropping = [], Race() if race else NO_RACE
-    for task in map(get_task, tasks):
+    for task in map(task_named, tasks):
         length = steps or task.steps
         warmup = round(WARMUP * length)
-        found.append(Sweep(task, RELATIVE_RATES, (0,), length, SCHEDULE, warmup, precision, dropping))
+        found.append(Sweep(task, RELATIVE_RATES, (0,), length, SCHEDULE, warmup, precision, dropping, engine=engine))
     return Suite(tuple(found), BASELINES["adamw"].program, seed, cuts)
 
 

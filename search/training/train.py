@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import chain
 
 from torch import Tensor
 
@@ -70,20 +71,21 @@ def batches(
     seeds: dict[tuple[object, ...], list[Trial]] = {}
     for trial in dict.fromkeys(trials):
         seeds.setdefault((_recipe(trial), trial.rule, trial.lr), []).append(trial)
-    groups: dict[tuple[object, ...], list[list[Trial]]] = {}
-    for (recipe, *_), runs in seeds.items():
-        groups.setdefault((recipe, tuple(run.seed for run in runs)), []).append(runs)
+    groups: dict[tuple[object, ...], dict[object, list[list[Trial]]]] = {}  # the rates of a rule follow each other
+    for (recipe, rule, _), runs in seeds.items():
+        groups.setdefault((recipe, tuple(run.seed for run in runs)), {}).setdefault(rule, []).append(runs)
     found: list[list[Trial]] = []
-    for members in groups.values():
-        members = sorted(members, key=_first_seen(members))  # the rates of a program follow each other
-        new, used, before = True, 0, None
-        for runs in members:
-            size = len(runs) * (trial_bytes(runs[0]) if isinstance(runs[0].rule, Program) else 0)
-            fits = not new and len(found[-1]) + len(runs) <= most and used + size <= room
-            if new or not (fits or (whole and runs[0].rule == before)):
-                found, used = [*found, []], 0
-            found[-1] += runs
-            used, new, before = used + size, False, runs[0].rule
+    for rules in groups.values():
+        batch, used = list[Trial](), 0
+        for rule, rates in rules.items():
+            size = trial_bytes(rates[0][0]) if isinstance(rule, Program) else 0
+            for runs in [list(chain.from_iterable(rates))] if whole else rates:
+                if batch and (len(batch) + len(runs) > most or used + size * len(runs) > room):
+                    found.append(batch)
+                    batch, used = [], 0
+                batch += runs
+                used += size * len(runs)
+        found.append(batch)
     return found
 
 
@@ -118,13 +120,6 @@ def _recipe(trial: Trial) -> tuple[object, ...]:
     kind = isinstance(trial.rule, Program)
     return (kind, trial.task, trial.steps, trial.schedule, trial.warmup, trial.clip, trial.precision, trial.splits,
             trial.watch)  # fmt: skip
-
-
-def _first_seen(members: list[list[Trial]]) -> Callable[[list[Trial]], int]:
-    order: dict[object, int] = {}
-    for runs in members:
-        order.setdefault(runs[0].rule, len(order))
-    return lambda runs: order[runs[0].rule]
 
 
 @lru_cache(maxsize=64)
