@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import insort
 from collections import Counter, deque
@@ -13,7 +14,7 @@ from optforge.search.duplicates.cache import DuplicateCache, Verdict
 from optforge.search.evolution.evolution import Candidate, Evolution, SpaceExhausted
 from optforge.search.evolution.standing import Individual, standings
 from optforge.search.evolution.statistics import Statistics
-from optforge.search.fitness.evaluator import Fitness, Status
+from optforge.search.fitness.evaluator import Bounded, Fitness, Status
 from optforge.search.ledger import Ledger, Record
 from optforge.search.training.executors.pool import Executor, Job
 
@@ -84,7 +85,10 @@ class Search:
                     self.exhausted = str(error)
                     break
                 again = self.evolution.again(self.history, batch)
-                job = self.workers.submit([c.program for c in candidates] + [i.program for i in again], batch)
+                asked = [Bounded(c.program, c.bound) for c in candidates] + [
+                    Bounded(i.program, math.inf) for i in again
+                ]
+                job = self.workers.submit(asked, batch)
                 pending.append(_Pending(batch, candidates, again, counts, job, time.monotonic()))
                 batch += 1
             if not pending:
@@ -103,7 +107,7 @@ class Search:
         self.ledger.append(pending.batch, pending.candidates, fitnesses, pending.counts, seconds, time.time(), again)
         self.statistics.verdicts += pending.counts
         for candidate, fitness in zip(pending.candidates, fitnesses, strict=True):
-            number, parent, mutations, program, identity = candidate
+            number, parent, mutations, program, identity, _ = candidate
             self._tell(
                 Record(
                     number,

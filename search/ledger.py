@@ -280,7 +280,7 @@ def _begun(path: Path) -> bool:
 
 
 def _row(batch: int, candidate: Candidate, fitness: Fitness) -> dict[str, Any]:
-    number, parent, mutations, program, identity = candidate
+    number, parent, mutations, program, identity, _ = candidate
     return {
         "number": number,
         "batch": batch,

@@ -126,12 +126,13 @@ def keep_budget(options: SearchOptions) -> None:
 def configuration(options: SearchOptions) -> dict[str, Any]:
     """What determines a search; kept in its ledger."""
     from optforge.primitives.blocks import BLOCKS
-    from optforge.search.fitness.suite import CUTS, RELATIVE_RATES
+    from optforge.search.fitness.suite import MARGINS, RELATIVE_RATES
     from optforge.search.training.population.gradients import PRECISIONS
 
     chosen = {name: getattr(options, name) for name in DEFAULTS}
     config = {name: DEFAULTS[name] if value is None else value for name, value in chosen.items()}
-    config |= {"task": config["tasks"], "tasks": task_names(config["tasks"]), "ladder": RELATIVE_RATES, "cuts": CUTS}
+    config |= {"task": config["tasks"], "tasks": task_names(config["tasks"])}
+    config |= {"ladder": RELATIVE_RATES, "margins": MARGINS}
     config |= {name: _names(config[name]) for name in ("ops", "signals", "blocks")}
     if config["blocks"] == ["all"]:
         config["blocks"] = list(BLOCKS)
@@ -203,5 +204,6 @@ def evolution(config: dict[str, Any]) -> Evolution:
             prior=tuple((name, 1 + count) for name, count in known_ops().items() if name in ops),
         ),
         strategy=config["strategy"],
+        bounded=True,
         **{name: config[name] for name in names},
     )

@@ -60,10 +60,11 @@ def run_search(options: SearchOptions) -> bool:
     ledger, config = _open(options)
     settings = {name: config[name] for name in ("seed", "steps", "race", "precision")}
 
-    def executor_for(tasks: Sequence[str], cuts: tuple[tuple[int, float], ...] = ()) -> Executor:
-        return _executor(functools.partial(evaluator, tuple(tasks), cuts=cuts, **settings), options, config["lag"])
+    def executor_for(tasks: Sequence[str]) -> Executor:
+        make = functools.partial(evaluator, tuple(tasks), margins=config["margins"], **settings)
+        return _executor(make, options, config["lag"])
 
-    workers = executor_for(config["tasks"], tuple(map(tuple, config["cuts"])))
+    workers = executor_for(config["tasks"])
     finished, store, trainers = True, None, None
     for sentence in cautions(config["tasks"], config["steps"]):
         print(sentence)
@@ -165,13 +166,13 @@ def evaluator(
     steps: int = 0,
     race: bool = False,
     precision: str = "float32",
-    cuts: tuple[tuple[int, float], ...] = (),
+    margins: Sequence[Sequence[float]] | None = None,
     engine: Engine | None = None,
 ) -> Suite:
     """The evaluator of a search, made inside each worker: scores are relative to AdamW's, and rates decay to zero."""
     from optforge.baselines import BASELINES
     from optforge.experiments.compare.fingerprints import task_named
-    from optforge.search.fitness.suite import RELATIVE_RATES, Suite
+    from optforge.search.fitness.suite import MARGINS, RELATIVE_RATES, Suite
     from optforge.search.fitness.sweep import Sweep
     from optforge.search.training.race import NO_RACE, Race
 
@@ -180,7 +181,8 @@ def evaluator(
         length = steps or task.steps
         warmup = round(WARMUP * length)
         found.append(Sweep(task, RELATIVE_RATES, (0,), length, SCHEDULE, warmup, precision, dropping, engine=engine))
-    return Suite(tuple(found), BASELINES["adamw"].program, seed, cuts)
+    given = MARGINS if margins is None else tuple((int(tasks), margin) for tasks, margin in margins)
+    return Suite(tuple(found), BASELINES["adamw"].program, seed, given)
 
 
 def cautions(tasks: Sequence[str], steps: int = 0) -> list[str]:

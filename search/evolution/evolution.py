@@ -8,6 +8,7 @@ to ``b - lag``. So a search can be interrupted anywhere and resumed to the same 
 from __future__ import annotations
 
 import gc
+import math
 import random
 from bisect import bisect_left
 from collections import Counter
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from statistics import median
 from typing import NamedTuple
 
 from optforge.primitives import Program
@@ -28,13 +30,19 @@ CHILDREN = 20  # of one parent
 
 
 class Candidate(NamedTuple):
-    """A program to evaluate, with its number, its parent's number (-1 for a start program) and how it came about."""
+    """A program to evaluate, with its number, its parent's number (-1 for a start program) and how it came about.
+
+    Attributes:
+        bound: median score of those that might have been its parents, if the search is bounded. A program above it is
+            unlikely ever to become a parent.
+    """
 
     number: int
     parent: int
     mutations: tuple[str, ...]
     program: Program
     identity: Identity
+    bound: float = math.inf
 
 
 class _Offer(NamedTuple):
@@ -87,6 +95,7 @@ class Evolution:
             programs and from the best program so far (of each island); 0 for never.
         strategy: a row of `search.evolution.strategies.STRATEGIES`.
         repeats: programs that are evaluated again with each batch, on its seed (see `search.evolution.standing`).
+        bounded: whether candidates come with a bound, for evaluators that stop early.
 
     Raises:
         ValueError: for settings that make no sense together, with what would.
@@ -104,6 +113,7 @@ class Evolution:
     restart_every: int = 0
     strategy: str = "evolution"
     repeats: int = 0
+    bounded: bool = False
 
     def __post_init__(self) -> None:
         for name in ("population", "tournament", "batch", "lag", "islands"):
@@ -215,8 +225,9 @@ class Evolution:
             identity = cache.identify(self.start[number])
             cache.add(identity, number)
             candidates[number] = Candidate(number, -1, ("start",), self.start[number], identity)
-        pools: dict[tuple[int, str | int], list[Individual]] = {}
-        offers = {n: self._offers(n, self._pool_of(history, n, pools)) for n in numbers if n not in candidates}
+        known: dict[tuple[int, str | int], list[Individual]] = {}
+        pools = {n: self._pool_of(history, n, known) for n in numbers if n not in candidates}
+        offers = {n: self._offers(n, pool) for n, pool in pools.items()}
         while offers:  # a child of each is judged together with the others'; those that were no good offer another
             wave = {n: offer for n, more in offers.items() if (offer := next(more, None)) is not None}
             if len(wave) < len(offers):
@@ -228,9 +239,12 @@ class Evolution:
             for (number, offer), found in zip(wave.items(), identities, strict=True):
                 counts[found.verdict] += 1
                 if found.verdict is Verdict.NEW:
-                    candidates[number] = Candidate(number, *offer, found)
+                    candidates[number] = Candidate(number, *offer, found, self._bound(pools[number]))
                     del offers[number]
         return [candidates[n] for n in numbers], counts
+
+    def _bound(self, pool: Sequence[Individual]) -> float:
+        return median(individual.score for individual in pool) if self.bounded and pool else math.inf
 
     def _pool_of(
         self, history: Sequence[Individual], number: int, known: dict[tuple[int, str | int], list[Individual]]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 from optforge.primitives import Program, parse_program, print_program
 from optforge.search.training.executors.pool import Work
@@ -70,17 +71,51 @@ class Evaluator(Protocol):
     """Programs to fitnesses: same order, deterministic, never raising because of a candidate."""
 
     def __call__(self, programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
-        """Fitness of each program; `generation` says which seeds are used, where they change during a search."""
+        """Fitness of each program; `generation` says which seeds are used, where they change during a search.
+
+        An evaluator that can stop early also takes ``bounds``, one for each program: a score that is too high to be of
+        interest, see `search.fitness.suite.Suite`.
+        """
         ...
 
 
-def evaluating(factory: Callable[[], Evaluator]) -> Work:
-    """The work of evaluating programs, by what `factory` makes inside each worker; it must be picklable."""
-    return Work(factory, print_program, parse_program, _broken)
+class Bounded(NamedTuple):
+    """A program to evaluate, which may be given up once its score is certain to end above `bound`."""
+
+    program: Program
+    bound: float
+
+
+def evaluating(factory: Callable[..., Any]) -> Work:
+    """The work of evaluating programs, or `Bounded` ones, by the `Evaluator` that `factory` makes inside each worker.
+
+    The factory must be picklable.
+    """
+    return Work(partial(_Evaluating, factory), _encoded, _decoded, _broken)
+
+
+class _Evaluating:
+    def __init__(self, factory: Callable[[], Any]) -> None:
+        self.evaluator = factory()
+
+    def __call__(self, items: Sequence[Bounded], generation: int) -> list[Fitness]:
+        programs, bounds = [item.program for item in items], [item.bound for item in items]
+        more = {} if all(bound == math.inf for bound in bounds) else {"bounds": bounds}
+        found: list[Fitness] = self.evaluator(programs, generation, **more)
+        return found
+
+
+def _encoded(item: Program | Bounded) -> tuple[str, float]:
+    program, bound = item if isinstance(item, Bounded) else (item, math.inf)
+    return print_program(program), bound
+
+
+def _decoded(item: tuple[str, float]) -> Bounded:
+    return Bounded(parse_program(item[0]), item[1])
 
 
 def _broken(reason: str) -> Fitness:
     return Fitness(math.inf, Status.FAILED, reason)
 
 
-__all__ = ["BOUND", "FLOOR", "Evaluator", "Fitness", "Part", "Status", "evaluating"]
+__all__ = ["BOUND", "FLOOR", "Bounded", "Evaluator", "Fitness", "Part", "Status", "evaluating"]

@@ -72,6 +72,15 @@ def test_any_block_gives_what_autograd_gives(block: int | None) -> None:
     check(SMALL, Gradients(SMALL, block=block))
 
 
+@pytest.mark.parametrize(("members", "block"), [(19, 16), (37, 30), (20, 7), (9, 9), (33, 17)])
+def test_blocks_that_overlap_count_every_member_once(members: int, block: int) -> None:
+    arena, inputs, targets = setting(SMALL)
+    arena = arena.repeat(1, -(-members // MEMBERS), 1)[:, :members] * torch.linspace(0.5, 1.5, members)[:, None]
+    buffer = torch.full_like(arena, torch.nan)
+    losses = Gradients(SMALL, block=block)(arena.double(), inputs, targets, buffer)
+    torch.testing.assert_close((losses, buffer), expected(SMALL, arena, inputs, targets), rtol=1e-12, atol=1e-14)
+
+
 def test_replayed_gradients_follow_inputs_weights_and_arena() -> None:
     gradients = Gradients(SMALL, block=2)
     gradients.replays = True  # as on CUDA

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import pytest
 from support.evaluators import ADAMW
@@ -102,3 +102,40 @@ def test_a_search_that_repeats_resumes_to_the_same_end_with_any_number_of_worker
     repeats = list(ledger.repeats())
     ledger.close()
     assert len(repeats) > 10 and all(number < 8 * batch for number, batch, _ in repeats)
+
+
+def stopping_factory() -> Evaluator:
+    """Tells the bound of each program by its reason, and answers with it where the program is worse."""
+
+    def evaluate(programs: Sequence[Program], generation: int = 0, bounds: Sequence[float] = ()) -> list[Fitness]:
+        found = []
+        for program, bound in zip(programs, bounds or [math.inf] * len(programs), strict=True):
+            fitness = toy_fitness(program)
+            ok = fitness.status is Status.OK
+            score = min(fitness.score, bound) if ok and fitness.score > bound else fitness.score
+            found.append(Fitness(score, fitness.status, str(bound), fitness.lr, (score,)))
+        return found
+
+    return evaluate
+
+
+def test_bounded_search_gives_each_candidate_the_median_of_its_pool_and_resumes_to_the_same_end(tmp_path: Path) -> None:
+    def stopping(count: int) -> Workers:
+        return Workers(evaluating(stopping_factory), count)
+
+    whole = run(tmp_path / "whole", 64, stopping(0), bounded=True)
+    run(tmp_path / "parts", 64, stopping(0), stop_after=3, bounded=True)
+    workers = stopping(2)
+    assert run(tmp_path / "parts", 64, workers, bounded=True) == whole
+    workers.close()
+    assert run(tmp_path / "free", 64, stopping(0)) != whole
+    ledger = Ledger.open(tmp_path / "whole", read_only=True)
+    try:
+        records = list(ledger)
+    finally:
+        ledger.close()
+    assert records[0].fitness.reason == "inf"
+    for number in (40, 63):  # bred from batches that end two before its own, of which the youngest 20 are kept
+        last = 8 * (number // 8 - 1)
+        scores = [record.fitness.score for record in records[last - 20 : last]]
+        assert float(records[number].fitness.reason) == median(scores)

@@ -184,18 +184,20 @@ def test_steps_and_schedule_are_the_sweeps() -> None:
 
 def test_cut_programs_keep_the_score_of_the_tasks_they_were_trained_on() -> None:
     whole = Suite(sweeps(*NAMES), ADAMW)([LION, SHRINKING, MUON])
-    cut = Suite(sweeps(*NAMES), ADAMW, cuts=((1, 0.5),))([LION, SHRINKING, MUON])
+    cut = Suite(sweeps(*NAMES), ADAMW, margins=((1, 0.4),))([LION, SHRINKING, MUON], bounds=[0.1] * 3)
     assert [len(f.parts) for f in cut] == [2, 1, 2]
     assert cut[1].score == pytest.approx(whole[1].parts[0].score) and cut[1].score > 0.5
     for a, b in ((cut[0], whole[0]), (cut[2], whole[2])):
         assert a.score == pytest.approx(b.score, abs=1e-4)
-    nobody = Suite(sweeps(*NAMES), ADAMW, cuts=((1, -10.0),))([LION, MUON])
-    assert [len(f.parts) for f in nobody] == [1, 1]
+    one = Suite(sweeps(*NAMES), ADAMW, margins=((1, 0.0),))([LION, LION], bounds=[-1.0, math.inf])
+    assert [len(f.parts) for f in one] == [1, 2]
+    hopeless = Suite(sweeps(*NAMES), ADAMW, margins=((1, 0.0),))([SHRINKING], bounds=[math.inf])
+    assert [len(f.parts) for f in hopeless] == [1]
 
 
 def test_cut_of_a_program_does_not_depend_on_its_company() -> None:
-    suite = Suite(sweeps(*NAMES), ADAMW, cuts=((1, 0.02),))
-    together = suite([LION, SHRINKING, MUON, ADAMW])
-    apart = [suite([program])[0] for program in (LION, SHRINKING, MUON, ADAMW)]
+    suite = Suite(sweeps(*NAMES), ADAMW, margins=((1, 0.02),))
+    together = suite([LION, SHRINKING, MUON, ADAMW], bounds=[0.0] * 4)
+    apart = [suite([program], bounds=[0.0])[0] for program in (LION, SHRINKING, MUON, ADAMW)]
     assert [len(f.parts) for f in together] == [len(f.parts) for f in apart]
     assert [f.score for f in together] == pytest.approx([f.score for f in apart], abs=1e-4)

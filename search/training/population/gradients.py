@@ -26,6 +26,7 @@ from optforge.search.training.task import initial_model, trainable
 
 CACHE_BYTES = 4 << 20  # activations of a block on a CPU; measured: 2 to 5 MB are equally fast, 15 MB are not
 DEVICE_SHARE = 0.3  # of a GPU's free memory, for the activations of a block
+GRAIN = 8  # members
 PRECISIONS = ("float32", "tf32", "bf16")
 
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten.expand.default, torch.ops.aten._unsafe_view.default)
@@ -107,13 +108,24 @@ class Gradients:
     def _run(self, arena: Tensor, inputs: Tensor, targets: Tensor, gradient: Tensor, block: int) -> Tensor:
         losses = arena.new_empty(arena.shape[:2])
         for seed, (x, y) in enumerate(zip(inputs, targets, strict=True)):
-            places = torch.arange(arena.shape[1]).tensor_split(-(-arena.shape[1] // block))  # of almost equal size
-            for first, size in ((int(p[0]), len(p)) for p in places):
-                rows = slice(first, first + size)
+            for rows, size in slices(arena.shape[1], block):
                 function = graph(self.task, size, Like.of(x), Like.of(y), arena.dtype, arena.device, self.precision)
                 losses[seed, rows], *found = function(arena[seed, rows], x, y)
                 torch.cat([g.reshape(size, -1) for g in found], dim=-1, out=gradient[seed, rows])
         return losses
+
+
+def slices(members: int, block: int) -> list[tuple[slice, int]]:
+    """Blocks of one size that cover all members, each with that size; the last may overlap the one before it.
+
+    Several blocks have a multiple of `GRAIN` members where there is room for it: each size has a graph of its own,
+    which takes up to a second to record.
+    """
+    count = -(-members // block)
+    size = -(-members // count)
+    if count > 1 and (rounded := -(-size // GRAIN) * GRAIN) <= block:
+        size = rounded
+    return [(slice(first, first + size), size) for first in (*range(0, members - size, size), members - size)]
 
 
 @lru_cache(maxsize=256)
