@@ -45,8 +45,8 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _parts(inputs: Tensor, targets: Tensor) -> Splits:
-    sizes = [len(inputs) - 2 * MEASURED, MEASURED, MEASURED]
+def _parts(inputs: Tensor, targets: Tensor, measured: int = MEASURED) -> Splits:
+    sizes = [len(inputs) - 2 * measured, measured, measured]
     return Splits(*(TensorSplit(*part) for part in zip(inputs.split(sizes), targets.split(sizes), strict=True)))
 
 
@@ -137,7 +137,7 @@ def chain() -> Splits:
     for _ in range(LENGTH - 1):
         found.append(torch.multinomial(table[found[-2], found[-1]], 1, generator=g)[:, 0])
     sequences = torch.stack(found, 1)
-    return _parts(sequences[:, :-1], sequences[:, 1:])
+    return _parts(sequences[:, :-1], sequences[:, 1:], MEASURED // 4)  # 8,192 predictions
 
 
 @functools.cache

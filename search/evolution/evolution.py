@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from statistics import median
 from typing import NamedTuple
 
 from optforge.primitives import Program
@@ -33,8 +32,8 @@ class Candidate(NamedTuple):
     """A program to evaluate, with its number, its parent's number (-1 for a start program) and how it came about.
 
     Attributes:
-        bound: median score of those that might have been its parents, if the search is bounded. A program above it is
-            unlikely ever to become a parent.
+        bound: score of a typical parent, if the search is bounded: the median of the winners of tournaments in its
+            pool.
     """
 
     number: int
@@ -244,7 +243,10 @@ class Evolution:
         return [candidates[n] for n in numbers], counts
 
     def _bound(self, pool: Sequence[Individual]) -> float:
-        return median(individual.score for individual in pool) if self.bounded and pool else math.inf
+        if not (self.bounded and pool):
+            return math.inf
+        share = 1 - 0.5 ** (1 / min(self.tournament, len(pool)))  # half of all winners are in this part of the pool
+        return sorted(individual.score for individual in pool)[int(share * len(pool))]
 
     def _pool_of(
         self, history: Sequence[Individual], number: int, known: dict[tuple[int, str | int], list[Individual]]

@@ -11,13 +11,16 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from statistics import fmean
 
 from optforge.primitives import Program
 from optforge.search.fitness.evaluator import BOUND, FLOOR, Fitness, Part, Status
 from optforge.search.fitness.step_size import step_sizes
 from optforge.search.fitness.sweep import MOST, Sweep
 from optforge.search.training.train import train
+from optforge.search.training.trial import Outcome
 
 RELATIVE_RATES = tuple(10 ** (-2.1 + k / 2) for k in range(5))
 """Learning-rate grid, as the distance that the first steps go, each as a share of the parameters' norm.
@@ -35,6 +38,17 @@ Margins are the standard deviation of the difference between the mean over so ma
 
 HOPELESS = 0.1
 """No bound is above it."""
+
+UNTRIED = Outcome(Status.DIVERGED)
+"""Stands for a rate that a bounded program was not trained at."""
+
+WHOLE = 3
+"""On how many tasks a bounded program is trained at all rates. On later ones three suffice.
+
+They are those around where the reference's best rate usually is, moved by how far the program's best rates were from it
+so far. Of 353 programs of a search this raises the score by 0.0009 in the mean (of the best fifth by 0.0002), and the
+rank correlation with the score on the whole grid is 0.987.
+"""
 
 
 class UnusableTask(ValueError):
@@ -77,24 +91,33 @@ class Suite:
             bounds: the highest score of interest for each program; by default all are trained on every task.
         """
         seed = generation_seed(self.seed, generation)
-        parts: list[list[Part | Fitness]] = [[] for _ in programs]
-        left = list(range(len(programs)))
+        given = bounds or [math.inf] * len(programs)
+        entrants = left = [_Entrant(program, bound) for program, bound in zip(programs, given, strict=True)]
         for done, sweep in enumerate(self.sweeps):
             if bounds and (margin := dict(self.margins).get(done)) is not None:
-                left = [i for i in left if combined(parts[i]).score <= min(bounds[i], HOPELESS) + margin]
-            found = self._task(replace(sweep, seeds=(seed,)), [programs[i] for i in left]) if left else []
-            for i, part in zip(left, found, strict=True):
-                parts[i].append(part)
-        return [combined(each) for each in parts]
+                left = [e for e in left if combined(e.parts).score <= min(e.bound, HOPELESS) + margin]
+            if not left:
+                break
+            usual = usual_rate(replace(sweep, seeds=(0,)), self.reference) if bounds else 0
+            asked = [(e.program, e.rates(usual, len(sweep.rates))) for e in left]
+            for entrant, part in zip(left, self._task(replace(sweep, seeds=(seed,)), asked), strict=True):
+                entrant.add(part, usual)
+        return [combined(e.parts) for e in entrants]
 
-    def _task(self, sweep: Sweep, programs: Sequence[Program]) -> list[Part | Fitness]:
-        """Each program's part on one task; the outcome itself where the evaluation failed."""
-        entrants = [*programs, self.reference]
-        sizes = step_sizes(sweep.task, entrants, sweep.seeds[0])
-        asked = [sweep.trials(p, 1 / size) for p, size in zip(entrants, sizes, strict=True)]
+    def _task(self, sweep: Sweep, programs: Sequence[tuple[Program, range]]) -> list[Part | Fitness]:
+        """Each program's part on one task, of some of the rates; the outcome itself where the evaluation failed."""
+        entrants = [*programs, (self.reference, range(len(sweep.rates)))]
+        sizes = step_sizes(sweep.task, [program for program, _ in entrants], sweep.seeds[0])
+        asked = [
+            [sweep.trials(program, 1 / size)[k] for k in rates]
+            for (program, rates), size in zip(entrants, sizes, strict=True)
+        ]
         outcomes = train([t for own in asked for t in own], engine=sweep.engine, race=sweep.race, most=MOST)
-        count = len(sweep.rates)
-        *found, reference = (sweep.fitness(outcomes[i * count : (i + 1) * count]) for i in range(len(entrants)))
+        own = iter(outcomes)
+        *found, reference = (
+            sweep.fitness([next(own) if k in rates else UNTRIED for k in range(len(sweep.rates))])
+            for _, rates in entrants
+        )
         if reference.status is not Status.OK:
             raise UnusableTask(f"the reference cannot be trained on {sweep.task.name}: {reference.reason}")
         start = outcomes[-1].start
@@ -104,6 +127,37 @@ class Suite:
             own if own.status is Status.FAILED else part_of(sweep, own, reference, start, size)
             for own, size in zip(found, sizes, strict=False)
         ]
+
+
+@dataclass
+class _Entrant:
+    """A program on its way through the tasks."""
+
+    program: Program
+    bound: float
+    parts: list[Part | Fitness] = field(default_factory=list)
+    moved: list[int] = field(default_factory=list)  # best rates, counted from where the reference's usually is
+
+    def rates(self, usual: int, count: int) -> range:
+        """At which of so many rates it is trained next."""
+        if self.bound == math.inf or len(self.parts) < WHOLE or not self.moved:
+            return range(count)
+        first = min(max(usual + round(fmean(self.moved)) - 1, 0), max(count - 3, 0))
+        return range(first, min(first + 3, count))
+
+    def add(self, part: Part | Fitness, usual: int) -> None:
+        """What came of it."""
+        self.parts.append(part)
+        if isinstance(part, Part) and min(part.rungs) < math.inf:
+            self.moved.append(part.rungs.index(min(part.rungs)) - usual)
+
+
+@lru_cache(maxsize=64)
+def usual_rate(sweep: Sweep, reference: Program) -> int:
+    """Position of the reference's best rate on the grid of a task, on one seed."""
+    (size,) = step_sizes(sweep.task, [reference], sweep.seeds[0])
+    losses = sweep.fitness(train(sweep.trials(reference, 1 / size), engine=sweep.engine, most=MOST)).rungs
+    return losses.index(min(losses)) if losses else len(sweep.rates) // 2
 
 
 def generation_seed(seed: int, generation: int) -> int:

@@ -201,3 +201,19 @@ def test_cut_of_a_program_does_not_depend_on_its_company() -> None:
     apart = [suite([program], bounds=[0.0])[0] for program in (LION, SHRINKING, MUON, ADAMW)]
     assert [len(f.parts) for f in together] == [len(f.parts) for f in apart]
     assert [f.score for f in together] == pytest.approx([f.score for f in apart], abs=1e-4)
+
+
+def test_bounded_programs_are_trained_at_three_rates_of_later_tasks() -> None:
+    names = ("proxy-teacher", "proxy-curves", "proxy-autoencoder", "proxy-deep")
+    suite = Suite(
+        tuple(Sweep(TASKS[n], RELATIVE_RATES, (0,), 30, "cosine", 2) for n in names), ADAMW, margins=((1, 1.0),)
+    )
+    (whole, _), (narrow, elite) = suite([LION, MUON]), suite([LION, MUON], bounds=[0.1, math.inf])
+    trained = [[k for k, loss in enumerate(part.rungs) if loss < math.inf] for part in narrow.parts]
+    assert trained[:3] == [[0, 1, 2, 3, 4]] * 3
+    assert trained[3] in ([0, 1, 2], [1, 2, 3], [2, 3, 4])
+    for part, other in zip(narrow.parts, whole.parts, strict=True):
+        known = [(a, b) for a, b in zip(part.rungs, other.rungs, strict=True) if a < math.inf]
+        assert [a for a, _ in known] == pytest.approx([b for _, b in known], rel=1e-3)
+    assert narrow.parts[3].score == pytest.approx(whole.parts[3].score, abs=0.01)
+    assert all(loss < math.inf for part in elite.parts for loss in part.rungs)

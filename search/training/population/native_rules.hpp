@@ -35,25 +35,36 @@ static inline T fused(T a, T b, T c) {
 #endif
 }
 
-// o = a b for matrices of r by k and k by n elements, row after row.
-static void multiply(T* __restrict o, const T* __restrict a, const T* __restrict b, int64_t r, int64_t k, int64_t n) {
-  for (int64_t i = 0; i < r; i++) {
-    T* __restrict to = o + i * n;
-    std::memset(to, 0, n * sizeof(T));
-    int64_t j = 0;
-    for (; j + 4 <= k; j += 4) {
-      const T x = a[i * k + j], y = a[i * k + j + 1], z = a[i * k + j + 2], w = a[i * k + j + 3];
-      const T* __restrict p = b + j * n;
+// R rows and W columns of o = a b; their sums stay in vector registers.
+template <int R, int W>
+static inline void corner(T* __restrict o, const T* __restrict a, const T* __restrict b, int64_t k, int64_t n) {
+  T sums[R][W] = {};
+  for (int64_t j = 0; j < k; j++)
+    for (int i = 0; i < R; i++)
       #pragma omp simd
-      for (int64_t l = 0; l < n; l++)
-        to[l] = fused(w, p[3 * n + l], fused(z, p[2 * n + l], fused(y, p[n + l], fused(x, p[l], to[l]))));
-    }
-    for (; j < k; j++) {
-      const T x = a[i * k + j];
-      #pragma omp simd
-      for (int64_t l = 0; l < n; l++) to[l] = fused(x, b[j * n + l], to[l]);
-    }
+      for (int l = 0; l < W; l++) sums[i][l] = fused(a[i * k + j], b[j * n + l], sums[i][l]);
+  for (int i = 0; i < R; i++) std::memcpy(o + i * n, sums[i], W * sizeof(T));
+}
+
+// As many columns of o = a b as are a multiple of W, from column `l`. Returns the first that is left.
+template <int W>
+static int64_t strips(T* o, const T* a, const T* b, int64_t r, int64_t k, int64_t n, int64_t l) {
+  for (; l + W <= n; l += W) {
+    int64_t i = 0;
+    for (; i + 4 <= r; i += 4) corner<4, W>(o + i * n + l, a + i * k, b + l, k, n);
+    for (; i < r; i++) corner<1, W>(o + i * n + l, a + i * k, b + l, k, n);
   }
+  return l;
+}
+
+// o = a b for matrices of r by k and k by n elements, row after row.
+static void multiply(T* o, const T* a, const T* b, int64_t r, int64_t k, int64_t n) {
+  int64_t l = strips<32>(o, a, b, r, k, n, 0);
+  l = strips<16>(o, a, b, r, k, n, l);
+  l = strips<8>(o, a, b, r, k, n, l);
+  l = strips<4>(o, a, b, r, k, n, l);
+  l = strips<2>(o, a, b, r, k, n, l);
+  strips<1>(o, a, b, r, k, n, l);
 }
 
 static void transpose(T* __restrict o, const T* __restrict a, int64_t r, int64_t n) {
