@@ -9,7 +9,7 @@ from typing import Any
 
 from optforge.experiments.compare.comparison import Comparison, Costs, Entry, Run, Setting, Tuning, finite_or_null
 from optforge.experiments.compare.measures import profile
-from optforge.experiments.compare.plan import FACTORS, Plan
+from optforge.experiments.compare.plan import Plan
 from optforge.experiments.compare.reduction import Unit, check
 from optforge.experiments.compare.spaces import RATE, declared
 from optforge.experiments.compare.statistics import compare_pairs, corrected, mean_interval
@@ -86,7 +86,8 @@ def _comparison(plan: Plan, unit: Unit, task: Task, costs: AllCosts) -> Comparis
         "runs": {
             "tuning, each optimizer": len(unit.tuned.settings[0]) * len(protocol.tune_seeds),
             "reported, each optimizer": len(protocol.seeds),
-            "learning rates around the tuned one, each optimizer": (len(FACTORS) - 1) * len(protocol.tune_seeds),
+            "learning rates around the tuned one, each optimizer": (len(protocol.ladder) - 1)
+            * len(protocol.tune_seeds),
         },
     }
     target = task.target if task.target is not None else _reference_loss(entries)

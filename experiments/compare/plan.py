@@ -17,7 +17,7 @@ from optforge.search.training import Task
 from optforge.search.training.schedule import SCHEDULES
 
 FACTORS = tuple(float(f"{10 ** (k / 4):.4g}") for k in range(-4, 5))
-"""Of the tuned learning rate, at which sensitivity is measured: quarter-decades up to one decade away."""
+"""Factors of the tuned learning rate at which sensitivity is measured: quarter-decades up to one decade away."""
 
 MOST_RUNS, MOST_TIMES, MOST_STEPS = 10_000, 1_000, 10_000_000
 """Of trials and of seeds, of a horizon, and of steps: more is a slip, and would fill the memory before any training."""
@@ -80,6 +80,7 @@ class Plan:
         schedule, warmup, clip: of the learning rate; warm-up as a share of the run; largest norm of gradients.
         smallest_effect: share of the loss below which a difference does not matter.
         widenings: how often ranges may be widened.
+        factors: of the tuned learning rate, at which sensitivity is measured, ascending, 1 included.
         origins: what is known of programs that a search found, for the report.
         fingerprints: of each task, hashes of what it is (see `experiments.compare.fingerprints`), so that no
             result of another task is taken for one of its own; empty in plans from before there were any.
@@ -99,6 +100,7 @@ class Plan:
     clip: float = 0.0
     smallest_effect: float = 0.01
     widenings: int = 2
+    factors: tuple[float, ...] = FACTORS
     origins: tuple[dict[str, Any], ...] = ()
     fingerprints: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -126,7 +128,7 @@ class Plan:
         """The protocol of one unit."""
         steps = max(1, round(horizon * (task.steps if self.steps is None else self.steps)))
         return Protocol(
-            task, FACTORS, tuple(range(TUNE_SEEDS[0], TUNE_SEEDS[0] + self.tune_seeds)),
+            task, self.factors, tuple(range(TUNE_SEEDS[0], TUNE_SEEDS[0] + self.tune_seeds)),
             tuple(range(SEEDS[0], SEEDS[0] + self.seeds)), steps, self.smallest_effect, widenings=self.widenings,
             trials=self.trials, dimensions=len(self.spaces()[0].dimensions), sampler=self.sampler,
             schedule=self.schedule, warmup=min(steps - 1, round(self.warmup * steps)), clip=self.clip, horizon=horizon,

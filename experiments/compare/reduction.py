@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from optforge.experiments.compare.comparison import Protocol, Setting
-from optforge.experiments.compare.plan import FACTORS, Plan
+from optforge.experiments.compare.plan import Plan
 from optforge.experiments.compare.spaces import RATE, Space, configured
 from optforge.experiments.errors import FailedError, UserError
 from optforge.experiments.programs.rules import with_base
@@ -72,7 +72,7 @@ def unit(plan: Plan, task: Task, name: str, horizon: float) -> Asking[Unit]:
     rows = range(len(plan.rows))
     best = [tuned.winner(row).values for row in rows]
     final = [_trials(plan, protocol, row, best[row], protocol.seeds, reported=True) for row in rows]
-    rates = [[b | {RATE: float(f"{b[RATE] * factor:.10g}")} for factor in FACTORS if factor != 1] for b in best]
+    rates = [[b | {RATE: float(f"{b[RATE] * factor:.10g}")} for factor in plan.factors if factor != 1] for b in best]
     beside = [[_trials(plan, protocol, row, v, protocol.tune_seeds) for v in rates[row]] for row in rows]
     runs, others = yield from _both(final, [trials for own in beside for trials in own])
     around = tuple(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from optforge.baselines import BASELINES
 from optforge.experiments.compare.comparison import finite_or_null
 from optforge.experiments.compare.fingerprints import task_named
-from optforge.experiments.compare.plan import Plan, Row
+from optforge.experiments.compare.plan import FACTORS, Plan, Row
 from optforge.experiments.compare.run import conduct
 from optforge.experiments.compare.statistics import Interval, mean_interval
 from optforge.experiments.files import write_atomic
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 RESULT = "compare.json"
 """In a run directory: the comparison that ended it."""
 
-RESCORED = 16
+RESCORED = 8
 """Best programs of a search that are scored again on fresh seeds."""
 
 FINALISTS = 3
@@ -44,7 +44,7 @@ REFERENCES = ("adamw", "lion", "muon")
 FINAL: dict[str, Any] = {"trials": 8, "dimensions": 1, "seeds": 10, "tune_seeds": 2}
 """The plan of the comparison that ends a search; the rate is all that is tuned, as long as no trials are asked for."""
 
-LARGE: dict[str, Any] = {"seeds": 5, "tune_seeds": 1}
+LARGE: dict[str, Any] = {"seeds": 5, "tune_seeds": 1, "factors": FACTORS[3:6]}
 """What differs where a run takes seconds."""
 
 
@@ -124,7 +124,7 @@ def conclude(
         by_number = {e.record.number: e for e in best if e.record is not None}
         best = [by_number[number] for number in passed.survivors]
     entrants = [*best[:FINALISTS], *references]
-    unseen_tasks = [name for name in UNSEEN if name not in config["tasks"]]
+    unseen_tasks = [name for name in UNSEEN if name not in (*config["tasks"], compared_on(config["tasks"]))]
     unseen = _scores(executor_for(unseen_tasks), entrants, config["batch"]) if unseen_tasks else {}
     standings = Standings(own, unseen)
     if ending.trials:
