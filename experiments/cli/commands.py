@@ -193,7 +193,7 @@ def ablate(
       optforge ablate adamw
       optforge ablate runs/first#1 --seeds 10 --json effects.json
     """
-    from optforge.experiments.compare.ablation import ablate_command
+    from optforge.experiments.cli.ablate_command import ablate_command
 
     ablate_command(program, task=task, seeds=seeds, steps=steps, json_file=json_file)
 

@@ -6,25 +6,19 @@ effect, as was done by hand with Lion's raw find.
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from optforge.experiments.compare.comparison import finite_or_null
 from optforge.experiments.compare.statistics import Interval, mean_interval
-from optforge.experiments.errors import FailedError, UserError
-from optforge.experiments.files import check_can_write, write_atomic
-from optforge.experiments.programs.names import resolve_program
-from optforge.primitives import Const, Instr, Kind, Program, print_program
+from optforge.primitives import Const, Instr, Kind, Program
 from optforge.primitives.program import Arg, show_arg
 from optforge.search.fitness.evaluator import Evaluator, Fitness, Status
 
 Progress = Callable[[str], None]
-LADDER = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(-7, 0))
 
 
 @dataclass(frozen=True)
@@ -36,19 +30,26 @@ class Effect:
         instead: what its users read in its place: the best of its arguments.
         difference: mean validation loss without it minus with it; infinite if it no longer trains.
         interval: of that difference, paired over seeds; None if it no longer trains.
-        program: what remains.
         harmless: whether the program is neither significantly worse without it nor worse by more than the tolerance
             (few seeds and an outlier make anything insignificant).
         failed: why it could not be evaluated, which says nothing of the statement; empty if it could.
+        index, choice: position of the statement in the program, and the argument that is read in its place.
     """
 
     statement: str
     instead: str
     difference: float
     interval: Interval | None
-    program: Program
     harmless: bool
-    failed: str = ""
+    failed: str
+    index: int
+    choice: Arg
+
+    def as_json(self) -> dict[str, Any]:
+        """The effect in JSON's own types, but for numbers that are not finite."""
+        interval = None if self.interval is None else asdict(self.interval)
+        return {"statement": self.statement, "instead": self.instead, "difference": self.difference,
+                "interval": interval, "harmless": self.harmless, "failed": self.failed}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Ablation:
 
     Attributes:
         effects: of each live statement of the program as given, in order.
-        removed: texts of the statements removed, in order of removal.
+        removed: texts of the statements removed.
         program: the smallest program found that is not significantly worse than the one given.
         interval: of its validation loss minus the original's, paired over seeds; None if nothing could be removed.
     """
@@ -68,41 +69,6 @@ class Ablation:
     interval: Interval | None
 
 
-def ablate_command(name: str, *, task: str, seeds: int, steps: int | None, json_file: Path | None) -> None:
-    """`optforge ablate`: print the effect of each statement and what remains; write it as JSON if asked to.
-
-    Raises:
-        UserError: if something named does not exist; FailedError if the program does not train.
-    """
-    import torch
-
-    from optforge.experiments.tasks import get_task
-    from optforge.search.fitness.sweep import Sweep
-
-    torch.set_num_threads(1)
-    _, program = resolve_program(name)
-    check_can_write("--json", json_file)
-    if seeds < 2:
-        raise UserError(f"--seeds must be at least 2, got {seeds}")
-    protocol = Sweep(get_task(task), LADDER, tuple(range(seeds)), steps or 0)
-    try:
-        found = ablate(program, protocol, progress=lambda words: print(words, file=sys.stderr))
-    except ValueError as error:
-        raise FailedError(str(error)) from None
-    rows = [(e, "no longer trains" if e.interval is None else f"{e.difference:+.4g}") for e in found.effects]
-    rows = [(e, f"failed: {e.failed[:60]}" if e.failed else change) for e, change in rows]
-    print(f"mean change of the {task} validation loss when a statement is left out, over {seeds} seeds:")
-    for effect, change in rows:
-        interval = "" if effect.interval is None else f"[{effect.interval.low:+.3g}, {effect.interval.high:+.3g}]"
-        print(f"  {change:>16} {interval:24} {effect.statement}  (instead: {effect.instead})")
-    print(f"removed: {'; '.join(found.removed) or 'nothing'}\n\n{print_program(found.program)}", end="")
-    if json_file is not None:
-        effects = [asdict(e) | {"program": print_program(e.program)} for e in found.effects]
-        content = {"task": task, "seeds": seeds, "effects": effects, "removed": found.removed}
-        content |= {"program": print_program(found.program), "interval": found.interval and asdict(found.interval)}
-        write_atomic(json_file, json.dumps(finite_or_null(content), indent=1) + "\n")
-
-
 def ablate(
     program: Program,
     evaluator: Evaluator,
@@ -111,10 +77,11 @@ def ablate(
     tolerance: float = 0.02,
     progress: Progress | None = None,
 ) -> Ablation:
-    """Effect of every statement, then backward elimination down to a smallest program that is not worse.
+    """Effect of every statement, then the longest deletion that leaves the program not worse.
 
-    Each round deletes the statement whose deletion leaves the lowest loss, as long as the result is not significantly
-    worse than the *original* (so that small losses do not add up unseen). Greedy: a smaller program may exist.
+    Harmless statements are deleted together, the least missed first, as many as leave the result not significantly
+    worse than the *original*. The next one, with which it is, stays; the rest is tried again. So two statements of
+    which one is needed do not both go. A smaller program may exist.
 
     Args:
         program: what to ablate; must train under `evaluator`.
@@ -134,59 +101,73 @@ def ablate(
     if len(reference.by_seed) < 2:
         raise ValueError("ablation compares over seeds; evaluate with at least two")
     say(f"{len(current.body)} statements, one at a time")
-    first = effects = _effects(current, reference, evaluator, level, tolerance)
-    removed: list[str] = []
+    effects = _effects(current, reference, evaluator, level, tolerance)
+    removed: dict[int, Arg] = {}
     interval = None
-    while harmless := [e for e in effects if e.harmless]:
-        best = min(harmless, key=lambda e: e.difference)
-        removed.append(best.statement)
-        current, interval = best.program, best.interval
-        say(f"without {best.statement}: {len(current.body)} left")
-        effects = _effects(current, reference, evaluator, level, tolerance)
-    return Ablation(tuple(first), tuple(removed), current, interval)
+    left = sorted((e for e in effects if e.harmless), key=lambda e: e.difference)
+    while left:
+        say(f"without {len(removed)} to {len(removed) + len(left)} statements")
+        more = [removed | {e.index: e.choice for e in left[: n + 1]} for n in range(len(left))]
+        fitnesses = evaluator([_without(current, each) for each in more])
+        tested = [_difference(fitness, reference, level, tolerance) for fitness in fitnesses]
+        kept = next((n for n in reversed(range(len(left))) if tested[n].harmless), -1)
+        if kept >= 0:
+            removed, interval = more[kept], tested[kept].interval
+        left = left[kept + 2 :]
+    texts = tuple(e.statement for e in effects if e.index in removed)
+    return Ablation(tuple(effects), texts, _without(current, removed), interval)
+
+
+class _Tested(NamedTuple):
+    difference: float
+    interval: Interval | None
+    harmless: bool
+
+
+def _difference(fitness: Fitness, reference: Fitness, level: float, tolerance: float) -> _Tested:
+    """Of a variant to the original, paired over seeds."""
+    if fitness.status is not Status.OK:
+        return _Tested(math.inf, None, False)
+    paired = np.subtract(fitness.by_seed, reference.by_seed)
+    interval, difference = mean_interval(paired, level), float(paired.mean())
+    return _Tested(difference, interval, interval.low <= 0 and difference <= tolerance * reference.score)
 
 
 def _effects(
     program: Program, reference: Fitness, evaluator: Evaluator, level: float, tolerance: float
 ) -> list[Effect]:
-    variants = [(i, arg, v) for i in range(len(program.body)) for arg, v in _without(program, i)]
-    fitnesses = evaluator([variant for _, _, variant in variants])
+    variants = [(i, choice) for i in range(len(program.body)) for choice in _choices(program, i)]
+    fitnesses = evaluator([_without(program, {i: choice}) for i, choice in variants])
     best: dict[int, Effect] = {}
-    for (index, arg, variant), fitness in zip(variants, fitnesses, strict=True):
-        trains = fitness.status is Status.OK
-        paired = np.subtract(fitness.by_seed, reference.by_seed) if trains else np.array([np.inf])
-        interval = mean_interval(paired, level) if trains else None
-        text = f"x{index} = {program.body[index]}"
-        difference = float(paired.mean())
-        harmless = interval is not None and interval.low <= 0 and difference <= tolerance * reference.score
+    for (index, choice), fitness in zip(variants, fitnesses, strict=True):
+        tested = _difference(fitness, reference, level, tolerance)
         failed = fitness.reason if fitness.status is Status.FAILED else ""
-        effect = Effect(text, show_arg(arg), difference, interval, variant, harmless, failed)
+        text = f"x{index} = {program.body[index]}"
+        effect = Effect(text, show_arg(choice), *tested, failed, index, choice)
         if index not in best or effect.difference < best[index].difference:
             best[index] = effect
     return [best[i] for i in sorted(best)]
 
 
-def _without(program: Program, index: int) -> Iterator[tuple[Arg, Program]]:
-    """The program without statement `index`, for each value of the same kind that may take its place."""
+def _choices(program: Program, index: int) -> list[Arg]:
+    """What may take the place of statement `index`: those of its arguments that have its kind."""
     kind = program.kinds[index]
-    seen: set[Arg] = set()
-    choices: Sequence[Arg] = [a for a in program.body[index].args if program.kind_of(a) is kind]
-    if not choices and kind is Kind.SCALAR:
-        choices = [Const(1.0)]
-    for choice in choices:
-        if choice in seen:
-            continue
-        seen.add(choice)
+    found = dict.fromkeys(a for a in program.body[index].args if program.kind_of(a) is kind)
+    return list(found) or ([Const(1.0)] if kind is Kind.SCALAR else [])
 
-        def moved(arg: Arg, choice: Arg = choice) -> Arg:
-            arg = choice if type(arg) is int and arg == index else arg
-            return arg - 1 if type(arg) is int and arg > index else arg
 
-        body = [Instr(op, tuple(map(moved, args))) for i, (op, args) in enumerate(program.body) if i != index]
-        following = tuple(map(moved, program.next_state))
-        yield (
-            choice,
-            Program(
-                program.state, program.hypers, tuple(body), moved(program.update), following, program.fallback
-            ).pruned(),
-        )
+def _without(program: Program, removed: Mapping[int, Arg]) -> Program:
+    """The program without these statements; others read in their place what is given for each."""
+    kept = [i for i in range(len(program.body)) if i not in removed]
+    number = {i: n for n, i in enumerate(kept)}
+
+    def moved(arg: Arg) -> Arg:
+        while type(arg) is int and arg in removed:  # what takes its place comes before it
+            arg = removed[arg]
+        return number[arg] if type(arg) is int else arg
+
+    body = [Instr(program.body[i].op, tuple(map(moved, program.body[i].args))) for i in kept]
+    following = tuple(map(moved, program.next_state))
+    return Program(
+        program.state, program.hypers, tuple(body), moved(program.update), following, program.fallback
+    ).pruned()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optforge.experiments.compare.contest import Contest
 from optforge.experiments.errors import UserError
+from optforge.experiments.report.ablation_table import effects_table
 from optforge.experiments.report.comparison_json import contest_from_json
 from optforge.experiments.report.comparison_report import comparison_sections, program_blocks
 from optforge.experiments.report.controls_report import control_section, control_sentence, labels
@@ -113,7 +114,18 @@ def _champion_blocks(run: SearchRun, champion: Summary) -> tuple[Block, ...]:
         Paragraph(about),
         *program_blocks(program),
         Fold("Certificate: what can be said without training", (checked,)),
+        *_ablation(best),
         *_hall_table(run),
+    )
+
+
+def _ablation(best: Mapping[str, Any]) -> tuple[Block, ...]:
+    """What each statement of the best program is worth, where the search has measured it."""
+    if not best.get("ablation"):
+        return ()
+    title = "mean over three seeds and all tasks of the search, with 95 % intervals"
+    return (
+        Fold("Ablation: what each statement is worth", (effects_table(title, best["ablation"], "loss over AdamW's"),)),
     )
 
 

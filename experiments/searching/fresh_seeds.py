@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from optforge.experiments.report.document import Table, number
 from optforge.primitives import Program
+from optforge.search.fitness.evaluator import Evaluator, Fitness, Status
 
 if TYPE_CHECKING:
-    from optforge.search.fitness.evaluator import Fitness
     from optforge.search.training.executors.pool import Executor
 
 SEEDS = 3
@@ -62,12 +62,29 @@ def standard_error(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1) / len(values))
 
 
-def fresh_scores(executor: Executor, programs: Sequence[Program], batch: int, seeds: int = SEEDS) -> list[FreshScore]:
-    """Scores of `programs`, in order, on so many fresh seeds; `batch` of them are trained together."""
+def fresh_scores(
+    executor: Executor, programs: Sequence[Program], batch: int, seeds: int = SEEDS, first: int = 1
+) -> list[FreshScore]:
+    """Scores of `programs`, in order, on so many fresh seeds, from number `first`; `batch` are trained together."""
     pieces = [programs[i : i + batch] for i in range(0, len(programs), batch)]
-    jobs = [[executor.submit(piece, -1 - seed) for piece in pieces] for seed in range(seeds)]
+    jobs = [[executor.submit(piece, -seed) for piece in pieces] for seed in range(first, first + seeds)]
     found = [[fitness for job in row for fitness in executor.result(job)] for row in jobs]
     return [FreshScore.of(each) for each in zip(*found, strict=True)]
+
+
+def loss_ratios(executor: Executor, batch: int) -> Evaluator:
+    """An evaluator for ablation: losses over AdamW's, as the geometric mean over tasks, on seeds that chose nothing."""
+
+    def evaluate(programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
+        found = []
+        for scores in fresh_scores(executor, programs, batch, first=SEEDS + 1):
+            ratios = tuple(math.exp(score) for score in scores.by_seed)
+            trains = all(map(math.isfinite, scores.by_seed))
+            status, reason = (Status.OK, "") if trains else (Status.DIVERGED, "it diverged on every task of a seed")
+            found.append(Fitness(math.fsum(ratios) / len(ratios), status, reason, by_seed=ratios))
+        return found
+
+    return evaluate
 
 
 def fresh_table(rows: Sequence[tuple[str, float | None, FreshScore, FreshScore | None]]) -> Table:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optforge.baselines import BASELINES
+from optforge.experiments.compare.ablation import Ablation, ablate
 from optforge.experiments.compare.comparison import finite_or_null
 from optforge.experiments.compare.fingerprints import task_named
 from optforge.experiments.compare.plan import FACTORS, Plan, Row
@@ -18,10 +19,12 @@ from optforge.experiments.compare.statistics import Interval, mean_interval
 from optforge.experiments.files import write_atomic
 from optforge.experiments.programs import HALL_OF_FAME, usual_rate
 from optforge.experiments.searching import funnel_report
-from optforge.experiments.searching.fresh_seeds import UNSEEN, FreshScore, fresh_scores, fresh_table
+from optforge.experiments.searching.fresh_seeds import UNSEEN, FreshScore, fresh_scores, fresh_table, loss_ratios
 from optforge.experiments.searching.funnel_run import ENTRANTS, Funnel, is_large, run_funnel
 from optforge.experiments.searching.presets import SCHEDULE, WARMUP
+from optforge.experiments.searching.summary import summary_of
 from optforge.primitives import Program, print_program
+from optforge.primitives.analysis.simplify import simplify
 from optforge.search.training.asking import answer, together
 
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ class Finalist(NamedTuple):
     lr: float
     name: str = ""
     constants: TunedConstants | None = None
+    ablation: Ablation | None = None
 
     @property
     def label(self) -> str:
@@ -123,6 +127,7 @@ def conclude(
     if passed is not None and passed.survivors:  # otherwise there was no stage for these tasks
         by_number = {e.record.number: e for e in best if e.record is not None}
         best = [by_number[number] for number in passed.survivors]
+    best[0] = _ablated(executor_for(config["tasks"]), best[0], config["batch"])
     entrants = [*best[:FINALISTS], *references]
     unseen_tasks = [name for name in UNSEEN if name not in (*config["tasks"], compared_on(config["tasks"]))]
     unseen = _scores(executor_for(unseen_tasks), entrants, config["batch"]) if unseen_tasks else {}
@@ -133,7 +138,7 @@ def conclude(
     (comparison,) = found.comparisons
     ranked = [e for e in entrants if e.record is not None]
     _write_hall_of_fame(run_dir, ranked, comparison, standings)
-    summary = _summary(config, search, comparison)
+    summary = summary_of(config, search)
     if ending.trials:
         summary["constants"] = {e.label: e.constants.as_json() for e in entrants if e.constants is not None}
     table = {"search": summary, "table": comparison.as_json()}
@@ -154,7 +159,16 @@ def conclude(
 
 
 def _finalist(record: Record) -> Finalist:
-    return Finalist(record, record.program.pruned(), record.fitness.lr)
+    return Finalist(record, simplify(record.program), record.fitness.lr)
+
+
+def _ablated(executor: Executor, champion: Finalist, batch: int) -> Finalist:
+    """The champion without the statements that it does not need; closes the executor."""
+    try:
+        found = ablate(champion.program, loss_ratios(executor, batch))
+    finally:
+        executor.close()
+    return champion._replace(program=found.program, ablation=found)
 
 
 def _score(entrant: Finalist) -> float | None:
@@ -234,6 +248,8 @@ def _write_hall_of_fame(
         for what, scores in standings._asdict().items():
             if (found := scores.get(e.label)) is not None:
                 row[f"{what} tasks"] = {"mean": found.mean, "error": found.error, "by_task": found.by_task}
+        if e.ablation is not None:
+            row["ablation"] = [effect.as_json() for effect in e.ablation.effects]
         if comparison is not None:
             entry = comparison.entry(e.label)
             row |= {"lr": entry.lr, "valid": entry.valid_mean, "valid_interval": asdict(_valid_interval(entry))}
@@ -255,36 +271,3 @@ def _funnel(
     found = run_funnel(run_dir, train, config["tasks"], entrants, search.history, every=ending.every)
     funnel_report.write_scalars(run_dir, found)
     return found
-
-
-def _summary(config: dict[str, Any], search: Search, comparison: Comparison) -> dict[str, Any]:
-    """What the report tells of the search itself."""
-    from optforge.search.duplicates.cache import Verdict
-
-    best, curve = float("inf"), []
-    for individual in search.history:
-        if individual.score < best:
-            best = individual.score
-            curve.append((individual.number, best))
-    statistics, evolution = search.statistics, search.evolution
-    return {
-        "config": config,
-        "programs": statistics.trained,
-        "seconds": round(search.ledger.seconds(), 1),
-        "counters": {
-            "generated": statistics.generated,
-            "duplicates": statistics.duplicates,
-            "diverged": statistics.diverged,
-            "failed": statistics.failed,
-            **{v.value.replace("_", " "): statistics.verdicts[v] for v in Verdict},
-        },
-        "redundant statements": statistics.redundancy,
-        "cache hits": {
-            "by key": statistics.cache_hits(behavioural=False),
-            "by key and behaviour": statistics.cache_hits(),
-        },
-        "restarts": [{"number": n, "from": evolution.founded_by(n)} for n in evolution.restarts(statistics.trained)],
-        "digest": search.ledger.digest(),
-        "curve": curve,
-        "champion": print_program(search.best[0].program.pruned()),
-    }

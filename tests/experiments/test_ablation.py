@@ -69,3 +69,30 @@ def test_a_statement_that_could_not_be_evaluated_is_not_said_to_be_needed_for_tr
 
     found = ablate(LION, evaluate)
     assert {(e.failed, e.interval, e.harmless) for e in found.effects} == {("memory ran out", None, False)}
+
+
+def two_needed(programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
+    """Worse only if both statements of a pair that do the same are missing."""
+    found = []
+    for program in programs:
+        ops = [op for op, _ in program.body]
+        loss = 1.0 if "sign" in ops or "tanh" in ops else 2.0
+        found.append(Fitness(loss, Status.OK, by_seed=(loss, loss + 1e-4, loss - 1e-4)))
+    return found
+
+
+def test_of_two_statements_that_do_the_same_one_stays() -> None:
+    b = Builder()
+    program = b.build(b.abs(b.tanh(b.sign(b.cube(b.g)))))
+    found = ablate(program, two_needed)
+    assert all(effect.harmless for effect in found.effects)
+    left = [op for op, _ in found.program.body]
+    assert len(left) == 1 and left[0] in ("sign", "tanh")
+    assert len(found.removed) == 3
+
+
+def test_a_matrix_statement_can_go_and_the_fallback_stays() -> None:
+    muon = BASELINES["muon"].program
+    found = ablate(muon, fixed({n: (1.0, 1.0, 1.0) for n in range(1, 40)}))
+    assert "orthogonalise" not in str(found.program)
+    assert found.program.fallback == muon.fallback or not found.program.needs_matrix
