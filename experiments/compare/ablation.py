@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from optforge.experiments.compare.comparison import finite_or_null
 from optforge.experiments.compare.statistics import Interval, mean_interval
 from optforge.experiments.errors import FailedError, UserError
-from optforge.experiments.files import check_can_write, write_atomic
+from optforge.experiments.files import check_can_write, finite_or_null, write_atomic
 from optforge.experiments.programs.names import resolve_program
 from optforge.primitives import Const, Instr, Kind, Program, print_program
 from optforge.primitives.program import Arg, show_arg

@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_leaves
 
 from optforge.experiments.compare.comparison import Costs
 from optforge.experiments.programs.rules import LearnedRate
-from optforge.experiments.training.options import device_type
 from optforge.primitives import Program, ProgramOptimizer
 from optforge.primitives.backends.compiled import kernel
 from optforge.search.training import Task
+from optforge.search.training.loop import device_type
 from optforge.search.training.task import batch_indices, initial_model
 
 STEPS = 12

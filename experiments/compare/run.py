@@ -11,9 +11,16 @@ from optforge.experiments.compare.costs import measure_costs
 from optforge.experiments.compare.fingerprints import identity, name_of, task_named
 from optforge.experiments.compare.plan import Plan, Row, check_plan
 from optforge.experiments.compare.reduction import units
-from optforge.experiments.compare.spaces import RATE, configured
+from optforge.experiments.compare.spaces import RATE
 from optforge.experiments.programs import baseline_name, unique_names, usual_rate
-from optforge.experiments.programs.rules import LearnedRate, base_program, parse_rule, resolve_entrant, with_base
+from optforge.experiments.programs.rules import (
+    LearnedRate,
+    base_program,
+    configured,
+    parse_rule,
+    resolve_entrant,
+    with_base,
+)
 from optforge.primitives import Program
 from optforge.search.training.asking import Train, answer
 from optforge.search.training.executors.pool import Executor

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optforge.baselines import BASELINES
-from optforge.experiments.compare.comparison import finite_or_null
 from optforge.experiments.compare.fingerprints import task_named
 from optforge.experiments.compare.plan import Plan, Row
 from optforge.experiments.compare.run import conduct
 from optforge.experiments.compare.statistics import Interval, mean_interval
-from optforge.experiments.files import write_atomic
+from optforge.experiments.files import finite_or_null, write_atomic
 from optforge.experiments.programs import HALL_OF_FAME, usual_rate
 from optforge.experiments.searching import funnel_report
 from optforge.experiments.searching.fresh_seeds import UNSEEN, FreshScore, fresh_scores, fresh_table

@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optforge.baselines import BASELINES
 from optforge.experiments.errors import UserError, nearest
-from optforge.experiments.files import check_can_write, write_atomic
+from optforge.experiments.files import check_can_write, finite_or_null, write_atomic
 from optforge.experiments.programs import resolve_program, usual_rate
+from optforge.experiments.programs.rules import MetaTrained, base_program
 from optforge.experiments.provenance import data_hash, provenance
 from optforge.experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from optforge.experiments.tasks import get_task, with_data
-from optforge.experiments.training.options import RunOptions
-from optforge.experiments.training.results import RunResult
+from optforge.experiments.training.options import training_of
 from optforge.learned.meta.weights import Learned, load, shipped
 from optforge.primitives import Program, ProgramError, print_program
 from optforge.primitives.analysis.cost import state_bytes
-from optforge.primitives.options import merged_hypers, with_fallback
+from optforge.primitives.options import with_fallback
+from optforge.search.training.trial import Outcome, Status, Trial
+
+if TYPE_CHECKING:  # it loads Lightning
+    from optforge.experiments.training.history import History
 
 _MOVES = 4  # of what is learned, that the summary mentions
 COMMAND = "command.json"
@@ -45,7 +48,7 @@ def train_command(
 ) -> str:
     """Train once and print how it went; an optimizer meant for full batches gets them.
 
-    `settings` are values of hyperparameters, as in ``["beta1=0.95"]``; `others` are further `RunOptions`;
+    `settings` are values of hyperparameters, as in ``["beta1=0.95"]``; `others` are further options of `training_of`;
     `data` is where the task's data lie, for those that read files; with `resume`, the run in `run_dir` goes on.
 
     The run directory gets TensorBoard logs, the program as `program.txt`, and `result.json`: the result, the
@@ -72,38 +75,33 @@ def train_command(
     name, rule = _resolve(optimizer)
     row = BASELINES.get(optimizer)
     full_batch = row is not None and row.full_batch
-    options = RunOptions(hypers=parse_settings(settings, name, rule), **others)
-    usual = usual_rate(optimizer) if isinstance(rule, Program) else 1.0
-    if full_batch and options.accumulate > 1:
+    if full_batch and others.get("accumulate", 1) > 1:
         raise UserError(f"{name} sees the whole training set in every step, so that there is nothing to accumulate")
+    usual = usual_rate(optimizer) if isinstance(rule, Program) else 1.0
+    hypers = parse_settings(settings, name, rule)
+    how: dict[str, Any] = {"seed": seed, "steps": steps, "learn": learn, "hypers": hypers, "full_batch": full_batch}
+    trial, engine = training_of(problem, rule, usual if lr is None else lr, **how, **others)
     check_can_write("--json", json_file)
-    first = options.devices == 1 or _is_first_process()
+    first = engine.devices == 1 or _is_first_process()
     folder = run_dir if resume and run_dir is not None else Path(os.devnull)  # where other processes write nothing
     if first and not resume:
         folder = new_run_dir(run_dir, "train", problem.name)
     try:
+        from optforge.experiments.training.history import History
         from optforge.experiments.training.train import train
 
-        if first and not resume and options.checkpoint_every:
+        if first and not resume and engine.checkpoint_every:
             asked["hashes"] = data_hash(problem.data())
             write_atomic(folder / COMMAND, json.dumps(asked, indent=2) + "\n")
-        how: dict[str, Any] = {"seed": seed, "steps": steps, "learn": learn, "full_batch": full_batch}
-        result = train(
-            problem,
-            rule,
-            usual if lr is None else lr,
-            **how,
-            options=options,
-            log_dir=folder,
-            progress=first,
-            resume=resume,
-        )
+        history = History()
+        outcome = train(trial, engine, folder=folder, history=history, progress=first, resume=resume)
         if not first:
-            return result.reason
-        record = _record(name, rule, learn, result) | {"full_batch": full_batch, "options": asdict(options)}
-        text = json.dumps(record, indent=2) + "\n"
-        if isinstance(rule, Program):
-            write_atomic(folder / "program.txt", print_program(rule))
+            return outcome.reason
+        record = {"optimizer": name, **_record(trial, outcome, history), "learn": list(learn or [])}
+        record |= {"full_batch": full_batch, "options": {**others, "hypers": hypers}}
+        text = json.dumps(finite_or_null(record), indent=2) + "\n"
+        if "program" in record:
+            write_atomic(folder / "program.txt", record["program"])
         write_atomic(folder / "result.json", text)
         if json_file is not None:
             write_atomic(json_file, text)
@@ -114,8 +112,8 @@ def train_command(
     finally:
         if first:
             remove_if_empty(folder)
-    print(_summary(name, result, problem.metric, folder, " on the whole training set" if full_batch else ""))
-    return result.reason
+    print(_summary(record, outcome, problem.metric, folder))
+    return outcome.reason
 
 
 def resume_command(run_dir: Path | None, json_file: Path | None) -> str:
@@ -145,7 +143,7 @@ def resume_command(run_dir: Path | None, json_file: Path | None) -> str:
 
 
 def _is_first_process() -> bool:
-    from optforge.experiments.training.train import is_first_process  # loads Lightning
+    from optforge.search.training.lightning.engine import is_first_process  # loads Lightning
 
     return is_first_process()
 
@@ -162,7 +160,6 @@ def parse_settings(settings: Sequence[str], name: str, rule: Program | Learned) 
 
     Raises:
         UserError: for a text of another form, a name given twice, or one that the program does not have.
-        ProgramError: for a value out of range.
     """
     parts = with_fallback(rule) if isinstance(rule, Program) else ()
     known = dict.fromkeys(hyper for part in parts for hyper in part.defaults())
@@ -181,36 +178,49 @@ def parse_settings(settings: Sequence[str], name: str, rule: Program | Learned) 
         if hyper in values:
             raise UserError(f"--set gives {hyper} twice")
         values[hyper] = value
-    if isinstance(rule, Program):
-        merged_hypers(rule, values)
     return values
 
 
-def _record(name: str, rule: Program | Learned, learn: Sequence[str] | None, result: RunResult) -> dict[str, Any]:
-    record = {"optimizer": name, **result.as_json(), "learn": list(learn or []), "provenance": provenance()}
-    if not isinstance(rule, Program):
-        return record | {"rule": rule.rule.name, "card": rule.card}
-    return record | {"program": print_program(rule), "key": rule.key, "state_bytes_per_parameter": state_bytes(rule)}
+def _record(trial: Trial, outcome: Outcome, history: History) -> dict[str, Any]:
+    """What `result.json` says of a run."""
+    record = {
+        "task": trial.task.name, "lr": trial.lr, "seed": trial.seed, "status": outcome.status.name.lower(),
+        "reason": outcome.reason, "steps": len(history.curve),
+        **{f"{name}_loss": loss for name, loss in outcome.loss.items()},
+        **{f"{name}_accuracy": outcome.accuracy.get(name) for name in ("valid", "test")},
+        "learned": history.learned, "seconds": outcome.seconds, "curve": history.curve,
+        "valid_curve": history.valid_curve, "moves": history.moves, "skipped": history.skipped,
+        "clipped": history.clipped, "provenance": provenance(),
+    }  # fmt: skip
+    if isinstance(trial.rule, MetaTrained):
+        return record | {"rule": trial.rule.weights.rule.name, "card": trial.rule.weights.card}
+    program = base_program(trial.rule)
+    return record | {
+        "program": print_program(program), "key": program.key, "state_bytes_per_parameter": state_bytes(program)
+    }  # fmt: skip
 
 
-def _summary(name: str, result: RunResult, metric: str, folder: Path, batches: str) -> str:
-    r = result
+def _summary(record: dict[str, Any], outcome: Outcome, metric: str, folder: Path) -> str:
+    r, loss, moves = record, outcome.loss, record["moves"]
+    batches = " on the whole training set" if r["full_batch"] else ""
+    steps = f"{r['steps']} steps{batches} in {outcome.seconds:.1f} s"
     lines = [
-        f"{name} on {r.task}: lr {r.lr:g}, seed {r.seed}, {r.steps} steps{batches} in {r.seconds:.1f} s",
-        f"  {metric}: train {r.train_loss:.4f}, validation {r.valid_loss:.4f}, test {r.test_loss:.4f}",
+        f"{r['optimizer']} on {r['task']}: lr {r['lr']:g}, seed {r['seed']}, {steps}",
+        f"  {metric}: train {loss['train']:.4f}, validation {loss['valid']:.4f}, test {loss['test']:.4f}",
     ]
-    if r.status == "ok" and r.valid_accuracy is not None and r.test_accuracy is not None:
-        lines.append(f"  accuracy: validation {r.valid_accuracy:.1%}, test {r.test_accuracy:.1%}")
-    lines += [f"  learned {key}: {value:.3g}" for key, value in r.learned.items()]
-    lines += [f"    step {step}: {sentence}" for step, sentence in r.moves[-_MOVES:]]
-    if len(r.moves) > _MOVES:
-        lines.append(f"    and {len(r.moves) - _MOVES} large moves before, in result.json and TensorBoard")
-    if r.skipped:
-        lines.append(f"  skipped {r.skipped} of {r.steps} steps, whose gradients were not finite")
-    if r.clipped:
-        lines.append(f"  clipped the gradients of {r.clipped} of {r.steps} steps")
-    if r.reason:
-        lines.append(f"  {r.status}: {r.reason}")
+    if outcome.status is Status.OK and outcome.accuracy:
+        right = outcome.accuracy
+        lines.append(f"  accuracy: validation {right['valid']:.1%}, test {right['test']:.1%}")
+    lines += [f"  learned {key}: {value:.3g}" for key, value in r["learned"].items()]
+    lines += [f"    step {step}: {sentence}" for step, sentence in moves[-_MOVES:]]
+    if len(moves) > _MOVES:
+        lines.append(f"    and {len(moves) - _MOVES} large moves before, in result.json and TensorBoard")
+    if r["skipped"]:
+        lines.append(f"  skipped {r['skipped']} of {r['steps']} steps, whose gradients were not finite")
+    if r["clipped"]:
+        lines.append(f"  clipped the gradients of {r['clipped']} of {r['steps']} steps")
+    if outcome.reason:
+        lines.append(f"  {r['status']}: {outcome.reason}; try a smaller lr")
     lines.append("  This is a single run with a single seed; to tell optimizers apart, use: optforge compare")
     lines.append(f"  written to {folder}; to see the curves: tensorboard --logdir {folder.parent}")
     return "\n".join(lines)

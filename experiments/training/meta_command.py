@@ -20,12 +20,12 @@ from optforge.experiments.progress import progress_bar
 from optforge.experiments.provenance import provenance
 from optforge.experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from optforge.experiments.training.meta_problems import PROBLEMS
-from optforge.experiments.training.options import device_type
 from optforge.learned.meta.imitation import Imitation
 from optforge.learned.meta.models import RULES, LSTMRule, flatten, unflatten
 from optforge.learned.meta.trainer import MetaTrainer
 from optforge.learned.meta.training import ESTIMATORS, Estimator
 from optforge.learned.meta.weights import Learned, card_markdown, load, pack
+from optforge.search.training.loop import device_type
 
 VALIDATE_EVERY = 20  # training runs
 SAVE_EVERY = 30.0  # seconds; checkpoints lie between training runs, so that when they are written changes nothing

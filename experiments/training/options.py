@@ -1,111 +1,138 @@
-"""How a training run trains, beyond its task, optimizer and learning rate."""
+"""From what was asked for to a trial, and to what Lightning needs beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
-import torch
-from torch.amp import GradScaler
-from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.optimizer import Optimizer
-
+from optforge.baselines.schedule_free import program as schedule_free
 from optforge.experiments.errors import UserError, unknown
-from optforge.search.training.guard import Clip, Guard
+from optforge.experiments.programs.rules import Averaging, LearnedRate, MetaTrained, configured
+from optforge.learned.meta.weights import Learned
+from optforge.primitives import Program, ProgramError
+from optforge.primitives.options import merged_hypers
+from optforge.search.training.guard import Clip
+from optforge.search.training.lightning.settings import STRATEGIES, Settings
 from optforge.search.training.monitor import EVERY
+from optforge.search.training.task import Splits, Task
 from optforge.search.training.torch_schedules import SCHEDULES
+from optforge.search.training.trial import Rule, Trial
 
-PRECISIONS: Mapping[str, str] = MappingProxyType({"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"})
-"""What may be asked for, and Lightning's name of it, which may be asked for as well."""
+MAX_FULL_BATCH = 65_536
+"""Most training examples that one batch holds, if it is to hold them all."""
 
-STRATEGIES = ("auto", "ddp", "fsdp")
-"""How several devices work together."""
+PRECISIONS: Mapping[str, str] = MappingProxyType({"32": "float32", "bf16": "bf16", "fp16": "fp16"})
+"""What may be asked for, and a trial's name of it."""
+
+_LIGHTNING = {"32-true": "32", "bf16-mixed": "bf16", "16-mixed": "fp16"}  # its names may be asked for as well
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """Options of one run; the defaults train as the optimizer says, and change nothing.
+def training_of(
+    task: Task,
+    rule: Program | Learned | Rule,
+    lr: float = 1e-3,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    learn: Sequence[str] | None = None,
+    hypers: Mapping[str, float] | None = None,
+    full_batch: bool = False,
+    schedule: str = "constant",
+    warmup: int = 0,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    accumulate: int = 1,
+    precision: str = "32",
+    devices: int = 1,
+    strategy: str = "auto",
+    checkpoint_every: int = 0,
+    monitor: int = EVERY,
+) -> tuple[Trial, Settings]:
+    """The trial of a single run, which measures every split and watches the validation loss, and its settings.
 
-    Attributes:
-        schedule: of the learning rate, one of `search.training.torch_schedules.SCHEDULES`.
+    Args:
+        task: what to train.
+        rule: an update rule, a meta-trained one, or another `Rule`.
+        lr: largest learning rate; the initial one if it is learned.
+        seed: of initial weights and order of batches.
+        steps: number of steps; the task's own by default.
+        learn: names of hyperparameters to learn on the way (see `learned.learn`), for programs; of meta-trained rules
+            the rate alone.
+        hypers: values of a program's hyperparameters by name, in place of its defaults.
+        full_batch: make every batch the whole training split, as gradient descent means it.
+        schedule: of the learning rate, a name in `search.training.torch_schedules.SCHEDULES`.
         warmup: steps in which the rate rises linearly, before the schedule begins.
         clip_norm, clip_value: limits of the gradients, see `search.training.guard.Clip`.
         accumulate: batches whose gradients are averaged for one step.
-        precision: ``"32"``, or ``"bf16"`` and ``"fp16"`` for autocast of the model; weights, gradients, state and
-            losses stay in float32. float16 scales the loss.
-        monitor: steps between observations of the optimizer for TensorBoard; 0 for none.
-        hypers: values of the optimizer's hyperparameters by name, in place of its defaults.
-        devices: how many of them share each batch; processes, where there is no accelerator.
-        strategy: ``"ddp"`` for a whole model on each device; ``"fsdp"`` divides parameters, gradients and state among
-            them; ``"auto"`` is the former where there are several.
-        checkpoint_every: steps between checkpoints; 0 for none. The last step has one, too.
-
-    With clipping or less precision, a step whose gradients are not finite is skipped and counted; otherwise a loss
-    that is not finite ends the run.
+        precision: one of `PRECISIONS`, or Lightning's name of it: ``"bf16"`` and ``"fp16"`` are for autocast of the
+            model; weights, gradients, state and losses stay in float32. float16 scales the loss.
+        devices, strategy, checkpoint_every, monitor: see `search.training.lightning.settings.Settings`.
 
     Raises:
         UserError: for a value that does not exist or fit.
+        ProgramError: for hyperparameters that the program does not have, or that are out of range.
     """
-
-    schedule: str = "constant"
-    warmup: int = 0
-    clip_norm: float | None = None
-    clip_value: float | None = None
-    accumulate: int = 1
-    precision: str = "32"
-    monitor: int = EVERY
-    hypers: Mapping[str, float] = field(default_factory=dict)
-    devices: int = 1
-    strategy: str = "auto"
-    checkpoint_every: int = 0
-
-    def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise unknown("schedule", self.schedule, SCHEDULES)
-        if self.precision not in {*PRECISIONS, *PRECISIONS.values()}:
-            raise unknown("precision", self.precision, PRECISIONS)
-        if self.accumulate < 1:
-            raise UserError(f"at least 1 batch must be accumulated for a step, got {self.accumulate}")
-        if min(self.monitor, self.warmup, self.checkpoint_every) < 0:
-            raise UserError("the steps of the warm-up, between observations and between checkpoints must be at least 0")
-        if self.strategy not in STRATEGIES:
-            raise unknown("strategy", self.strategy, STRATEGIES)
-        if self.devices < 1:
-            raise UserError(f"at least 1 device must train, got {self.devices}")
-        if self.strategy == "fsdp" and self.lightning_precision == "16-mixed":
-            raise UserError("the loss scale of fp16 does not go with fsdp; use --precision bf16")
-        try:
-            Clip(self.clip_norm, self.clip_value)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-
-    @property
-    def lightning_precision(self) -> str:
-        """Lightning's name of the precision."""
-        return PRECISIONS.get(self.precision, self.precision)
-
-    def scheduler(self, optimizer: Optimizer, steps: int) -> LRScheduler | None:
-        """The schedule of a run of so many steps, or None if the rate stays as it is."""
-        if self.warmup > steps:
-            raise UserError(f"a warm-up of {self.warmup} steps does not fit into a run of {steps}")
-        if self.schedule == "constant" and not self.warmup:
-            return None
-        return SCHEDULES[self.schedule](optimizer, steps, self.warmup)
-
-    def guard(self, optimizer: Optimizer) -> Guard | None:
-        """What makes the optimizer's steps, or None if it does so itself."""
-        clip = Clip(self.clip_norm, self.clip_value)
-        if clip == Clip() and self.lightning_precision == "32-true":
-            return None
-        return Guard(optimizer, clip, GradScaler(device_type()) if self.lightning_precision == "16-mixed" else None)
+    if steps is not None and steps < 1:
+        raise UserError(f"the number of steps must be at least 1, got {steps}")
+    for what, name, names in (
+        ("schedule", schedule, SCHEDULES), ("strategy", strategy, STRATEGIES), ("precision", precision, PRECISIONS)
+    ):  # fmt: skip
+        if name not in names and name not in (_LIGHTNING if what == "precision" else ()):
+            raise unknown(what, name, names)
+    try:
+        Clip(clip_norm, clip_value)
+        settings = Settings(clip_value, accumulate, devices, strategy, checkpoint_every, monitor)
+        trial = Trial(
+            _rule(rule, learn, hypers or {}, strategy),
+            lr,
+            _whole(task) if full_batch else replace(task, batch_size=task.batch_size * accumulate),
+            seed,
+            steps or task.steps,
+            schedule,
+            warmup,
+            clip_norm or 0.0,
+            PRECISIONS[_LIGHTNING.get(precision, precision)],
+            Splits._fields,
+            watch=True,
+        )
+    except ProgramError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return trial, settings
 
 
-PLAIN = RunOptions()
-"""The defaults."""
+def _whole(task: Task) -> Task:
+    """The task with batches that hold all training examples."""
+    if (count := len(task.data().train)) > MAX_FULL_BATCH:
+        raise UserError(
+            f"task {task.name} has {count:,} training examples, and a full batch holds at most "
+            f"{MAX_FULL_BATCH:,}; use sgd, the same rule on small batches, or a smaller task"
+        )
+    return replace(task, batch_size=count)
 
 
-def device_type() -> str:
-    """Type of the device that a run uses, as in ``torch.autocast(device_type())``."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if accelerator is None else accelerator.type
+def _rule(
+    rule: Program | Learned | Rule, learn: Sequence[str] | None, hypers: Mapping[str, float], strategy: str
+) -> Program | Rule:
+    if isinstance(rule, Program):
+        merged_hypers(rule, dict(hypers))  # refuses what neither the program nor its fallback has
+        program = configured(rule, hypers)
+        if learn:
+            return LearnedRate(program, tuple(learn))
+        return Averaging(program) if program.body == schedule_free().body else program
+    if hypers:
+        raise UserError(f"only programs have hyperparameters to set, such as {', '.join(hypers)}")
+    if not isinstance(rule, Learned):
+        if learn:
+            raise UserError(f"only programs can learn {', '.join(learn)}; give a Program")
+        return rule
+    if learn and tuple(learn) != ("lr",):
+        raise UserError(f"a meta-trained rule can learn lr, not {', '.join(learn)}")
+    if strategy == "fsdp":
+        raise UserError("a meta-trained rule sees whole parameters, which fsdp divides; choose --strategy ddp")
+    return MetaTrained(rule, learns=bool(learn))
+
+
+__all__ = ["MAX_FULL_BATCH", "PRECISIONS", "training_of"]

@@ -20,13 +20,14 @@ from torch.optim.optimizer import Optimizer
 from optforge.primitives import Builder, Program
 from optforge.search.training.asking import Asking, answer, together
 from optforge.search.training.executors.processes import Workers
+from optforge.search.training.lightning.engine import train_lightning
 from optforge.search.training.loop import train_alone
 from optforge.search.training.population.members import train_population
 from optforge.search.training.store import CLAIMS, OUTCOMES, Store, StoreError
 from optforge.search.training.task import Task
 from optforge.search.training.train import Engine, batches, train
 from optforge.search.training.trainer import Trainer, training
-from optforge.search.training.trial import Outcome, Status, Trial
+from optforge.search.training.trial import Outcome, Rule, Status, Trial
 
 TRIALS = [
     Trial(program, lr, SMALL, seed, schedule="linear", warmup=2, clip=1.0, splits=("valid", "test"), watch=True)
@@ -74,11 +75,15 @@ class TestPopulation(EngineContract):
     engine = staticmethod(train_population)
 
 
+class TestLightning(EngineContract):
+    engine = staticmethod(train_lightning)
+
+
 class TestChosen(EngineContract):
     engine = staticmethod(train)
 
 
-class Descent:
+class Descent(Rule):
     """A rule that is no program."""
 
     text = "descent"
