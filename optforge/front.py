@@ -11,8 +11,8 @@ from optforge.experiments.programs import resolve_program, usual_rate
 from optforge.experiments.searching.options import SearchOptions
 from optforge.experiments.searching.run import run_search
 from optforge.experiments.tasks import get_task
-from optforge.experiments.training.options import training_of
 from optforge.experiments.training.train import train as train_trial
+from optforge.experiments.training.train import training_of
 from optforge.learned import LearnedOptimizer
 from optforge.learned import learn as learn_rates
 from optforge.primitives import Program
@@ -61,7 +61,7 @@ def train(
         optimizer: a program or its name, see `load`.
         lr: learning rate; by default the optimizer's usual one.
         folder: where TensorBoard logs and checkpoints go; none are written without it.
-        **options: `seed`, `steps`, `learn`, `schedule` and others of `experiments.training.options.training_of`.
+        **options: `seed`, `steps`, `learn`, `schedule` and others of `experiments.training.train.training_of`.
     """
     rate = lr if lr is not None else usual_rate(optimizer if isinstance(optimizer, str) else "")
     problem = get_task(task) if isinstance(task, str) else task

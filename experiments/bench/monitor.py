@@ -72,8 +72,7 @@ def _plain_loop(name: str, block: int, repeats: int, hooks: float) -> Cost:
 
 
 def _training_run(repeats: int, steps: int = 1000) -> Cost:
-    from optforge.experiments.training.options import training_of
-    from optforge.experiments.training.train import train
+    from optforge.experiments.training.train import train, training_of
 
     def run(monitor: int) -> float:
         trial, settings = training_of(TASKS["digits"], BASELINES["adamw"].program, steps=steps, monitor=monitor)

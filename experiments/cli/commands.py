@@ -161,12 +161,10 @@ def train(
             words = ", ".join("--" + name.replace("_", "-") for name in others)
             raise UserError(f"--resume goes on with the options that the run was begun with; leave out {words}")
         return FAILED if resume_command(run_dir, json_file) else 0
-    names = [name.strip() for name in learn.split(",")] if learn is not None else None
-    how: dict[str, Any] = {"schedule": schedule, "warmup": warmup, "clip_norm": clip_norm, "clip_value": clip_value}
-    how |= {"accumulate": accumulate, "precision": precision, "monitor": monitor, "settings": settings or []}
-    how |= {"devices": devices, "strategy": strategy, "checkpoint_every": checkpoint_every}
-    how |= {"data": data, "run_dir": run_dir, "json_file": json_file}
-    return FAILED if train_command(optimizer, task, lr=lr, steps=steps, seed=seed, learn=names, **how) else 0
+    asked = {name: value for name, value in context.params.items() if name not in ("resume", "run_dir", "json_file")}
+    asked |= {"learn": None if learn is None else [name.strip() for name in learn.split(",")]}
+    asked |= {"settings": settings or [], "data": data and str(data.absolute())}
+    return FAILED if train_command(asked, run_dir, json_file) else 0
 
 
 command(search)

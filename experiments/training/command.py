@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optforge.baselines import BASELINES
 from optforge.experiments.errors import UserError, nearest
@@ -16,45 +16,34 @@ from optforge.experiments.programs.rules import MetaTrained, base_program
 from optforge.experiments.provenance import data_hash, provenance
 from optforge.experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from optforge.experiments.tasks import get_task, with_data
-from optforge.experiments.training.options import training_of
+from optforge.experiments.training.moves import History
+from optforge.experiments.training.train import train, training_of
 from optforge.learned.meta.weights import Learned, load, shipped
 from optforge.primitives import Program, ProgramError, print_program
 from optforge.primitives.analysis.cost import state_bytes
 from optforge.primitives.options import with_fallback
+from optforge.search.training.lightning.engine import is_first_process
 from optforge.search.training.trial import Outcome, Status, Trial
-
-if TYPE_CHECKING:  # it loads Lightning
-    from optforge.experiments.training.history import History
 
 _MOVES = 4  # of what is learned, that the summary mentions
 COMMAND = "command.json"
 """In the folder of a run with checkpoints: what was asked for."""
 
 
-def train_command(
-    optimizer: str,
-    task: str,
-    *,
-    lr: float | None,
-    steps: int | None,
-    seed: int,
-    learn: Sequence[str] | None,
-    settings: Sequence[str],
-    data: Path | None = None,
-    run_dir: Path | None,
-    json_file: Path | None,
-    resume: bool = False,
-    **others: Any,
-) -> str:
+def train_command(asked: dict[str, Any], run_dir: Path | None, json_file: Path | None, *, resume: bool = False) -> str:
     """Train once and print how it went; an optimizer meant for full batches gets them.
-
-    `settings` are values of hyperparameters, as in ``["beta1=0.95"]``; `others` are further options of `training_of`;
-    `data` is where the task's data lie, for those that read files; with `resume`, the run in `run_dir` goes on.
 
     The run directory gets TensorBoard logs, the program as `program.txt`, and `result.json`: the result, the
     program, and where the numbers come from. `json_file` gets a copy of the latter. With checkpoints, it has
     `command.json` from the beginning: what was asked for, for `resume_command`. Of several processes that train
     together one writes and prints.
+
+    Args:
+        asked: the options of the command by name: `optimizer`, `task`, `data` (where the task's data lie, or None),
+            `lr` (or None for the usual one), `settings` (as in ``["beta1=0.95"]``), and those of `training_of`.
+        run_dir: for all that is written; by default a new one in runs/.
+        json_file: for a copy of the result.
+        resume: whether the run in `run_dir` goes on.
 
     Returns:
         Why the run has diverged; empty if it has not.
@@ -62,43 +51,34 @@ def train_command(
     Raises:
         UserError, ProgramError: before anything is written, if what was asked for does not exist or fit.
     """
-    asked: dict[str, Any] = {
-        "optimizer": optimizer,
-        "task": task,
-        "lr": lr,
-        "steps": steps,
-        "seed": seed,
-        "learn": learn,
-    }
-    asked |= {"settings": settings, "data": data and str(data.absolute()), **others}
-    problem = get_task(with_data(task, data))
+    options = dict(asked)
+    optimizer, task, data, lr = (options.pop(name) for name in ("optimizer", "task", "data", "lr"))
+    settings, seed, steps, learn = (options.pop(name) for name in ("settings", "seed", "steps", "learn"))
+    problem = get_task(with_data(task, data and Path(data)))
     name, rule = _resolve(optimizer)
-    row = BASELINES.get(optimizer)
-    full_batch = row is not None and row.full_batch
-    if full_batch and others.get("accumulate", 1) > 1:
+    full_batch = optimizer in BASELINES and BASELINES[optimizer].full_batch
+    if full_batch and options["accumulate"] > 1:
         raise UserError(f"{name} sees the whole training set in every step, so that there is nothing to accumulate")
-    usual = usual_rate(optimizer) if isinstance(rule, Program) else 1.0
-    hypers = parse_settings(settings, name, rule)
-    how: dict[str, Any] = {"seed": seed, "steps": steps, "learn": learn, "hypers": hypers, "full_batch": full_batch}
-    trial, engine = training_of(problem, rule, usual if lr is None else lr, **how, **others)
+    options["hypers"] = parse_settings(settings, name, rule)
+    if lr is None:
+        lr = usual_rate(optimizer) if isinstance(rule, Program) else 1.0
+    how = {"seed": seed, "steps": steps, "learn": learn, "full_batch": full_batch}
+    trial, engine = training_of(problem, rule, lr, **how, **options)
     check_can_write("--json", json_file)
-    first = engine.devices == 1 or _is_first_process()
+    first = engine.devices == 1 or is_first_process()
     folder = run_dir if resume and run_dir is not None else Path(os.devnull)  # where other processes write nothing
     if first and not resume:
         folder = new_run_dir(run_dir, "train", problem.name)
     try:
-        from optforge.experiments.training.history import History
-        from optforge.experiments.training.train import train
-
         if first and not resume and engine.checkpoint_every:
-            asked["hashes"] = data_hash(problem.data())
-            write_atomic(folder / COMMAND, json.dumps(asked, indent=2) + "\n")
+            text = json.dumps(asked | {"hashes": data_hash(problem.data())}, indent=2) + "\n"
+            write_atomic(folder / COMMAND, text)
         history = History()
         outcome = train(trial, engine, folder=folder, history=history, progress=first, resume=resume)
         if not first:
             return outcome.reason
         record = {"optimizer": name, **_record(trial, outcome, history), "learn": list(learn or [])}
-        record |= {"full_batch": full_batch, "options": {**others, "hypers": hypers}}
+        record |= {"full_batch": full_batch, "options": options}
         text = json.dumps(finite_or_null(record), indent=2) + "\n"
         if "program" in record:
             write_atomic(folder / "program.txt", record["program"])
@@ -131,21 +111,14 @@ def resume_command(run_dir: Path | None, json_file: Path | None) -> str:
         raise UserError(f"the run in {folder} has ended; begin another for more steps")
     try:
         asked = json.loads((folder / COMMAND).read_text(encoding="utf-8"))
-        data = Path(found) if (found := asked.pop("data")) else None
-        task, hashes = asked["task"], asked.pop("hashes", None)
+        task, data, hashes = asked["task"], asked["data"], asked.pop("hashes")
     except FileNotFoundError:
         raise UserError(f"{folder} has no {COMMAND}: runs go on if they were begun with --checkpoint-every") from None
     except (ValueError, KeyError, AttributeError, TypeError):
         raise UserError(f"{folder / COMMAND} is damaged, so the run cannot go on") from None
-    if hashes is not None and data_hash(get_task(with_data(task, data)).data()) != hashes:
+    if data_hash(get_task(with_data(task, data and Path(data))).data()) != hashes:
         raise UserError(f"the data of {task} are no longer those that the run in {folder} was begun with")
-    return train_command(**asked, data=data, run_dir=folder, json_file=json_file, resume=True)
-
-
-def _is_first_process() -> bool:
-    from optforge.search.training.lightning.engine import is_first_process  # loads Lightning
-
-    return is_first_process()
+    return train_command(asked, folder, json_file, resume=True)
 
 
 def _resolve(optimizer: str) -> tuple[str, Program | Learned]:
@@ -183,14 +156,15 @@ def parse_settings(settings: Sequence[str], name: str, rule: Program | Learned) 
 
 def _record(trial: Trial, outcome: Outcome, history: History) -> dict[str, Any]:
     """What `result.json` says of a run."""
+    run = history.run
     record = {
         "task": trial.task.name, "lr": trial.lr, "seed": trial.seed, "status": outcome.status.name.lower(),
-        "reason": outcome.reason, "steps": len(history.curve),
+        "reason": outcome.reason, "steps": len(run.losses),
         **{f"{name}_loss": loss for name, loss in outcome.loss.items()},
         **{f"{name}_accuracy": outcome.accuracy.get(name) for name in ("valid", "test")},
-        "learned": history.learned, "seconds": outcome.seconds, "curve": history.curve,
-        "valid_curve": history.valid_curve, "moves": history.moves, "skipped": history.skipped,
-        "clipped": history.clipped, "provenance": provenance(),
+        "learned": history.learned, "seconds": outcome.seconds, "curve": run.losses, "valid_curve": run.valid_curve,
+        "moves": history.moves, "skipped": run.tally.skipped, "clipped": int(run.tally.clipped),
+        "provenance": provenance(),
     }  # fmt: skip
     if isinstance(trial.rule, MetaTrained):
         return record | {"rule": trial.rule.weights.rule.name, "card": trial.rule.weights.card}

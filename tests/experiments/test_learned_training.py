@@ -20,7 +20,7 @@ from optforge.baselines import BASELINES
 from optforge.experiments.cli import app
 from optforge.experiments.tasks import TASKS
 from optforge.experiments.training import train as training
-from optforge.experiments.training.history import LARGE, moves
+from optforge.experiments.training.moves import LARGE, moves
 from optforge.learned import learn
 from optforge.search.training.trial import Status
 

@@ -23,7 +23,7 @@ from optforge.experiments.cli import app
 from optforge.experiments.cli.commands import train as train_on_the_command_line
 from optforge.experiments.errors import UserError
 from optforge.experiments.tasks import TASKS
-from optforge.experiments.training.options import PRECISIONS, training_of
+from optforge.experiments.training.train import PRECISIONS, training_of
 from optforge.primitives import ProgramError, ProgramOptimizer
 from optforge.search.training import Task
 from optforge.search.training.loop import evaluate

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optforge.baselines import averaged, is_schedule_free
-from optforge.experiments.training.history import History
-from optforge.experiments.training.options import training_of
+from optforge.experiments.training.moves import History
 from optforge.experiments.training.train import train as train_trial
+from optforge.experiments.training.train import training_of
 from optforge.learned.meta.weights import Learned
 from optforge.primitives import Program
 from optforge.search.training import Task
@@ -80,5 +80,6 @@ def train(
     trial, settings = training_of(task, what, lr, **options)
     history = History()
     outcome = train_trial(trial, settings, folder=folder, history=history, progress=progress, resume=resume)
-    names = ("curve", "valid_curve", "learned", "moves", "skipped", "clipped")
-    return Trained(outcome, {name: getattr(history, name) for name in names})
+    run = history.run
+    noted = {"curve": run.losses, "valid_curve": run.valid_curve, "learned": history.learned, "moves": history.moves}
+    return Trained(outcome, noted | {"skipped": run.tally.skipped, "clipped": int(run.tally.clipped)})

@@ -28,7 +28,6 @@ def train_lightning(trials: Sequence[Trial]) -> list[Outcome]:
 def train_one(
     trial: Trial,
     settings: Settings = PLAIN,
-    *,
     checkpoint: Path | None = None,
     resume: bool = False,
     loggers: Iterable[Logger] = (),
@@ -52,7 +51,7 @@ def train_one(
         SettingsError: if devices are missing or cannot share a batch equally, or if the checkpoint is another run's.
         ProgramError: if the program and the learning rate do not fit.
     """
-    settings.check(trial, torch.accelerator.device_count())
+    _check(trial, settings)
     run = TrainingRun(trial, settings, checkpoint)
     begun = _readable(checkpoint) if resume and checkpoint is not None and checkpoint.exists() else None
     strategy: Any = settings.strategy
@@ -81,6 +80,18 @@ def train_one(
 def is_first_process() -> bool:
     """Whether this process is the one that reports, of those that train together."""
     return getattr(rank_zero_only, "rank", 0) in (0, None)
+
+
+def _check(trial: Trial, settings: Settings) -> None:
+    count, whole, parts = settings.devices, trial.task.batch_size, settings.accumulate
+    if 0 < (present := torch.accelerator.device_count()) < count:
+        raise SettingsError(f"--devices {count}: this machine has {present}")
+    if whole % parts:
+        raise SettingsError(f"a batch of {whole} examples has no {parts} equal parts")
+    if (size := whole // parts) % count:
+        raise SettingsError(f"{count} devices cannot share batches of {size} examples equally; use a divisor of {size}")
+    if settings.strategy == "fsdp" and trial.precision == "fp16":
+        raise SettingsError("the loss scale of fp16 does not go with fsdp; use --precision bf16")
 
 
 def _readable(checkpoint: Path) -> Path:

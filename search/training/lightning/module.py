@@ -17,20 +17,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
-from optforge.search.training.guard import Clip, Guard
+from optforge.search.training import loop
+from optforge.search.training.guard import Clip, Guard, Tally
 from optforge.search.training.lightning.settings import Settings, SettingsError
-from optforge.search.training.loop import (
-    Measured,
-    as_dtype,
-    curve_points,
-    device_type,
-    evaluate,
-    evaluated,
-    measure,
-    optimizer_of,
-    outcome_of,
-    scheduler_of,
-)
 from optforge.search.training.task import batch_indices, initial_model, trainable
 from optforge.search.training.trial import Outcome, Trial
 
@@ -86,10 +75,10 @@ class TrainingRun(LightningModule):
     Attributes:
         losses: training loss of each step that was begun.
         parts: losses of the batches of a step that is under way; empty after it.
-        valid_curve: validation loss after each point of the curve (see `search.training.loop.curve_points`), if the
-            trial is watched.
+        valid_curve: pairs of a number of steps and the validation loss after them, if the trial is watched.
         optimizer: the trial's.
         guard: what makes its steps, or None if it does so itself.
+        tally: counts of the guard.
         log_every: steps between training losses that are logged, about 100 in all.
     """
 
@@ -102,30 +91,31 @@ class TrainingRun(LightningModule):
         self.optimizer, self.scheduler = self._make()
         clip = Clip(trial.clip or None, settings.clip_value)
         if clip != Clip() or trial.precision in MIXED:
-            scaler = GradScaler(device_type()) if trial.precision == "fp16" else None
+            scaler = GradScaler(loop.device_type()) if trial.precision == "fp16" else None
             self.guard = Guard(self.optimizer, clip, scaler)
+        self.tally = Tally() if self.guard is None else self.guard.tally
         self.log_every = max(1, trial.steps // 100)
         self.losses: list[float] = []
-        self.valid_curve: list[float] = []
+        self.valid_curve: list[tuple[int, float]] = []
         self.start = math.nan
         self.seconds = 0.0  # of the loop, with those before the checkpoint it went on from
-        self._points = {index + 1 for index in curve_points(trial.steps)} if trial.watch else set()
+        self._points = {index + 1 for index in loop.curve_points(trial.steps)} if trial.watch else set()
         self._began = 0.0
         self.parts: list[float] = []
         self._diverged, self._skipped = False, False
         self._reason = ""
-        self._measured: Measured | None = None
+        self._measured: loop.Measured | None = None
 
     def _make(self) -> tuple[Optimizer, LRScheduler | None]:
-        optimizer = optimizer_of(self.trial, trainable(self.model).values())
-        return optimizer, scheduler_of(self.trial, optimizer)
+        optimizer = loop.optimizer_of(self.trial, trainable(self.model).values())
+        return optimizer, loop.scheduler_of(self.trial, optimizer)
 
     def precision(self) -> MixedPrecision | None:
         """Lightning's plugin for less precision than 32 bits, whose scaler is that of the guard."""
         name: Any = MIXED.get(self.trial.precision)
         if self.guard is None or name is None:
             return None
-        return MixedPrecision(name, device_type(), self.guard.scaler)  # the name alone means bfloat16 on any CPU
+        return MixedPrecision(name, loop.device_type(), self.guard.scaler)  # the name alone means bfloat16 on any CPU
 
     def configure_model(self) -> None:
         """Divide parameters, gradients and state among the devices, if asked to: each layer, then the rest."""
@@ -160,7 +150,7 @@ class TrainingRun(LightningModule):
         """Loss of one batch, 0-dimensional; one that is not finite ends the run after this step, unless guarded."""
         inputs, targets = batch
         dtype = self.trial.dtype
-        loss: Tensor = self.trial.task.loss(self.model(as_dtype(inputs, dtype)).to(dtype), targets)
+        loss: Tensor = self.trial.task.loss(self.model(loop.as_dtype(inputs, dtype)).to(dtype), targets)
         self.parts.append(float(self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")))
         lost = self.guard is None and not math.isfinite(self.parts[-1])
         if lost or len(self.parts) == self.settings.accumulate:
@@ -200,7 +190,7 @@ class TrainingRun(LightningModule):
         if step in self._points and not self._diverged:
             scalars["loss/valid"], accuracy = self._valid()
             scalars |= {} if accuracy is None else {"accuracy/valid": accuracy}
-            self.valid_curve.append(scalars["loss/valid"])
+            self.valid_curve.append((step, scalars["loss/valid"]))
         if scalars:
             for logger in self.loggers:
                 logger.log_metrics(scalars, step)
@@ -213,13 +203,14 @@ class TrainingRun(LightningModule):
         """Measure the final weights, while they are where they were trained."""
         self.seconds = time.perf_counter() - self._began
         if not self._diverged:
-            self._measured = measure(self.trial, self.model, self.optimizer)
+            self._measured = loop.measure(self.trial, self.model, self.optimizer)
 
     def outcome(self) -> Outcome:
         """What came of the trial, once Lightning has ended."""
         if self._measured is None and not self._diverged:  # nothing was left to train after the last checkpoint
-            self._measured = measure(self.trial, self.model, self.optimizer)
-        found = outcome_of(self.trial, self.losses, self.valid_curve, self._measured, self.start, self.seconds)
+            self._measured = loop.measure(self.trial, self.model, self.optimizer)
+        watched = [loss for _, loss in self.valid_curve]
+        found = loop.outcome_of(self.trial, self.losses, watched, self._measured, self.start, self.seconds)
         return replace(found, reason=self._reason or found.reason)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -244,8 +235,8 @@ class TrainingRun(LightningModule):
             self.guard.load_state_dict(kept["guard"])
 
     def _valid(self) -> tuple[float, float | None]:
-        with evaluated(self.trial, self.optimizer):
-            return evaluate(self.model, self.trial.task, self.trial.task.data().valid)
+        with loop.evaluated(self.trial, self.optimizer):
+            return loop.evaluate(self.model, self.trial.task, self.trial.task.data().valid)
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:

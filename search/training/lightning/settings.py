@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from optforge.search.training.guard import Clip
 from optforge.search.training.monitor import EVERY
-from optforge.search.training.trial import Trial
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 """How several devices work together."""
@@ -56,24 +55,6 @@ class Settings:
             Clip(value=self.clip_value)
         except ValueError as error:
             raise SettingsError(str(error)) from None
-
-    def check(self, trial: Trial, present: int) -> None:
-        """Refuse a trial that cannot be trained so on a machine with that many accelerators.
-
-        Raises:
-            SettingsError: if devices are missing or cannot share a batch equally.
-        """
-        if 0 < present < self.devices:
-            raise SettingsError(f"--devices {self.devices}: this machine has {present}")
-        size, rest = divmod(trial.task.batch_size, self.accumulate)
-        if rest:
-            raise SettingsError(f"a batch of {trial.task.batch_size} examples has no {self.accumulate} equal parts")
-        if size % self.devices:
-            raise SettingsError(
-                f"{self.devices} devices cannot share batches of {size} examples equally; use a divisor of {size}"
-            )
-        if self.strategy == "fsdp" and trial.precision == "fp16":
-            raise SettingsError("the loss scale of fp16 does not go with fsdp; use --precision bf16")
 
 
 PLAIN = Settings()
