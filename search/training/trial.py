@@ -84,7 +84,7 @@ class Trial:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lr) and self.lr >= 0):
-            raise ValueError(f"the learning rate lr must be finite and at least 0, got {self.lr}")
+            raise ValueError(f"the learning rate lr must be a finite number of at least 0, got {self.lr}")
         if self.steps < 0:
             raise ValueError(f"the number of steps must be positive, got {self.steps}")
         object.__setattr__(self, "steps", self.steps or self.task.steps)

@@ -24,6 +24,7 @@ from optforge.search.training.lightning.module import Batches, TrainingRun
 from optforge.search.training.task import Splits, Task, TensorSplit
 from optforge.search.training.trial import Trial
 
+TESTS = Path(__file__).parents[1]
 TEXT = torch.randint(11, (64, 9), generator=torch.Generator().manual_seed(0))
 PART = TensorSplit(TEXT[:, :-1], TEXT[:, 1:])
 TINY = Task(
@@ -90,7 +91,7 @@ if __name__ == "__main__":
 
 def python(folder: Path, *words: str) -> str:
     """What a Python process prints, which must end well and without a warning."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever the machine's name resolves to
     words = (sys.executable, *words)
