@@ -30,9 +30,6 @@ from optforge.search.training.task import Task, initial_model, trainable
 from optforge.search.training.trainer import Progress, Trainer, training
 from optforge.search.training.trial import rule_text
 
-STORE = "store.sqlite"
-"""In a run directory: the outcomes of its trials."""
-
 Named = str | tuple[str, Program | LearnedRate]
 """An entrant: what the command line accepts, or a name and a program."""
 
@@ -132,4 +129,4 @@ def executor(workers: int) -> Executor | None:
     return Workers(training(task_named, parse_rule, name_of), workers) if workers > 1 else None
 
 
-__all__ = ["STORE", "Progress", "check_rows", "compare", "conduct", "executor", "open_store", "row_of", "rows"]
+__all__ = ["Progress", "check_rows", "compare", "conduct", "executor", "open_store", "row_of", "rows"]
