@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from optforge.experiments.cli.options import JsonFile, RunDir, Steps
 
 
 def compare(
@@ -39,9 +40,7 @@ def compare(
     sampler: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of configurations: qmc or tpe.", show_default="qmc")
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Length of a run.", show_default="the task's own")
-    ] = None,
+    steps: Steps = None,
     horizons: Annotated[
         str | None,
         typer.Option(metavar="X,...", help="Lengths of runs, as multiples of that; all: 0.25,1,4.", show_default="1"),
@@ -79,14 +78,9 @@ def compare(
         str | None,
         typer.Option(metavar="URL", help="Database that machines share.", show_default="SQLite in the run directory"),
     ] = None,
-    run_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="For all that is written.", show_default="a new one in runs/"),
-    ] = None,
+    run_dir: RunDir = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in --run-dir.")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there as JSON.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare programs with AdamW and Lion: equal tuning budgets for all, fresh seeds, paired intervals.
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-ProgramName = Annotated[str, typer.Argument(metavar="PROGRAM")]
+from optforge.experiments.cli.options import ProgramName
+
 REFUTED, UNDECIDED = 1, 3
 
 
@@ -144,8 +145,8 @@ def trajectories(
 
 
 def equivalent(
-    first: Annotated[str, typer.Argument(metavar="PROGRAM")],
-    second: Annotated[str, typer.Argument(metavar="PROGRAM")],
+    first: ProgramName,
+    second: ProgramName,
     up_to_rate: Annotated[
         bool, typer.Option("--up-to-rate", help="Accept a constant factor, which a learning rate absorbs.")
     ] = False,

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from optforge.baselines import BASELINES
 from optforge.experiments.cli import app
-from optforge.experiments.cli.commands import train as train_on_the_command_line
+from optforge.experiments.cli.train import train as train_on_the_command_line
 from optforge.experiments.errors import UserError
 from optforge.experiments.tasks import TASKS
 from optforge.experiments.training.train import PRECISIONS, training_of
