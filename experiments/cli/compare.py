@@ -10,6 +10,7 @@ from optforge.experiments.cli.options import JsonFile, RunDir, Steps
 
 
 def compare(
+    context: typer.Context,
     programs: Annotated[list[str] | None, typer.Argument(metavar="PROGRAM...", show_default="adamw lion")] = None,
     tasks: Annotated[
         str | None,
@@ -59,9 +60,10 @@ def compare(
         float | None,
         typer.Option(min=0, metavar="X", help="Largest norm of all gradients together.", show_default="no limit"),
     ] = None,
-    effect: Annotated[
+    smallest_effect: Annotated[
         float | None,
         typer.Option(
+            "--effect",
             min=0,
             max=0.99,
             metavar="X",
@@ -92,30 +94,10 @@ def compare(
     """
     from optforge.experiments.cli.compare_command import Asked, compare_command
 
-    settings = {
-        "trials": trials,
-        "seeds": seeds,
-        "tune_seeds": tune_seeds,
-        "dimensions": dimensions,
-        "sampler": sampler,
-        "steps": steps,
-        "schedule": schedule,
-        "warmup": warmup,
-        "clip": clip,
-        "smallest_effect": effect,
-    }
-    asked = Asked(
-        tasks=tasks,
-        horizons="0.25,1,4" if horizons == "all" else horizons,
-        settings={name: value for name, value in settings.items() if value is not None},
-        control=control,
-        quick=quick,
-        workers=workers,
-        storage=storage,
-        json=json_file,
-        run_dir=run_dir,
-        resume=resume,
-    )
-    code = compare_command(programs or [], asked)
-    if code:
+    names = ("trials", "seeds", "tune_seeds", "dimensions", "sampler", "steps", "schedule", "warmup", "clip")
+    settings = {name: context.params[name] for name in (*names, "smallest_effect")}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    lengths = "0.25,1,4" if horizons == "all" else horizons
+    asked = Asked(tasks, lengths, settings, control, quick, workers, storage, json_file, run_dir, resume)
+    if code := compare_command(programs or [], asked):
         raise typer.Exit(code)

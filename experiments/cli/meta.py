@@ -23,8 +23,7 @@ def meta_train(
         str | None, typer.Option(metavar="NAME", help="bptt, tbptt or imitation.", show_default="bptt")
     ] = None,
     steps: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Number of outer-optimizer steps.", show_default="300"),
+        int | None, typer.Option(min=1, metavar="N", help="Number of outer-optimizer steps.", show_default="300")
     ] = None,
     minutes: Annotated[float | None, typer.Option(min=0, metavar="M", help="Stop after so much time.")] = None,
     lr: Annotated[

@@ -133,15 +133,9 @@ def trajectories(
     from optforge.experiments.programs.trajectories_command import trajectories_command
 
     trajectories_command(
-        optimizers or [],
-        surfaces=surface or [],
-        rates=lr or [],
-        steps=steps,
-        seed=seed,
-        out=out,
-        gif=gif,
+        optimizers or [], surfaces=surface or [], rates=lr or [], steps=steps, seed=seed, out=out, gif=gif,
         json_file=json_file,
-    )
+    )  # fmt: skip
 
 
 def equivalent(

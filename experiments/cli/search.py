@@ -27,8 +27,7 @@ def search(
         str | None, typer.Option(metavar="NAME", help="Named settings: seconds, minutes, hour or gpu.")
     ] = None,
     start: Annotated[
-        str | None,
-        typer.Option(metavar="PROGRAM,…", help="Programs to start from.", show_default="adamw"),
+        str | None, typer.Option(metavar="PROGRAM,…", help="Programs to start from.", show_default="adamw")
     ] = None,
     ops: Annotated[
         str | None,
@@ -54,15 +53,12 @@ def search(
     strategy: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME",
-            help="evolution, or a control: random, constants or shuffled.",
-            show_default="evolution",
+            metavar="NAME", help="evolution, or a control: random, constants or shuffled.", show_default="evolution"
         ),
     ] = None,
     population: Annotated[Number, typer.Option(min=2, metavar="N", help="Population size.")] = None,
     tournament: Annotated[
-        Number,
-        typer.Option(min=1, metavar="N", help="Tournament size: programs that compete to become a parent."),
+        Number, typer.Option(min=1, metavar="N", help="Tournament size: programs that compete to become a parent.")
     ] = None,
     islands: Annotated[
         Number, typer.Option(min=1, metavar="N", help="Number of islands: lineages that do not mix.")
@@ -102,8 +98,7 @@ def search(
         Number, typer.Option(min=0, metavar="N", help="Processes that evaluate; one for each GPU or core.")
     ] = None,
     ray: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Evaluate on this Ray cluster, as in: head:6379, auto, local."),
+        str | None, typer.Option(metavar="ADDRESS", help="Evaluate on this Ray cluster, as in: head:6379, auto, local.")
     ] = None,
     steps: Steps = None,
     run_dir: RunDir = None,

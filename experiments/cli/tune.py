@@ -39,14 +39,6 @@ def tune(
     from optforge.experiments.searching.tune_command import tune_command
 
     tune_command(
-        program,
-        task,
-        trials=trials,
-        lr=lr,
-        steps=steps,
-        sampler=sampler,
-        seed=seed,
-        storage=storage,
-        output=output,
-        json_file=json_file,
-    )
+        program, task, trials=trials, lr=lr, steps=steps, sampler=sampler, seed=seed, storage=storage,
+        output=output, json_file=json_file,
+    )  # fmt: skip

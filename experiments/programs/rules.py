@@ -131,15 +131,3 @@ def base_program(rule: Program | Rule) -> Program:
 def with_base(rule: Program | LearnedRate, program: Program) -> Program | LearnedRate:
     """The rule with another program in it."""
     return replace(rule, program=program) if isinstance(rule, LearnedRate) else program
-
-
-__all__ = [
-    "Averaging",
-    "LearnedRate",
-    "MetaTrained",
-    "base_program",
-    "configured",
-    "parse_rule",
-    "resolve_entrant",
-    "with_base",
-]

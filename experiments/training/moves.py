@@ -92,6 +92,3 @@ def _reason(optimizer: LearnedOptimizer, name: str, up: bool) -> str:
     if (cap := optimizer.reached_cap) is not None:
         return f"this is the cap, at which a step changes weights by up to {100 * cap:.2g} % of their size"
     return f"gradients {'agree with' if up else 'turn against'} the steps before them"
-
-
-__all__ = ["LARGE", "History", "moves"]

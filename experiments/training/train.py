@@ -85,11 +85,12 @@ def training_of(
         raise UserError(f"the number of steps must be at least 1, got {steps}")
     own = _rule(rule, learn, hypers or {}, strategy)
     whole = _full_batches(task) if full_batch else replace(task, batch_size=task.batch_size * accumulate)
-    how = {"schedule": schedule, "warmup": warmup, "clip": clip_norm or 0.0, "precision": PRECISIONS[precision]}
+    clip, mixed = clip_norm or 0.0, PRECISIONS[precision]
     try:
         Clip(clip_norm)
         settings = Settings(accumulate=accumulate, **others)
-        return Trial(own, lr, whole, seed, steps or 0, splits=Splits._fields, watch=True, **how), settings
+        trial = Trial(own, lr, whole, seed, steps or 0, schedule, warmup, clip, mixed, Splits._fields, watch=True)
+        return trial, settings
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -157,6 +158,3 @@ def _rule(
     if strategy == "fsdp":
         raise UserError("a meta-trained rule sees whole parameters, which fsdp divides; choose --strategy ddp")
     return MetaTrained(rule, learns=bool(learn))
-
-
-__all__ = ["CHECKPOINT", "PRECISIONS", "train", "training_of"]

@@ -66,13 +66,9 @@ def _train(trial: Trial) -> Outcome:
 
 
 def outcome_of(
-    trial: Trial,
-    losses: Sequence[float],
-    valid_curve: Sequence[float],
-    measured: Measured | None,
-    start: float,
+    trial: Trial, losses: Sequence[float], valid_curve: Sequence[float], measured: Measured | None, start: float,
     seconds: float,
-) -> Outcome:
+) -> Outcome:  # fmt: skip
     """The outcome of a run that was not dropped.
 
     Args:
@@ -86,19 +82,11 @@ def outcome_of(
     step, points = len(losses) if measured is None else None, curve_points(trial.steps)
     found = measured or {name: (math.inf, math.nan) for name in trial.splits}
     loss = {name: loss for name, (loss, _) in found.items()}
-    status, reason = ending(loss, step)
+    accuracy = {name: right for name, (_, right) in found.items() if trial.task.accuracy and right is not None}
     padded = [*losses, *[math.nan] * (trial.steps - len(losses))]
-    return Outcome(
-        status,
-        reason,
-        loss=loss,
-        accuracy={name: right for name, (_, right) in found.items() if trial.task.accuracy and right is not None},
-        start=start,
-        step=step,
-        curve=tuple(padded[i] for i in points),
-        valid_curve=(*valid_curve, *[math.nan] * (len(points) - len(valid_curve))) if trial.watch else (),
-        seconds=seconds,
-    )
+    watched = (*valid_curve, *[math.nan] * (len(points) - len(valid_curve))) if trial.watch else ()
+    curve = tuple(padded[i] for i in points)
+    return Outcome(*ending(loss, step), loss, accuracy, start, step, curve, watched, seconds)
 
 
 def optimizer_of(trial: Trial, parameters: Iterable[nn.Parameter], *, rewritten: bool = False) -> Optimizer:

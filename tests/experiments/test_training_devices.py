@@ -20,7 +20,8 @@ from optforge.experiments.tasks.losses import cross_entropy
 from optforge.experiments.tasks.transformers import GPT
 from optforge.primitives import ProgramError
 from optforge.search.training.lightning.engine import is_first_process
-from optforge.search.training.lightning.module import Batches, TrainingRun
+from optforge.search.training.lightning.module import TrainingRun
+from optforge.search.training.lightning.settings import PLAIN
 from optforge.search.training.task import Splits, Task, TensorSplit
 from optforge.search.training.trial import Trial
 
@@ -154,9 +155,8 @@ def test_the_command_reports_once(tmp_path: Path) -> None:
 
 def test_each_device_has_its_share_of_every_batch() -> None:
     """The whole batch on all of them would come to the same, for nothing."""
-    whole, *shares = (Batches(Trial(BASELINES["adamw"].program, 0.1, TINY, 0, 5)) for _ in range(3))
-    for number, share in enumerate(shares):
-        share.share = number, 2
+    run = TrainingRun(Trial(BASELINES["adamw"].program, 0.1, TINY, 0, 5), PLAIN)
+    whole, shares = run.batches(), [run.batches(number, 2) for number in range(2)]
     for (inputs, targets), *parts in zip(whole, *shares, strict=True):
         assert [len(x) for x, _ in parts] == [4, 4]
         assert torch.equal(torch.cat([x for x, _ in parts]).sort(0)[0], inputs.sort(0)[0])

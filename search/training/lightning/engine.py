@@ -59,20 +59,12 @@ def train_one(
         strategy = ModelParallelStrategy(settings.devices, 1, save_distributed_checkpoint=False)
     with quiet():
         trainer = Trainer(
-            accelerator="auto",
-            devices=settings.devices,
-            strategy=strategy,
-            max_steps=trial.steps,
-            logger=list(loggers),
-            accumulate_grad_batches=settings.accumulate,
-            plugins=[] if (plugin := run.precision()) is None else [plugin],
-            callbacks=[OptimizerMonitor(settings.monitor, None if run.guard is None else run.guard.tally), *callbacks],
-            log_every_n_steps=run.log_every,
-            enable_progress_bar=False,  # a bar that counts epochs says little about a run of so many steps
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
+            accelerator="auto", devices=settings.devices, strategy=strategy, max_steps=trial.steps,
+            accumulate_grad_batches=settings.accumulate, plugins=run.plugins(),
+            callbacks=[OptimizerMonitor(settings.monitor, run.tally), *callbacks],
+            logger=list(loggers), log_every_n_steps=run.log_every, enable_checkpointing=False, num_sanity_val_steps=0,
+            enable_model_summary=False, enable_progress_bar=False,
+        )  # fmt: skip
         fit(trainer, run, checkpoint=begun)
     return run.outcome()
 
@@ -100,6 +92,3 @@ def _readable(checkpoint: Path) -> Path:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise SettingsError(f"{checkpoint} cannot be read as a checkpoint; remove it to begin anew") from error
     return checkpoint
-
-
-__all__ = ["is_first_process", "train_lightning", "train_one"]

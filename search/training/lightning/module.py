@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,41 +29,6 @@ MIXED = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
 _KEPT = ("losses", "valid_curve", "start", "seconds")  # of the run, in checkpoints
 
 
-class Batches(Iterable[tuple[Tensor, Tensor]]):
-    """Inputs and targets of each batch of a trial; a plain iterable, as data in memory needs no loading machinery.
-
-    It goes on where it was when its state was kept. With `share` set to (number of a process, number of processes)
-    each process has every so many examples of a batch.
-
-    Args:
-        trial: says which examples each step sees.
-        parts: into how many batches those of a step are divided.
-    """
-
-    def __init__(self, trial: Trial, parts: int = 1) -> None:
-        self.split, self.share, self.done = trial.task.data().train, (0, 1), 0
-        size = trial.task.batch_size
-        indices = batch_indices(len(self.split), size, trial.steps, trial.seed)
-        self.indices = indices.reshape(trial.steps * parts, size // parts)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        first, every = self.share
-        while self.done < len(self.indices):
-            self.done += 1
-            yield self.split.batch(self.indices[self.done - 1, first::every])
-
-    def state_dict(self) -> dict[str, int]:
-        """How many batches were taken."""
-        return {"done": self.done}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on after those."""
-        self.done = state_dict["done"]
-
-
 class TrainingRun(LightningModule):
     """A trial on its way to an outcome.
 
@@ -86,7 +51,6 @@ class TrainingRun(LightningModule):
         super().__init__()
         self.trial, self.settings, self.checkpoint = trial, settings, checkpoint
         self.model = initial_model(trial.task, trial.seed).to(trial.dtype)
-        self.batches = Batches(trial, settings.accumulate)
         self.guard: Guard | None = None
         self.optimizer, self.scheduler = self._make()
         clip = Clip(trial.clip or None, settings.clip_value)
@@ -110,12 +74,12 @@ class TrainingRun(LightningModule):
         optimizer = loop.optimizer_of(self.trial, trainable(self.model).values())
         return optimizer, loop.scheduler_of(self.trial, optimizer)
 
-    def precision(self) -> MixedPrecision | None:
-        """Lightning's plugin for less precision than 32 bits, whose scaler is that of the guard."""
+    def plugins(self) -> list[Any]:
+        """Lightning's plugin for less precision than 32 bits, if asked for, whose scaler is that of the guard."""
         name: Any = MIXED.get(self.trial.precision)
         if self.guard is None or name is None:
-            return None
-        return MixedPrecision(name, loop.device_type(), self.guard.scaler)  # the name alone means bfloat16 on any CPU
+            return []
+        return [MixedPrecision(name, loop.device_type(), self.guard.scaler)]  # the name alone is bfloat16 on any CPU
 
     def configure_model(self) -> None:
         """Divide parameters, gradients and state among the devices, if asked to: each layer, then the rest."""
@@ -135,10 +99,16 @@ class TrainingRun(LightningModule):
             return self.optimizer
         return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": self.scheduler, "interval": "step"}}
 
-    def train_dataloader(self) -> Batches:
-        """The batches, of which each device takes its share."""
-        self.batches.share = self.global_rank, self.trainer.world_size
-        return self.batches
+    def train_dataloader(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches that are left, of which each device takes its share."""
+        return self.batches(self.global_rank, self.trainer.world_size)
+
+    def batches(self, process: int = 0, processes: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets of the batches that are left; of several processes each has every so many examples."""
+        trial, parts = self.trial, self.settings.accumulate
+        train, size = trial.task.data().train, trial.task.batch_size
+        indices = batch_indices(len(train), size, trial.steps, trial.seed).reshape(-1, size // parts)
+        return (train.batch(at[process::processes]) for at in indices[len(self.losses) * parts :])
 
     def on_train_start(self) -> None:
         """Measure where training begins, and begin to measure time."""
@@ -246,6 +216,3 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
             yield from _layers(child)
         elif next(child.parameters(), None) is not None:
             yield child
-
-
-__all__ = ["Batches", "TrainingRun"]

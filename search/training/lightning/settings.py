@@ -59,5 +59,3 @@ class Settings:
 
 PLAIN = Settings()
 """The defaults."""
-
-__all__ = ["PLAIN", "STRATEGIES", "Settings", "SettingsError"]
