@@ -144,14 +144,8 @@ def evaluate(model: nn.Module, task: Task, split: Split) -> tuple[float, float |
 
 
 def device() -> torch.device:
-    """Where runs are trained: the GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_type() -> str:
-    """Type of the accelerator that Lightning uses, as in ``torch.autocast(device_type())``."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if accelerator is None else accelerator.type
+    """Where runs are trained: the accelerator that Lightning uses if there is one."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def as_dtype(inputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

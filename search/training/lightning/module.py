@@ -55,7 +55,7 @@ class TrainingRun(LightningModule):
         self.optimizer, self.scheduler = self._make()
         clip = Clip(trial.clip or None, settings.clip_value)
         if clip != Clip() or trial.precision in MIXED:
-            scaler = GradScaler(loop.device_type()) if trial.precision == "fp16" else None
+            scaler = GradScaler(loop.device().type) if trial.precision == "fp16" else None
             self.guard = Guard(self.optimizer, clip, scaler)
         self.tally = Tally() if self.guard is None else self.guard.tally
         self.log_every = max(1, trial.steps // 100)
@@ -79,7 +79,7 @@ class TrainingRun(LightningModule):
         name: Any = MIXED.get(self.trial.precision)
         if self.guard is None or name is None:
             return []
-        return [MixedPrecision(name, loop.device_type(), self.guard.scaler)]  # the name alone is bfloat16 on any CPU
+        return [MixedPrecision(name, loop.device().type, self.guard.scaler)]  # the name alone is bfloat16 on any CPU
 
     def configure_model(self) -> None:
         """Divide parameters, gradients and state among the devices, if asked to: each layer, then the rest."""
