@@ -1,10 +1,12 @@
-"""Writing files so that nobody ever reads half of one."""
+"""Writing files so that nobody ever reads half of one, and numbers as JSON has them."""
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from optforge.experiments.errors import UserError
 
@@ -39,3 +41,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def finite_or_null(value: Any) -> Any:
+    """`value` with tuples as lists, keys as text and non-finite floats as None, at any depth."""
+    if isinstance(value, dict):
+        return {str(k): finite_or_null(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,6 +8,8 @@ from pathlib import Path
 from optforge.experiments.errors import UserError, nearest
 
 ROOT = Path("runs")
+COMPARE_RESULT = "compare.json"
+"""In a run directory: what came of a comparison, or of the one that ends a search."""
 FUNNEL_RESULT = "funnel.json"
 """In a search's run directory: what came of its funnel."""
 

@@ -11,12 +11,13 @@ from optforge.experiments.programs import resolve_program, usual_rate
 from optforge.experiments.searching.options import SearchOptions
 from optforge.experiments.searching.run import run_search
 from optforge.experiments.tasks import get_task
-from optforge.experiments.training.results import RunResult
-from optforge.experiments.training.train import train as train_task
+from optforge.experiments.training.train import train as train_trial
+from optforge.experiments.training.train import training_of
 from optforge.learned import LearnedOptimizer
 from optforge.learned import learn as learn_rates
 from optforge.primitives import Program
 from optforge.search.training import Task
+from optforge.search.training.trial import Outcome
 
 
 def load(program: str | Path | Program) -> Program:
@@ -46,18 +47,26 @@ def evolve(run_dir: str | Path, *, tasks: str = "proxies", preset: str = "minute
 
 
 def train(
-    task: str | Task, optimizer: str | Path | Program = "adamw", lr: float | None = None, **options: Any
-) -> RunResult:
+    task: str | Task,
+    optimizer: str | Path | Program = "adamw",
+    lr: float | None = None,
+    *,
+    folder: str | Path | None = None,
+    **options: Any,
+) -> Outcome:
     """Train a task once, as ``optforge train`` does.
 
     Args:
         task: a task or its name.
         optimizer: a program or its name, see `load`.
         lr: learning rate; by default the optimizer's usual one.
-        **options: `seed`, `steps`, `learn`, `options` and others of `experiments.training.train.train`.
+        folder: where TensorBoard logs and checkpoints go; none are written without it.
+        **options: `seed`, `steps`, `learn`, `schedule` and others of `experiments.training.train.training_of`.
     """
     rate = lr if lr is not None else usual_rate(optimizer if isinstance(optimizer, str) else "")
-    return train_task(get_task(task) if isinstance(task, str) else task, load(optimizer), rate, **options)
+    problem = get_task(task) if isinstance(task, str) else task
+    trial, settings = training_of(problem, load(optimizer), rate, **options)
+    return train_trial(trial, settings, folder=None if folder is None else Path(folder))
 
 
 def learn(params: Any, program: str | Path | Program = "adamw", lr: float = 1e-3, **options: Any) -> LearnedOptimizer:

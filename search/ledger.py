@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,47 +15,16 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from filelock import FileLock
-from sqlalchemy import Column, Float, Integer, String, Table, Text, func, insert, select
+from sqlalchemy import Table, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from optforge.primitives import Program, parse_program, print_program
+from optforge.primitives import Program, parse_program
 from optforge.search.duplicates.cache import Verdict
 from optforge.search.evolution.evolution import Candidate
-from optforge.search.fitness.evaluator import Fitness, Part, Status
-from optforge.search.training.store import META, TABLES, Store, StoreError, lock
+from optforge.search.fitness.evaluator import Fitness, Status
+from optforge.search.ledger_tables import BATCHES, PROGRAMS, REPEATS, finite, fitness_of, program_row, rate_of, score_of
+from optforge.search.training.store import META, STORE_FILE, Identity, Store, StoreError, by_name, lock
 
-BATCHES = Table(
-    "batches",
-    TABLES,
-    Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("first", Integer, nullable=False),
-    Column("size", Integer, nullable=False),
-    *(Column(v.value, Integer, nullable=False) for v in Verdict),
-    Column("seconds", Float, nullable=False),
-    Column("finished_at", Float, nullable=False),
-)
-PROGRAMS = Table(
-    "programs",
-    TABLES,
-    Column("number", Integer, primary_key=True, autoincrement=False),
-    *(Column(name, Integer, nullable=False) for name in ("batch", "parent")),
-    Column("mutations", Text, nullable=False),
-    Column("program", Text, nullable=False),
-    Column("key", String(64), nullable=False),
-    Column("fingerprint", String(64), nullable=False),
-    Column("status", String(16), nullable=False),
-    Column("reason", Text, nullable=False),
-    *(Column(name, Float) for name in ("score", "lr")),
-    Column("edge", Integer, nullable=False),
-    *(Column(name, Text, nullable=False) for name in ("rungs", "parts")),
-    *(Column(name, Integer, nullable=False) for name in ("statements", "live", "slots")),
-)
-REPEATS = Table(
-    "repeats",
-    TABLES,
-    *(Column(name, Integer, primary_key=True, autoincrement=False) for name in ("batch", "number")),
-    Column("score", Float),
-)
 _TIMINGS = ("seconds", "finished_at")  # the other columns are what a repeated run reproduces
 
 
@@ -114,14 +82,16 @@ class Ledger:
         store: the store that the ledger is a part of.
     """
 
-    FILE = "store.sqlite"
+    FILE = STORE_FILE
 
     def __init__(self, store: Store, config: Mapping[str, Any], held: FileLock | None) -> None:
         self.store, self.config, self._held = store, dict(config), held
 
     @classmethod
-    def create(cls, run_dir: Path, config: Mapping[str, Any]) -> Ledger:
+    def create(cls, run_dir: Path, config: Mapping[str, Any], identity: Identity = by_name) -> Ledger:
         """Start a ledger in `run_dir`, which must not hold one; `config` (JSON) is kept in it.
+
+        The store takes outcomes of trials, too, whose tasks `identity` tells from others of the same name.
 
         Raises:
             StoreError: if there is one, the directory is in use, or it cannot be written.
@@ -133,7 +103,7 @@ class Ledger:
             raise taken
         held = lock(run_dir)
         try:
-            store = Store(path)
+            store = Store(path, identity)
             with store.writing() as db:
                 db.execute(insert(META), {"name": "config", "value": json.dumps(config, sort_keys=True)})
         except IntegrityError:
@@ -148,8 +118,8 @@ class Ledger:
         return cls(store, config, held)
 
     @classmethod
-    def open(cls, run_dir: Path, *, read_only: bool = False) -> Ledger:
-        """Open the ledger in `run_dir`.
+    def open(cls, run_dir: Path, identity: Identity = by_name, *, read_only: bool = False) -> Ledger:
+        """Open the ledger in `run_dir`; `identity` as for `create`.
 
         Raises:
             StoreError: if there is none, it is in use, damaged, or of another version.
@@ -159,7 +129,7 @@ class Ledger:
             raise StoreError(f"{run_dir} holds no search run (there is no {cls.FILE} in it)")
         held = None if read_only else lock(run_dir)
         try:
-            store = Store(path, read_only=read_only)
+            store = Store(path, identity, read_only=read_only)
             with store.reading() as db:
                 config = db.execute(select(META.c.value).where(META.c.name == "config")).scalar_one_or_none()
             if config is None:
@@ -199,7 +169,7 @@ class Ledger:
         Raises:
             StoreError: if the file cannot be written; it is then as it was before.
         """
-        programs = [_row(batch, c, f) for c, f in zip(candidates, fitnesses, strict=True)]
+        programs = [program_row(batch, c, f) for c, f in zip(candidates, fitnesses, strict=True)]
         row = {"number": batch, "first": programs[0]["number"], "size": len(programs)}
         row |= {v.value: counts[v] for v in Verdict} | {"seconds": seconds, "finished_at": now}
         with self.store.writing() as db:
@@ -207,33 +177,27 @@ class Ledger:
             db.execute(insert(PROGRAMS), programs)
             if again:
                 db.execute(
-                    insert(REPEATS), [{"batch": batch, "number": n, "score": _finite(x)} for n, x in again.items()]
+                    insert(REPEATS), [{"batch": batch, "number": n, "score": finite(x)} for n, x in again.items()]
                 )
 
     def __iter__(self) -> Iterator[Record]:
         """All evaluated programs in order of their numbers."""
         for row in self._rows(PROGRAMS):
-            parts = tuple(Part(task, x, _rate(lr), _losses(rungs)) for task, x, lr, rungs in json.loads(row.parts))
-            score = math.inf if row.score is None else row.score
-            status, rungs = Status[row.status.upper()], _losses(json.loads(row.rungs))
-            fitness = Fitness(score, status, row.reason, _rate(row.lr), rungs, bool(row.edge), parts=parts)
-            names = tuple(row.mutations.split(","))
-            program = parse_program(row.program)
-            yield Record(row.number, row.batch, row.parent, names, program, row.key, row.fingerprint, fitness)
+            program, names = parse_program(row.program), tuple(row.mutations.split(","))
+            yield Record(row.number, row.batch, row.parent, names, program, row.key, row.fingerprint, fitness_of(row))
 
     def repeats(self) -> Iterator[tuple[int, int, float]]:
         """Number, batch and score of every repeated evaluation, in order of batches."""
         with self.store.reading() as db:
             for row in db.execute(select(REPEATS).order_by(REPEATS.c.batch, REPEATS.c.number)):
-                yield row.number, row.batch, math.inf if row.score is None else row.score
+                yield row.number, row.batch, score_of(row)
 
     def summaries(self) -> Iterator[Summary]:
         """All evaluated programs in order of their numbers, many times faster than by iteration."""
         for row in self._rows(PROGRAMS):
-            score = math.inf if row.score is None else row.score
             names, status = tuple(row.mutations.split(",")), Status[row.status.upper()]
             sizes = (row.statements, row.live, row.slots)
-            yield Summary(row.number, row.parent, names, row.program, score, _rate(row.lr), status, *sizes)
+            yield Summary(row.number, row.parent, names, row.program, score_of(row), rate_of(row.lr), status, *sizes)
 
     def batches(self) -> Iterator[tuple[int, Counter[Verdict]]]:
         """For each batch the number of evaluated programs, and of generated ones by verdict."""
@@ -277,38 +241,3 @@ def _begun(path: Path) -> bool:
         found = db.execute(select(META.c.value).where(META.c.name == "config")).first()
     store.close()
     return found is not None
-
-
-def _row(batch: int, candidate: Candidate, fitness: Fitness) -> dict[str, Any]:
-    number, parent, mutations, program, identity, _ = candidate
-    return {
-        "number": number,
-        "batch": batch,
-        "parent": parent,
-        "mutations": ",".join(mutations),
-        "program": print_program(program),
-        "key": identity.key,
-        "fingerprint": identity.fingerprint,
-        "status": fitness.status.name.lower(),
-        "reason": fitness.reason,
-        "score": _finite(fitness.score),
-        "lr": _finite(fitness.lr),
-        "edge": int(fitness.edge),
-        "rungs": json.dumps([_finite(r) for r in fitness.rungs]),
-        "parts": json.dumps([(p.task, p.score, _finite(p.lr), [_finite(r) for r in p.rungs]) for p in fitness.parts]),
-        "statements": len(program.body),
-        "live": len(program.live.instructions),
-        "slots": len(program.live_state),
-    }
-
-
-def _losses(stored: Sequence[float | None]) -> tuple[float, ...]:
-    return tuple(math.inf if x is None else x for x in stored)
-
-
-def _rate(stored: float | None) -> float:
-    return math.nan if stored is None else stored
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

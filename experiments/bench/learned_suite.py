@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean, quantiles
 from typing import Any
 
-from torch.optim import Optimizer
-
 from optforge.baselines import BASELINES
 from optforge.experiments.bench.step import model_parameters
 from optforge.experiments.programs import usual_rate
+from optforge.experiments.programs.rules import LearnedRate
 from optforge.experiments.tasks import TASKS, get_task
 from optforge.experiments.tasks.file_tasks import FILE_TASKS
-from optforge.experiments.training.train import train
 from optforge.learned import learn
 from optforge.learned.watch import watched
 from optforge.primitives import Kind, Program, ProgramOptimizer
+from optforge.search.training.train import train
+from optforge.search.training.trial import Rule, Trial
 
 OFFLINE = tuple(name for name in TASKS if name not in FILE_TASKS)
 TIMED = ("adamw", "momentum", "lion")
@@ -28,11 +28,7 @@ def _plain(program: Program, params: Any, lr: float) -> ProgramOptimizer:
     return ProgramOptimizer(params, program, lr, compile=True)
 
 
-def _learned(program: Program, params: Any, lr: float) -> Optimizer:
-    return learn(params, program, lr, compile=True)
-
-
-MAKERS: dict[str, Callable[[Program, Any, float], Optimizer]] = {"AdamW": _plain, "optforge": _learned}
+METHODS: dict[str, Callable[[Program], Program | Rule]] = {"AdamW": lambda program: program, "optforge": LearnedRate}
 
 
 def not_worse(tasks: Sequence[str], seeds: int, done: set[tuple[str, str, int]]) -> Iterator[dict[str, Any]]:
@@ -44,12 +40,10 @@ def not_worse(tasks: Sequence[str], seeds: int, done: set[tuple[str, str, int]])
     lr, program = usual_rate("adamw"), BASELINES["adamw"].program
     for name in tasks:
         for seed in range(seeds):
-            for method, make in MAKERS.items():
+            for method, rule in METHODS.items():
                 if (name, method, seed) not in done:
-                    result = train(
-                        get_task(name), lambda params, lr, make=make: make(program, params, lr), lr, seed=seed
-                    )
-                    yield {"task": name, "method": method, "lr": lr, "seed": seed, "final": result.valid_loss}
+                    (outcome,) = train([Trial(rule(program), lr, get_task(name), seed)])
+                    yield {"task": name, "method": method, "lr": lr, "seed": seed, "final": outcome.valid}
 
 
 def cost() -> list[dict[str, Any]]:

@@ -11,16 +11,16 @@ from __future__ import annotations
 import functools
 import itertools
 import tempfile
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from optforge.baselines import AdamW
+from optforge.baselines import BASELINES, AdamW
 from optforge.experiments.bench.figures import Figure, cpu_seconds
 from optforge.experiments.tasks import TASKS
-from optforge.experiments.training.options import RunOptions
 from optforge.search.training.monitor import EVERY, Monitor
 from optforge.search.training.task import batch_indices, initial_model
 
@@ -72,12 +72,12 @@ def _plain_loop(name: str, block: int, repeats: int, hooks: float) -> Cost:
 
 
 def _training_run(repeats: int, steps: int = 1000) -> Cost:
-    from optforge.experiments.training.train import train
+    from optforge.experiments.training.train import train, training_of
 
     def run(monitor: int) -> float:
-        options = RunOptions(monitor=monitor)
+        trial, settings = training_of(TASKS["digits"], BASELINES["adamw"].program, steps=steps, monitor=monitor)
         with tempfile.TemporaryDirectory() as folder:
-            whole = functools.partial(train, TASKS["digits"], AdamW, steps=steps, options=options, log_dir=folder)
+            whole = functools.partial(train, trial, settings, folder=Path(folder))
             return cpu_seconds(whole, 1) / steps
 
     rounds = [(run(0), run(1)) for _ in range(repeats + 1)][1:]

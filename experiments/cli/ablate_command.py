@@ -7,9 +7,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from optforge.experiments.compare.comparison import finite_or_null
 from optforge.experiments.errors import FailedError, UserError
-from optforge.experiments.files import check_can_write, write_atomic
+from optforge.experiments.files import check_can_write, finite_or_null, write_atomic
 from optforge.experiments.programs.names import resolve_program
 from optforge.experiments.report.ablation_table import effects_table
 from optforge.experiments.report.terminal import print_table

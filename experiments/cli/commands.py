@@ -13,11 +13,16 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from optforge.experiments.cli.calibrate import calibrate
 from optforge.experiments.cli.compare import compare
 from optforge.experiments.cli.meta import meta_train
-from optforge.experiments.cli.programs import ProgramName, certify, equivalent, export, show, simplify, trajectories
+from optforge.experiments.cli.options import JsonFile, ProgramName, Steps, TaskName
+from optforge.experiments.cli.programs import certify, equivalent, export, show, simplify, trajectories
 from optforge.experiments.cli.report import report
-from optforge.experiments.cli.search import calibrate, score, search, tune
+from optforge.experiments.cli.score import score
+from optforge.experiments.cli.search import search
+from optforge.experiments.cli.train import train
+from optforge.experiments.cli.tune import tune
 from optforge.experiments.errors import FailedError, UserError, disk_error
 from optforge.experiments.tasks.places import look_up
 
@@ -26,7 +31,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 FAILED = 1
 MISUSE = 2
 INTERRUPTED = 130
-MAX_SEED = 2**63 - 1  # what torch's generators take
 
 app = typer.Typer(
     name="optforge",
@@ -74,108 +78,8 @@ def command(function: F) -> F:
     return function
 
 
-TaskName = Annotated[
-    str, typer.Option("--task", metavar="NAME", help="What to train on; a name of: optforge tasks, or a Python file.")
-]
-Seed = Annotated[
-    int, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Of initial weights, batches and chance in general.")
-]
-Steps = Annotated[int | None, typer.Option(min=1, metavar="N", help="Length of a run.", show_default="the task's own")]
-RunDir = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="For all that is written.", show_default="a new one in runs/"),
-]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there as JSON.")]
-
-
-@command
-def train(
-    context: typer.Context,
-    optimizer: Annotated[
-        str, typer.Option(metavar="PROGRAM", help="How to train: a PROGRAM, or a meta-trained rule.")
-    ] = "adamw",
-    task: TaskName = "digits",
-    data: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="File or folder of the task's data, if it reads files.")
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(
-            metavar="RATE",
-            help="Learning rate; the initial one, if it is learned.",
-            show_default="the middle of the optimizer's usual range, else 0.001; 1 for meta-trained rules",
-        ),
-    ] = None,
-    steps: Steps = None,
-    seed: Seed = 0,
-    learn: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Hyperparameters to learn on the way, as in: lr,beta1")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=X", help="A hyperparameter; may be given several times.")
-    ] = None,
-    schedule: Annotated[str, typer.Option(metavar="NAME", help="Of the learning rate; see above.")] = "constant",
-    warmup: Annotated[int, typer.Option(min=0, metavar="N", help="Steps in which the rate rises to --lr.")] = 0,
-    clip_norm: Annotated[
-        float | None, typer.Option(metavar="X", help="Largest norm of all gradients together.")
-    ] = None,
-    clip_value: Annotated[
-        float | None, typer.Option(metavar="X", help="Largest size of an element of a gradient.")
-    ] = None,
-    accumulate: Annotated[int, typer.Option(min=1, metavar="N", help="Batches averaged for one step.")] = 1,
-    precision: Annotated[str, typer.Option(metavar="NAME", help="32, or mixed: bf16 or fp16.")] = "32",
-    monitor: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Observe the optimizer every N steps; 0: never.")
-    ] = 50,
-    devices: Annotated[int, typer.Option(min=1, metavar="N", help="GPUs, or processes, that share each batch.")] = 1,
-    strategy: Annotated[
-        str, typer.Option(metavar="NAME", help="ddp: a whole model on each device; fsdp: divided among them.")
-    ] = "auto",
-    checkpoint_every: Annotated[int, typer.Option(min=0, metavar="N", help="Steps between checkpoints; 0: none.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, as it was begun.")] = False,
-    run_dir: RunDir = None,
-    json_file: JsonFile = None,
-) -> int:
-    """Train a task's model once, with TensorBoard logs; the exit code is 1 if the loss has diverged.
-
-    Schedules: constant, warmup, cosine, linear, step, exponential, inverse-square-root, wsd.
-    Meta-trained rules: lstm-classifiers, mlp-classifiers, lstm-quadratics, mlp-quadratics, any .safetensors file.
-    Ctrl-C ends a run with checkpoints as a crash does: --resume goes on, to the same result.
-
-    \b
-    Examples:
-      optforge train --optimizer lion --lr 3e-4
-      optforge train --optimizer adamw --lr 1e-5 --learn lr --task charlm
-      optforge train --lr 1e-5 --learn lr,beta1 --schedule linear
-      optforge train --lr 0.01 --schedule cosine --warmup 20 --clip-norm 1 --set weight_decay=0.1
-      optforge train --optimizer runs/first#1 --json result.json
-      optforge train --optimizer lstm-classifiers --learn lr
-      optforge train --task tinystories:small --devices 4 --precision bf16 --checkpoint-every 500 --run-dir runs/big
-      optforge train --run-dir runs/big --resume
-    """
-    from optforge.experiments.training.command import resume_command, train_command
-
-    if resume:
-        given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
-        if others := [name for name in given if name not in ("resume", "run_dir", "json_file")]:
-            words = ", ".join("--" + name.replace("_", "-") for name in others)
-            raise UserError(f"--resume goes on with the options that the run was begun with; leave out {words}")
-        return FAILED if resume_command(run_dir, json_file) else 0
-    names = [name.strip() for name in learn.split(",")] if learn is not None else None
-    how: dict[str, Any] = {"schedule": schedule, "warmup": warmup, "clip_norm": clip_norm, "clip_value": clip_value}
-    how |= {"accumulate": accumulate, "precision": precision, "monitor": monitor, "settings": settings or []}
-    how |= {"devices": devices, "strategy": strategy, "checkpoint_every": checkpoint_every}
-    how |= {"data": data, "run_dir": run_dir, "json_file": json_file}
-    return FAILED if train_command(optimizer, task, lr=lr, steps=steps, seed=seed, learn=names, **how) else 0
-
-
-command(search)
-command(tune)
-command(score)
-command(calibrate)
-
-
-command(compare)
+for working in (train, search, tune, score, calibrate, compare):
+    command(working)
 
 
 @command

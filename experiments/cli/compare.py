@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from optforge.experiments.cli.options import JsonFile, RunDir, Steps
+
 
 def compare(
+    context: typer.Context,
     programs: Annotated[list[str] | None, typer.Argument(metavar="PROGRAM...", show_default="adamw lion")] = None,
     tasks: Annotated[
         str | None,
@@ -39,9 +41,7 @@ def compare(
     sampler: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of configurations: qmc or tpe.", show_default="qmc")
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Length of a run.", show_default="the task's own")
-    ] = None,
+    steps: Steps = None,
     horizons: Annotated[
         str | None,
         typer.Option(metavar="X,...", help="Lengths of runs, as multiples of that; all: 0.25,1,4.", show_default="1"),
@@ -60,9 +60,10 @@ def compare(
         float | None,
         typer.Option(min=0, metavar="X", help="Largest norm of all gradients together.", show_default="no limit"),
     ] = None,
-    effect: Annotated[
+    smallest_effect: Annotated[
         float | None,
         typer.Option(
+            "--effect",
             min=0,
             max=0.99,
             metavar="X",
@@ -79,14 +80,9 @@ def compare(
         str | None,
         typer.Option(metavar="URL", help="Database that machines share.", show_default="SQLite in the run directory"),
     ] = None,
-    run_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="For all that is written.", show_default="a new one in runs/"),
-    ] = None,
+    run_dir: RunDir = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in --run-dir.")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there as JSON.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare programs with AdamW and Lion: equal tuning budgets for all, fresh seeds, paired intervals.
 
@@ -98,30 +94,10 @@ def compare(
     """
     from optforge.experiments.cli.compare_command import Asked, compare_command
 
-    settings = {
-        "trials": trials,
-        "seeds": seeds,
-        "tune_seeds": tune_seeds,
-        "dimensions": dimensions,
-        "sampler": sampler,
-        "steps": steps,
-        "schedule": schedule,
-        "warmup": warmup,
-        "clip": clip,
-        "smallest_effect": effect,
-    }
-    asked = Asked(
-        tasks=tasks,
-        horizons="0.25,1,4" if horizons == "all" else horizons,
-        settings={name: value for name, value in settings.items() if value is not None},
-        control=control,
-        quick=quick,
-        workers=workers,
-        storage=storage,
-        json=json_file,
-        run_dir=run_dir,
-        resume=resume,
-    )
-    code = compare_command(programs or [], asked)
-    if code:
+    names = ("trials", "seeds", "tune_seeds", "dimensions", "sampler", "steps", "schedule", "warmup", "clip")
+    settings = {name: context.params[name] for name in (*names, "smallest_effect")}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    lengths = "0.25,1,4" if horizons == "all" else horizons
+    asked = Asked(tasks, lengths, settings, control, quick, workers, storage, json_file, run_dir, resume)
+    if code := compare_command(programs or [], asked):
         raise typer.Exit(code)

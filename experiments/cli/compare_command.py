@@ -14,15 +14,15 @@ from optforge.experiments.compare.comparison import SEEDS, TUNE_SEEDS
 from optforge.experiments.compare.fingerprints import changes, fingerprint
 from optforge.experiments.compare.origin import bred_on, origin, origin_sentences, random_control, task_key
 from optforge.experiments.compare.plan import Plan, check_plan
-from optforge.experiments.compare.run import STORE, check_rows, conduct, executor, open_store, row_of
+from optforge.experiments.compare.run import check_rows, conduct, executor, open_store, row_of
 from optforge.experiments.compare.verdict import CONTROL
 from optforge.experiments.errors import UserError
 from optforge.experiments.files import check_can_write, write_atomic
 from optforge.experiments.programs import HALL_OF_FAME, unique_names
 from optforge.experiments.programs.rules import base_program, resolve_entrant
-from optforge.experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
+from optforge.experiments.rundirs import COMPARE_RESULT, existing_run_dir, new_run_dir, remove_if_empty
 from optforge.experiments.tasks import TASKS, get_task, task_names
-from optforge.search.training.store import Store, StoreError, lock
+from optforge.search.training.store import STORE_FILE, Store, StoreError, lock
 from optforge.search.training.trainer import Trainer
 from optforge.search.training.trial import rule_text
 
@@ -40,7 +40,7 @@ QUICK_SUITE = ("digits", "digits-autoencoder", "breast-cancer", "mnist1d")
 QUICK_TRIALS = 8
 """With ``--quick``, unless a number is given: half as many as otherwise."""
 
-PLAN, RESULT = "plan.json", "compare.json"
+PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -227,14 +227,14 @@ def _run(plan: Plan, folder: Path, asked: Asked) -> int:
         held = lock(folder)
     except StoreError as error:
         raise UserError(str(error)) from None
-    store, workers = _store(asked.storage or folder / STORE), executor(asked.workers)
+    store, workers = _store(asked.storage or folder / STORE_FILE), executor(asked.workers)
     try:
         if asked.storage is None:
             store.release()  # nobody else has this folder, so that claims are of processes that died
         with runs_progress() as progress:
             found = conduct(plan, Trainer(store, workers, progress), notes=_notes(plan))
         text = json_format.dumps(found.as_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-        write_atomic(folder / RESULT, text)
+        write_atomic(folder / COMPARE_RESULT, text)
         if asked.json is not None:
             write_atomic(asked.json, text)
         written = write_run_report([folder])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from optforge.experiments.cli.options import JsonFile, RunDir
 
 MAX_SEED = 2**62  # what torch's generators take, with room for held-out problems
 
@@ -22,8 +23,7 @@ def meta_train(
         str | None, typer.Option(metavar="NAME", help="bptt, tbptt or imitation.", show_default="bptt")
     ] = None,
     steps: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Number of outer-optimizer steps.", show_default="300"),
+        int | None, typer.Option(min=1, metavar="N", help="Number of outer-optimizer steps.", show_default="300")
     ] = None,
     minutes: Annotated[float | None, typer.Option(min=0, metavar="M", help="Stop after so much time.")] = None,
     lr: Annotated[
@@ -59,14 +59,9 @@ def meta_train(
     seed: Annotated[
         int | None, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Random seed.", show_default="0")
     ] = None,
-    run_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Output directory.", show_default="a new one in runs/"),
-    ] = None,
+    run_dir: RunDir = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there as JSON.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Meta-train an update rule that is a network, and write its weights with a card.
 

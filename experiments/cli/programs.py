@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-ProgramName = Annotated[str, typer.Argument(metavar="PROGRAM")]
+from optforge.experiments.cli.options import ProgramName
+
 REFUTED, UNDECIDED = 1, 3
 
 
@@ -132,20 +133,14 @@ def trajectories(
     from optforge.experiments.programs.trajectories_command import trajectories_command
 
     trajectories_command(
-        optimizers or [],
-        surfaces=surface or [],
-        rates=lr or [],
-        steps=steps,
-        seed=seed,
-        out=out,
-        gif=gif,
+        optimizers or [], surfaces=surface or [], rates=lr or [], steps=steps, seed=seed, out=out, gif=gif,
         json_file=json_file,
-    )
+    )  # fmt: skip
 
 
 def equivalent(
-    first: Annotated[str, typer.Argument(metavar="PROGRAM")],
-    second: Annotated[str, typer.Argument(metavar="PROGRAM")],
+    first: ProgramName,
+    second: ProgramName,
     up_to_rate: Annotated[
         bool, typer.Option("--up-to-rate", help="Accept a constant factor, which a learning rate absorbs.")
     ] = False,

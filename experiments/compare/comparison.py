@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from optforge.experiments.compare.statistics import Interval, Pair
+from optforge.experiments.files import finite_or_null
 from optforge.primitives import Program
 from optforge.primitives.program import print_program
 from optforge.search.training import Task
@@ -289,12 +290,3 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "tuning": asdict(entry.tuning),
         "runs": [asdict(run) | {"counted": run.counted} for run in entry.runs],
     }
-
-
-def finite_or_null(value: Any) -> Any:
-    """`value` with tuples as lists, keys as text and non-finite floats as None, at any depth."""
-    if isinstance(value, dict):
-        return {str(k): finite_or_null(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite_or_null(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from optforge.experiments.compare.comparison import Comparison, Costs, Entry, Run, Setting, Tuning, finite_or_null
+from optforge.experiments.compare.comparison import Comparison, Costs, Entry, Run, Setting, Tuning
 from optforge.experiments.compare.measures import profile
 from optforge.experiments.compare.plan import Plan
 from optforge.experiments.compare.reduction import Unit, check
 from optforge.experiments.compare.spaces import RATE, declared
 from optforge.experiments.compare.statistics import compare_pairs, corrected, mean_interval
 from optforge.experiments.compare.verdict import contest_sentence, verdict_sentence
+from optforge.experiments.files import finite_or_null
 from optforge.experiments.provenance import data_hash, provenance
 from optforge.primitives.analysis.cost import state_bytes
 from optforge.search.training.task import Task, parameter_shapes

@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_leaves
 
 from optforge.experiments.compare.comparison import Costs
 from optforge.experiments.programs.rules import LearnedRate
-from optforge.experiments.training.options import device_type
 from optforge.primitives import Program, ProgramOptimizer
 from optforge.primitives.backends.compiled import kernel
 from optforge.search.training import Task
+from optforge.search.training.loop import device
 from optforge.search.training.task import batch_indices, initial_model
 
 STEPS = 12
@@ -63,8 +63,8 @@ def measure_costs(task: Task, rule: Program | LearnedRate, lr: float, compiling:
     compiled one works in place. Compiling is timed where there is a compiler, if
     `compiling`: it depends on the program far more than on the task.
     """
-    device = device_type()
-    model = initial_model(task, 0).to(device)
+    where = device()
+    model = initial_model(task, 0).to(where)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if isinstance(rule, Program):
         optimizer: Optimizer = ProgramOptimizer(parameters, rule, lr, total_steps=STEPS + WARM)
@@ -74,7 +74,7 @@ def measure_costs(task: Task, rule: Program | LearnedRate, lr: float, compiling:
     step_ms, rule_ms = [], []
     for number, indices in enumerate(batch_indices(len(data), task.batch_size, STEPS + WARM, 0)):
         begin = _now()
-        inputs, targets = (x.to(device) for x in data.batch(indices))
+        inputs, targets = (x.to(where) for x in data.batch(indices))
         optimizer.zero_grad()
         task.loss(model(inputs), targets).backward()
         middle = _now()
@@ -92,7 +92,7 @@ def measure_costs(task: Task, rule: Program | LearnedRate, lr: float, compiling:
 
 def _now() -> float:
     """Seconds, when the device has done all that it was given."""
-    if device_type() != "cpu":
+    if device().type != "cpu":
         torch.accelerator.synchronize()
     return time.perf_counter()
 

@@ -16,9 +16,9 @@ from functools import lru_cache
 
 from optforge.experiments.compare.comparison import Protocol, Setting
 from optforge.experiments.compare.plan import Plan
-from optforge.experiments.compare.spaces import RATE, Space, configured
+from optforge.experiments.compare.spaces import RATE, Space
 from optforge.experiments.errors import FailedError, UserError
-from optforge.experiments.programs.rules import with_base
+from optforge.experiments.programs.rules import configured, with_base
 from optforge.search.training.asking import Asking, together
 from optforge.search.training.proposals import Point, Proposer, sobol
 from optforge.search.training.task import Task

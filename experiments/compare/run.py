@@ -11,9 +11,16 @@ from optforge.experiments.compare.costs import measure_costs
 from optforge.experiments.compare.fingerprints import identity, name_of, task_named
 from optforge.experiments.compare.plan import Plan, Row, check_plan
 from optforge.experiments.compare.reduction import units
-from optforge.experiments.compare.spaces import RATE, configured
+from optforge.experiments.compare.spaces import RATE
 from optforge.experiments.programs import baseline_name, unique_names, usual_rate
-from optforge.experiments.programs.rules import LearnedRate, base_program, parse_rule, resolve_entrant, with_base
+from optforge.experiments.programs.rules import (
+    LearnedRate,
+    base_program,
+    configured,
+    parse_rule,
+    resolve_entrant,
+    with_base,
+)
 from optforge.primitives import Program
 from optforge.search.training.asking import Train, answer
 from optforge.search.training.executors.pool import Executor
@@ -22,9 +29,6 @@ from optforge.search.training.store import Store
 from optforge.search.training.task import Task, initial_model, trainable
 from optforge.search.training.trainer import Progress, Trainer, training
 from optforge.search.training.trial import rule_text
-
-STORE = "store.sqlite"
-"""In a run directory: the outcomes of its trials."""
 
 Named = str | tuple[str, Program | LearnedRate]
 """An entrant: what the command line accepts, or a name and a program."""
@@ -125,4 +129,4 @@ def executor(workers: int) -> Executor | None:
     return Workers(training(task_named, parse_rule, name_of), workers) if workers > 1 else None
 
 
-__all__ = ["STORE", "Progress", "check_rows", "compare", "conduct", "executor", "open_store", "row_of", "rows"]
+__all__ = ["Progress", "check_rows", "compare", "conduct", "executor", "open_store", "row_of", "rows"]

@@ -17,7 +17,7 @@ then decays of averages, then the rest, in the order of the program; constants w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,17 +124,6 @@ def spaces(
     judged = [row for row, control in zip(found, controls or [False] * len(found), strict=True) if not control]
     count = min(dimensions, *map(len, judged or found))
     return [Space(tuple(row[:count]), tuple(dimension.bounds for dimension in row[:count])) for row in found]
-
-
-def configured(program: Program, values: Mapping[str, float]) -> Program:
-    """`program` with these hyperparameters, also those of the same name in its fallback; the learning rate is left."""
-    own = {name: value for name, value in values.items() if name != RATE}
-    fallback: Any = program.fallback
-    if fallback is not None:
-        names = {h.name for h in fallback.hypers}
-        fallback = fallback.with_defaults(**{name: x for name, x in own.items() if name in names})
-    new = program.with_defaults(**own)
-    return Program(new.state, new.hypers, new.body, new.update, new.next_state, fallback)
 
 
 def declared(space: Space) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from optforge.experiments.report.runs import SearchRun, kind_of, read_json, read
 from optforge.experiments.report.search_report import search_sections, search_verdict
 from optforge.experiments.report.terminal import print_document
 from optforge.experiments.report.training_report import training_opening, training_sections
-from optforge.experiments.rundirs import existing_run_dir
+from optforge.experiments.rundirs import COMPARE_RESULT, existing_run_dir
 
 
 class Written(NamedTuple):
@@ -53,7 +53,7 @@ def write_run_report(folders: Sequence[Path], out: Path | None = None) -> Writte
         written = Written(target, target.with_suffix(".md"), _document(chosen))
         files = {written.html: render_html(written.document), written.markdown: render_markdown(written.document)}
     except EDITED as error:  # some edits only show while rendering
-        compared = [str(folder / "compare.json") for folder in chosen if kind_of(folder) == "compare"]
+        compared = [str(folder / COMPARE_RESULT) for folder in chosen if kind_of(folder) == "compare"]
         if not compared:
             raise
         what = " or ".join(compared)
@@ -87,7 +87,7 @@ def _document(folders: Sequence[Path]) -> Document:
         opening.append(Paragraph("These searches differ in task, learning rates, seeds or steps: each stands alone."))
     compared = [folder for folder in folders if kinds[folder] == "compare"]
     for folder in compared:
-        contest = contest_from_json(read_json(folder / "compare.json", dict), folder / "compare.json")
+        contest = contest_from_json(read_json(folder / COMPARE_RESULT, dict), folder / COMPARE_RESULT)
         opening += comparison_opening(contest)
         sections += comparison_sections(contest, f"{folder.name}: " if len(compared) > 1 else "")
     if trained := [folder for folder in folders if kinds[folder] == "train"]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from optforge.experiments.compare.origin import steps_each
 from optforge.experiments.errors import UserError
+from optforge.experiments.rundirs import COMPARE_RESULT
 from optforge.primitives import Program, ProgramError, parse_program
 from optforge.primitives.analysis.cost import cost
 from optforge.search.duplicates.cache import Verdict
@@ -100,12 +101,12 @@ class SearchRun:
 
 def kind_of(folder: Path) -> str:
     """``search``, ``compare`` or ``train``, by what is in a run directory; `UserError` for any other."""
-    has = {name: (folder / name).is_file() for name in ("result.json", "plan.json", Ledger.FILE, "compare.json")}
+    has = {name: (folder / name).is_file() for name in ("result.json", "plan.json", Ledger.FILE, COMPARE_RESULT)}
     if has["result.json"]:
         return "train"
     if has[Ledger.FILE] and not has["plan.json"]:
         return "search"
-    if has["compare.json"]:
+    if has[COMPARE_RESULT]:
         return "compare"
     if has["plan.json"]:
         raise UserError(f"{folder} is a comparison that has not ended: optforge compare --resume --run-dir {folder}")

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optforge.baselines import BASELINES
-from optforge.experiments.compare.comparison import finite_or_null
 from optforge.experiments.compare.fingerprints import task_named
 from optforge.experiments.compare.statistics import mean_interval
-from optforge.experiments.files import write_atomic
+from optforge.experiments.files import finite_or_null, write_atomic
 from optforge.experiments.rundirs import FUNNEL_RESULT
 from optforge.experiments.searching.presets import SCHEDULE, WARMUP
 from optforge.experiments.tasks import TASKS, get_task

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optforge.baselines import BASELINES
 from optforge.experiments.compare.ablation import Ablation, ablate
-from optforge.experiments.compare.comparison import finite_or_null
 from optforge.experiments.compare.fingerprints import task_named
 from optforge.experiments.compare.plan import FACTORS, Plan, Row
 from optforge.experiments.compare.run import conduct
 from optforge.experiments.compare.statistics import Interval, mean_interval
-from optforge.experiments.files import write_atomic
+from optforge.experiments.files import finite_or_null, write_atomic
 from optforge.experiments.programs import HALL_OF_FAME, usual_rate
+from optforge.experiments.rundirs import COMPARE_RESULT
 from optforge.experiments.searching import funnel_report
 from optforge.experiments.searching.fresh_seeds import UNSEEN, FreshScore, fresh_scores, fresh_table, loss_ratios
 from optforge.experiments.searching.funnel_run import ENTRANTS, Funnel, is_large, run_funnel
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from optforge.search.ledger import Record
     from optforge.search.training.asking import Train
     from optforge.search.training.executors.pool import Executor
-
-RESULT = "compare.json"
-"""In a run directory: the comparison that ended it."""
 
 RESCORED = 8
 """Best programs of a search that are scored again on fresh seeds."""
@@ -146,7 +143,9 @@ def conclude(
     for path in (run_dir / "search.json", json_file):
         if path is not None:
             write_atomic(path, content)
-    write_atomic(run_dir / RESULT, json.dumps(found.as_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_atomic(
+        run_dir / COMPARE_RESULT, json.dumps(found.as_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    )
     written = write_run_report([run_dir])
     print_document(written.document)
     rows = [*ranked, *(e for e in entrants if e.record is None)]

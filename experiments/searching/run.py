@@ -42,7 +42,7 @@ def run_search(options: SearchOptions) -> bool:
     import torch
 
     from optforge.experiments.compare.console import runs_progress
-    from optforge.experiments.compare.run import STORE, executor, open_store
+    from optforge.experiments.compare.run import executor
     from optforge.experiments.searching.funnel_watch import Watch
     from optforge.experiments.searching.hall_of_fame import Ending, conclude
     from optforge.experiments.searching.view import SearchView
@@ -65,13 +65,12 @@ def run_search(options: SearchOptions) -> bool:
         return _executor(make, options, config["lag"])
 
     workers = executor_for(config["tasks"])
-    finished, store, trainers = True, None, None
+    finished, trainers = True, None
     for sentence in cautions(config["tasks"], config["steps"]):
         print(sentence)
     try:
-        store = open_store(options.run_dir / STORE)
-        store.release()  # nobody else has this folder
-        watch = Watch(Trainer(store), config["tasks"], options.programs) if options.stop_overfitting else None
+        ledger.store.release()  # nobody else has this folder
+        watch = Watch(Trainer(ledger.store), config["tasks"], options.programs) if options.stop_overfitting else None
         keep_budget(options)
         search = Search(evolution(config), ledger, workers, DuplicateCache(check_descent=config["descent"]))
         budget = Budget(options.programs, None if options.minutes is None else 60 * options.minutes)
@@ -93,7 +92,7 @@ def run_search(options: SearchOptions) -> bool:
             ending = Ending(not finished, options.funnel or False, every, options.tune or 0)
             trainers = executor(_workers(options, config["lag"])) if finished else None
             with runs_progress() as progress:
-                train = Trainer(store, trainers, progress, most=SHARED)
+                train = Trainer(ledger.store, trainers, progress, most=SHARED)
                 conclude(options.run_dir, options.json, config, search, ending, executor_for, train)
         elif finished and not search.statistics.trained:
             raise UserError("the time was over before the first batch; go on with --resume and more --minutes")
@@ -105,8 +104,6 @@ def run_search(options: SearchOptions) -> bool:
         workers.close()
         if trainers is not None:
             trainers.close()
-        if store is not None:
-            store.close()
         ledger.close()
         if not finished:
             signal.signal(signal.SIGINT, previous)
@@ -123,6 +120,7 @@ def _nothing_trained(search: Search) -> str:
 
 def _open(options: SearchOptions) -> tuple[Ledger, dict[str, Any]]:
     """The run's ledger, new or resumed, and what determines the search."""
+    from optforge.experiments.compare.fingerprints import identity
     from optforge.search.ledger import Ledger
     from optforge.search.training.store import StoreError
 
@@ -130,8 +128,8 @@ def _open(options: SearchOptions) -> tuple[Ledger, dict[str, Any]]:
         if not options.resume:
             config = configuration(options)
             _workers(options, config["lag"])  # or it refuses, before anything is written
-            return Ledger.create(options.run_dir, config), config
-        ledger = Ledger.open(options.run_dir)
+            return Ledger.create(options.run_dir, config, identity), config
+        ledger = Ledger.open(options.run_dir, identity)
     except StoreError as error:
         raise UserError(str(error)) from None
     try:

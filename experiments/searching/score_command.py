@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optforge.experiments.compare.comparison import finite_or_null
 from optforge.experiments.errors import UserError
-from optforge.experiments.files import check_can_write, write_atomic
+from optforge.experiments.files import check_can_write, finite_or_null, write_atomic
 from optforge.experiments.report.document import Table, number
 from optforge.experiments.searching.fresh_seeds import FreshScore, standard_error
 

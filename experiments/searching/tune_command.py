@@ -36,10 +36,10 @@ def tune_command(
     """
     import torch
 
-    from optforge.experiments.compare.comparison import finite_or_null
     from optforge.experiments.compare.console import runs_progress
     from optforge.experiments.compare.fingerprints import task_named
     from optforge.experiments.compare.run import open_store
+    from optforge.experiments.files import finite_or_null
     from optforge.experiments.programs import resolve_program, usual_rate
     from optforge.experiments.searching.constants import SAMPLERS, tune_constants
     from optforge.primitives import print_program

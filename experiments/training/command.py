@@ -5,53 +5,45 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from optforge.baselines import BASELINES
 from optforge.experiments.errors import UserError, nearest
-from optforge.experiments.files import check_can_write, write_atomic
+from optforge.experiments.files import check_can_write, finite_or_null, write_atomic
 from optforge.experiments.programs import resolve_program, usual_rate
+from optforge.experiments.programs.rules import MetaTrained, base_program
 from optforge.experiments.provenance import data_hash, provenance
 from optforge.experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from optforge.experiments.tasks import get_task, with_data
-from optforge.experiments.training.options import RunOptions
-from optforge.experiments.training.results import RunResult
+from optforge.experiments.training.moves import History
+from optforge.experiments.training.train import train, training_of
 from optforge.learned.meta.weights import Learned, load, shipped
 from optforge.primitives import Program, ProgramError, print_program
 from optforge.primitives.analysis.cost import state_bytes
-from optforge.primitives.options import merged_hypers, with_fallback
+from optforge.primitives.options import with_fallback
+from optforge.search.training.lightning.engine import is_first_process
+from optforge.search.training.trial import Outcome, Status, Trial
 
 _MOVES = 4  # of what is learned, that the summary mentions
 COMMAND = "command.json"
 """In the folder of a run with checkpoints: what was asked for."""
 
 
-def train_command(
-    optimizer: str,
-    task: str,
-    *,
-    lr: float | None,
-    steps: int | None,
-    seed: int,
-    learn: Sequence[str] | None,
-    settings: Sequence[str],
-    data: Path | None = None,
-    run_dir: Path | None,
-    json_file: Path | None,
-    resume: bool = False,
-    **others: Any,
-) -> str:
+def train_command(asked: dict[str, Any], run_dir: Path | None, json_file: Path | None, *, resume: bool = False) -> str:
     """Train once and print how it went; an optimizer meant for full batches gets them.
-
-    `settings` are values of hyperparameters, as in ``["beta1=0.95"]``; `others` are further `RunOptions`;
-    `data` is where the task's data lie, for those that read files; with `resume`, the run in `run_dir` goes on.
 
     The run directory gets TensorBoard logs, the program as `program.txt`, and `result.json`: the result, the
     program, and where the numbers come from. `json_file` gets a copy of the latter. With checkpoints, it has
     `command.json` from the beginning: what was asked for, for `resume_command`. Of several processes that train
     together one writes and prints.
+
+    Args:
+        asked: the options of the command by name: `optimizer`, `task`, `data` (where the task's data lie, or None),
+            `lr` (or None for the usual one), `settings` (as in ``["beta1=0.95"]``), and those of `training_of`.
+        run_dir: for all that is written; by default a new one in runs/.
+        json_file: for a copy of the result.
+        resume: whether the run in `run_dir` goes on.
 
     Returns:
         Why the run has diverged; empty if it has not.
@@ -59,51 +51,37 @@ def train_command(
     Raises:
         UserError, ProgramError: before anything is written, if what was asked for does not exist or fit.
     """
-    asked: dict[str, Any] = {
-        "optimizer": optimizer,
-        "task": task,
-        "lr": lr,
-        "steps": steps,
-        "seed": seed,
-        "learn": learn,
-    }
-    asked |= {"settings": settings, "data": data and str(data.absolute()), **others}
-    problem = get_task(with_data(task, data))
+    options = dict(asked)
+    optimizer, task, data, lr = (options.pop(name) for name in ("optimizer", "task", "data", "lr"))
+    settings, seed, steps, learn = (options.pop(name) for name in ("settings", "seed", "steps", "learn"))
+    problem = get_task(with_data(task, data and Path(data)))
     name, rule = _resolve(optimizer)
-    row = BASELINES.get(optimizer)
-    full_batch = row is not None and row.full_batch
-    options = RunOptions(hypers=parse_settings(settings, name, rule), **others)
-    usual = usual_rate(optimizer) if isinstance(rule, Program) else 1.0
-    if full_batch and options.accumulate > 1:
+    full_batch = optimizer in BASELINES and BASELINES[optimizer].full_batch
+    if full_batch and options["accumulate"] > 1:
         raise UserError(f"{name} sees the whole training set in every step, so that there is nothing to accumulate")
+    options["hypers"] = parse_settings(settings, name, rule)
+    if lr is None:
+        lr = usual_rate(optimizer) if isinstance(rule, Program) else 1.0
+    how = {"seed": seed, "steps": steps, "learn": learn, "full_batch": full_batch}
+    trial, engine = training_of(problem, rule, lr, **how, **options)
     check_can_write("--json", json_file)
-    first = options.devices == 1 or _is_first_process()
+    first = engine.devices == 1 or is_first_process()
     folder = run_dir if resume and run_dir is not None else Path(os.devnull)  # where other processes write nothing
     if first and not resume:
         folder = new_run_dir(run_dir, "train", problem.name)
     try:
-        from optforge.experiments.training.train import train
-
-        if first and not resume and options.checkpoint_every:
-            asked["hashes"] = data_hash(problem.data())
-            write_atomic(folder / COMMAND, json.dumps(asked, indent=2) + "\n")
-        how: dict[str, Any] = {"seed": seed, "steps": steps, "learn": learn, "full_batch": full_batch}
-        result = train(
-            problem,
-            rule,
-            usual if lr is None else lr,
-            **how,
-            options=options,
-            log_dir=folder,
-            progress=first,
-            resume=resume,
-        )
+        if first and not resume and engine.checkpoint_every:
+            text = json.dumps(asked | {"hashes": data_hash(problem.data())}, indent=2) + "\n"
+            write_atomic(folder / COMMAND, text)
+        history = History()
+        outcome = train(trial, engine, folder=folder, history=history, progress=first, resume=resume)
         if not first:
-            return result.reason
-        record = _record(name, rule, learn, result) | {"full_batch": full_batch, "options": asdict(options)}
-        text = json.dumps(record, indent=2) + "\n"
-        if isinstance(rule, Program):
-            write_atomic(folder / "program.txt", print_program(rule))
+            return outcome.reason
+        record = {"optimizer": name, **_record(trial, outcome, history), "learn": list(learn or [])}
+        record |= {"full_batch": full_batch, "options": options}
+        text = json.dumps(finite_or_null(record), indent=2) + "\n"
+        if "program" in record:
+            write_atomic(folder / "program.txt", record["program"])
         write_atomic(folder / "result.json", text)
         if json_file is not None:
             write_atomic(json_file, text)
@@ -114,8 +92,8 @@ def train_command(
     finally:
         if first:
             remove_if_empty(folder)
-    print(_summary(name, result, problem.metric, folder, " on the whole training set" if full_batch else ""))
-    return result.reason
+    print(_summary(record, outcome, problem.metric, folder))
+    return outcome.reason
 
 
 def resume_command(run_dir: Path | None, json_file: Path | None) -> str:
@@ -133,21 +111,14 @@ def resume_command(run_dir: Path | None, json_file: Path | None) -> str:
         raise UserError(f"the run in {folder} has ended; begin another for more steps")
     try:
         asked = json.loads((folder / COMMAND).read_text(encoding="utf-8"))
-        data = Path(found) if (found := asked.pop("data")) else None
-        task, hashes = asked["task"], asked.pop("hashes", None)
+        task, data, hashes = asked["task"], asked["data"], asked.pop("hashes")
     except FileNotFoundError:
         raise UserError(f"{folder} has no {COMMAND}: runs go on if they were begun with --checkpoint-every") from None
     except (ValueError, KeyError, AttributeError, TypeError):
         raise UserError(f"{folder / COMMAND} is damaged, so the run cannot go on") from None
-    if hashes is not None and data_hash(get_task(with_data(task, data)).data()) != hashes:
+    if data_hash(get_task(with_data(task, data and Path(data))).data()) != hashes:
         raise UserError(f"the data of {task} are no longer those that the run in {folder} was begun with")
-    return train_command(**asked, data=data, run_dir=folder, json_file=json_file, resume=True)
-
-
-def _is_first_process() -> bool:
-    from optforge.experiments.training.train import is_first_process  # loads Lightning
-
-    return is_first_process()
+    return train_command(asked, folder, json_file, resume=True)
 
 
 def _resolve(optimizer: str) -> tuple[str, Program | Learned]:
@@ -162,7 +133,6 @@ def parse_settings(settings: Sequence[str], name: str, rule: Program | Learned) 
 
     Raises:
         UserError: for a text of another form, a name given twice, or one that the program does not have.
-        ProgramError: for a value out of range.
     """
     parts = with_fallback(rule) if isinstance(rule, Program) else ()
     known = dict.fromkeys(hyper for part in parts for hyper in part.defaults())
@@ -181,36 +151,50 @@ def parse_settings(settings: Sequence[str], name: str, rule: Program | Learned) 
         if hyper in values:
             raise UserError(f"--set gives {hyper} twice")
         values[hyper] = value
-    if isinstance(rule, Program):
-        merged_hypers(rule, values)
     return values
 
 
-def _record(name: str, rule: Program | Learned, learn: Sequence[str] | None, result: RunResult) -> dict[str, Any]:
-    record = {"optimizer": name, **result.as_json(), "learn": list(learn or []), "provenance": provenance()}
-    if not isinstance(rule, Program):
-        return record | {"rule": rule.rule.name, "card": rule.card}
-    return record | {"program": print_program(rule), "key": rule.key, "state_bytes_per_parameter": state_bytes(rule)}
+def _record(trial: Trial, outcome: Outcome, history: History) -> dict[str, Any]:
+    """What `result.json` says of a run."""
+    run = history.run
+    record = {
+        "task": trial.task.name, "lr": trial.lr, "seed": trial.seed, "status": outcome.status.name.lower(),
+        "reason": outcome.reason, "steps": len(run.losses),
+        **{f"{name}_loss": loss for name, loss in outcome.loss.items()},
+        **{f"{name}_accuracy": outcome.accuracy.get(name) for name in ("valid", "test")},
+        "learned": history.learned, "seconds": outcome.seconds, "curve": run.losses, "valid_curve": run.valid_curve,
+        "moves": history.moves, "skipped": run.tally.skipped, "clipped": int(run.tally.clipped),
+        "provenance": provenance(),
+    }  # fmt: skip
+    if isinstance(trial.rule, MetaTrained):
+        return record | {"rule": trial.rule.weights.rule.name, "card": trial.rule.weights.card}
+    program = base_program(trial.rule)
+    return record | {
+        "program": print_program(program), "key": program.key, "state_bytes_per_parameter": state_bytes(program)
+    }  # fmt: skip
 
 
-def _summary(name: str, result: RunResult, metric: str, folder: Path, batches: str) -> str:
-    r = result
+def _summary(record: dict[str, Any], outcome: Outcome, metric: str, folder: Path) -> str:
+    r, loss, moves = record, outcome.loss, record["moves"]
+    batches = " on the whole training set" if r["full_batch"] else ""
+    steps = f"{r['steps']} steps{batches} in {outcome.seconds:.1f} s"
     lines = [
-        f"{name} on {r.task}: lr {r.lr:g}, seed {r.seed}, {r.steps} steps{batches} in {r.seconds:.1f} s",
-        f"  {metric}: train {r.train_loss:.4f}, validation {r.valid_loss:.4f}, test {r.test_loss:.4f}",
+        f"{r['optimizer']} on {r['task']}: lr {r['lr']:g}, seed {r['seed']}, {steps}",
+        f"  {metric}: train {loss['train']:.4f}, validation {loss['valid']:.4f}, test {loss['test']:.4f}",
     ]
-    if r.status == "ok" and r.valid_accuracy is not None and r.test_accuracy is not None:
-        lines.append(f"  accuracy: validation {r.valid_accuracy:.1%}, test {r.test_accuracy:.1%}")
-    lines += [f"  learned {key}: {value:.3g}" for key, value in r.learned.items()]
-    lines += [f"    step {step}: {sentence}" for step, sentence in r.moves[-_MOVES:]]
-    if len(r.moves) > _MOVES:
-        lines.append(f"    and {len(r.moves) - _MOVES} large moves before, in result.json and TensorBoard")
-    if r.skipped:
-        lines.append(f"  skipped {r.skipped} of {r.steps} steps, whose gradients were not finite")
-    if r.clipped:
-        lines.append(f"  clipped the gradients of {r.clipped} of {r.steps} steps")
-    if r.reason:
-        lines.append(f"  {r.status}: {r.reason}")
+    if outcome.status is Status.OK and outcome.accuracy:
+        right = outcome.accuracy
+        lines.append(f"  accuracy: validation {right['valid']:.1%}, test {right['test']:.1%}")
+    lines += [f"  learned {key}: {value:.3g}" for key, value in r["learned"].items()]
+    lines += [f"    step {step}: {sentence}" for step, sentence in moves[-_MOVES:]]
+    if len(moves) > _MOVES:
+        lines.append(f"    and {len(moves) - _MOVES} large moves before, in result.json and TensorBoard")
+    if r["skipped"]:
+        lines.append(f"  skipped {r['skipped']} of {r['steps']} steps, whose gradients were not finite")
+    if r["clipped"]:
+        lines.append(f"  clipped the gradients of {r['clipped']} of {r['steps']} steps")
+    if outcome.reason:
+        lines.append(f"  {r['status']}: {outcome.reason}; try a smaller lr")
     lines.append("  This is a single run with a single seed; to tell optimizers apart, use: optforge compare")
     lines.append(f"  written to {folder}; to see the curves: tensorboard --logdir {folder.parent}")
     return "\n".join(lines)

@@ -20,12 +20,12 @@ from optforge.experiments.progress import progress_bar
 from optforge.experiments.provenance import provenance
 from optforge.experiments.rundirs import existing_run_dir, new_run_dir, remove_if_empty
 from optforge.experiments.training.meta_problems import PROBLEMS
-from optforge.experiments.training.options import device_type
 from optforge.learned.meta.imitation import Imitation
 from optforge.learned.meta.models import RULES, LSTMRule, flatten, unflatten
 from optforge.learned.meta.trainer import MetaTrainer
 from optforge.learned.meta.training import ESTIMATORS, Estimator
 from optforge.learned.meta.weights import Learned, card_markdown, load, pack
+from optforge.search.training.loop import device
 
 VALIDATE_EVERY = 20  # training runs
 SAVE_EVERY = 30.0  # seconds; checkpoints lie between training runs, so that when they are written changes nothing
@@ -118,7 +118,7 @@ def build(config: dict[str, Any], kept: Mapping[str, str] = MappingProxyType({})
         for name in names:
             if name not in known:
                 raise unknown(what, str(name), known)
-    problems = [PROBLEMS[name](device_type()) for name in config["problems"]]
+    problems = [PROBLEMS[name](device().type) for name in config["problems"]]
     config = {**config, **kept}
     estimator = _estimator(config["estimator"], config.get("curvature"), config.get("teacher"))
     if config["raw"] and config["rule"] != "lstm":
@@ -127,7 +127,7 @@ def build(config: dict[str, Any], kept: Mapping[str, str] = MappingProxyType({})
     start = None if config["start"] is None else flatten(load(config["start"], rule).weights, rule)
     return MetaTrainer(
         rule, problems, estimator, config["steps"], seed=config["seed"], lr=config["lr"], start=start,
-        workers=config.get("workers"), device=device_type(),
+        workers=config.get("workers"), device=device().type,
     )  # fmt: skip
 
 

@@ -1,196 +1,160 @@
-"""One training run: a task, an optimizer, a seed. Lightning runs the loop, TensorBoard gets the curves."""
+"""From what was asked for to a trial, and from that to its outcome, with everything that is shown and written."""
 
 from __future__ import annotations
 
-import math
-import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
 
-from optforge.experiments.errors import UserError
+from optforge.baselines.schedule_free import program as schedule_free
+from optforge.experiments.errors import UserError, unknown
+from optforge.experiments.programs.rules import Averaging, LearnedRate, MetaTrained, configured
 from optforge.experiments.progress import progress_bar
-from optforge.experiments.training.module import Factory, TrainingRun, learned_values
-from optforge.experiments.training.monitor import OptimizerMonitor
-from optforge.experiments.training.options import PLAIN, RunOptions
-from optforge.experiments.training.results import RunResult
-from optforge.learned import MetaOptimizer
-from optforge.learned import learn as learn_rates
-from optforge.learned.meta.optimizer import HYPER_RATE
+from optforge.experiments.training.moves import History
 from optforge.learned.meta.weights import Learned
-from optforge.primitives import Program, ProgramOptimizer
+from optforge.primitives import Program
 from optforge.primitives.options import merged_hypers
-from optforge.search.training import Task
-from optforge.search.training.lightning_fit import fit, quiet
+from optforge.search.training.guard import Clip
+from optforge.search.training.lightning.engine import train_one
+from optforge.search.training.lightning.settings import PLAIN, STRATEGIES, Settings, SettingsError
+from optforge.search.training.task import Splits, Task
+from optforge.search.training.torch_schedules import SCHEDULES
+from optforge.search.training.trial import Outcome, Rule, Trial
 
 CHECKPOINT = "checkpoint.ckpt"
 """Name of the latest checkpoint in the folder of a run."""
 
+MAX_FULL_BATCH = 65_536
+"""Most training examples that one batch holds, if it is to hold them all."""
 
-def train(
+PRECISIONS: Mapping[str, str] = MappingProxyType({"32": "float32", "bf16": "bf16", "fp16": "fp16"})
+"""What may be asked for, and a trial's name of it."""
+
+_LIGHTNING = {"32-true": "32", "bf16-mixed": "bf16", "16-mixed": "fp16"}  # its names may be asked for as well
+
+
+def training_of(
     task: Task,
-    optimizer: Program | Learned | Factory,
+    rule: Program | Learned | Rule,
     lr: float = 1e-3,
     *,
     seed: int = 0,
     steps: int | None = None,
-    log_dir: Path | str | None = None,
     learn: Sequence[str] | None = None,
+    hypers: Mapping[str, float] | None = None,
     full_batch: bool = False,
-    options: RunOptions = PLAIN,
-    progress: bool = False,
-    resume: bool = False,
-) -> RunResult:
-    """Train `task`'s model once.
-
-    Initial weights and batches depend on the task and the seed alone, so that runs of different optimizers
-    with one seed are paired. Several devices share each batch, so that the run is that of one device up to rounding;
-    each is a process of its own, which runs the whole script once more and comes to this call.
+    schedule: str = "constant",
+    warmup: int = 0,
+    clip_norm: float | None = None,
+    accumulate: int = 1,
+    precision: str = "32",
+    **others: Any,
+) -> tuple[Trial, Settings]:
+    """The trial of a single run, which measures every split and watches the validation loss, and its settings.
 
     Args:
         task: what to train.
-        optimizer: an update rule, a meta-trained one, or a function of ``(parameters, lr=…)`` that makes an optimizer.
-        lr: learning rate; the initial one if it is learned.
-        seed: of initial weights and order of batches.
-        steps: number of steps; the task's own by default.
-        log_dir: where TensorBoard logs and checkpoints go; none are written without it.
+        rule: an update rule, a meta-trained one, or another `Rule`.
+        lr, seed, steps, schedule, warmup: as of a `Trial`.
         learn: names of hyperparameters to learn on the way (see `learned.learn`), for programs; of meta-trained rules
             the rate alone.
+        hypers: values of a program's hyperparameters by name, in place of its defaults.
         full_batch: make every batch the whole training split, as gradient descent means it.
-        options: everything else, see `RunOptions`.
-        progress: show a progress bar on standard error, if that is a terminal.
-        resume: go on from the checkpoint in `log_dir`, if there is one; everything else must be as it was then. The
-            outcome is that of the uninterrupted run, bit for bit on CPUs.
-
-    Returns:
-        The outcome. A loss that is not finite ends the run early with status ``"diverged"``; it is not an
-        exception.
+        clip_norm: largest Euclidean norm of all gradients together.
+        accumulate: batches whose gradients are averaged for one step.
+        precision: one of `PRECISIONS`, or Lightning's name of it: ``"bf16"`` and ``"fp16"`` are for autocast of the
+            model; weights, gradients, state and losses stay in float32. float16 scales the loss.
+        others: further `Settings`.
 
     Raises:
-        UserError: if the steps are not positive, if learning was asked for something that is not a program, if the
-            training split is too large for one batch that must hold it, if devices are missing or cannot share a
-            batch equally, or if the checkpoint is another run's.
+        UserError: for a value that does not exist or fit.
+        ProgramError: for hyperparameters that the program does not have, or that are out of range.
+    """
+    precision = _LIGHTNING.get(precision, precision)
+    strategy = others.get("strategy", PLAIN.strategy)
+    names = {"schedule": SCHEDULES, "strategy": STRATEGIES, "precision": PRECISIONS}
+    for what, name in (("schedule", schedule), ("strategy", strategy), ("precision", precision)):
+        if name not in names[what]:
+            raise unknown(what, name, names[what])
+    if steps is not None and steps < 1:
+        raise UserError(f"the number of steps must be at least 1, got {steps}")
+    own = _rule(rule, learn, hypers or {}, strategy)
+    whole = _full_batches(task) if full_batch else replace(task, batch_size=task.batch_size * accumulate)
+    clip, mixed = clip_norm or 0.0, PRECISIONS[precision]
+    try:
+        Clip(clip_norm)
+        settings = Settings(accumulate=accumulate, **others)
+        trial = Trial(own, lr, whole, seed, steps or 0, schedule, warmup, clip, mixed, Splits._fields, watch=True)
+        return trial, settings
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def train(
+    trial: Trial,
+    settings: Settings = PLAIN,
+    *,
+    folder: Path | None = None,
+    history: History | None = None,
+    progress: bool = False,
+    resume: bool = False,
+) -> Outcome:
+    """The outcome of a trial, trained with Lightning.
+
+    Args:
+        trial: what is trained.
+        settings: how, see `search.training.lightning.engine.train_one`.
+        folder: where TensorBoard logs and checkpoints go; none are written without it.
+        history: takes what the run notes beside its outcome.
+        progress: show a progress bar on standard error, if that is a terminal.
+        resume: go on from the checkpoint in `folder`, if there is one; everything else must be as it was then.
+
+    Raises:
+        UserError: if the settings do not fit, or the checkpoint is another run's.
         ProgramError: if the program and the learning rate do not fit.
     """
-    total = task.steps if steps is None else steps
-    if total < 1:
-        raise UserError(f"the number of steps must be at least 1, got {total}")
-    checkpoint = None if log_dir is None else Path(log_dir) / CHECKPOINT
-    run = TrainingRun(
-        task,
-        _factory(optimizer, total, learn, options),
-        lr,
-        seed,
-        total,
-        options,
-        full_batch=full_batch,
-        checkpoint=checkpoint,
-    )
-    _check_devices(run)
-    begun = _readable(checkpoint) if resume and checkpoint is not None and checkpoint.exists() else None
-    with quiet(), progress_bar(task.name, total) if progress else nullcontext(run.report) as run.report:
-        trainer = Trainer(
-            accelerator="auto",
-            devices=options.devices,
-            strategy=_strategy(options),
-            max_steps=total,
-            logger=TensorBoardLogger(log_dir, name=None, version="") if log_dir is not None else False,
-            accumulate_grad_batches=options.accumulate,
-            plugins=[] if (plugin := run.precision()) is None else [plugin],
-            callbacks=[OptimizerMonitor(options.monitor, None if run.guard is None else run.guard.tally)],
-            log_every_n_steps=run.log_every,
-            enable_progress_bar=False,  # a bar that counts epochs says little about a run of so many steps
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
+    history = history or History()
+    loggers = [] if folder is None else [TensorBoardLogger(folder, name=None, version="")]
+    checkpoint = None if folder is None else folder / CHECKPOINT
+    with progress_bar(trial.task.name, trial.steps) if progress else nullcontext(history.report) as history.report:
+        try:
+            return train_one(trial, settings, checkpoint, resume, loggers, [history])
+        except SettingsError as error:
+            raise UserError(str(error)) from error
+
+
+def _full_batches(task: Task) -> Task:
+    """The task with batches that hold all training examples."""
+    if (count := len(task.data().train)) > MAX_FULL_BATCH:
+        raise UserError(
+            f"task {task.name} has {count:,} training examples, and a full batch holds at most "
+            f"{MAX_FULL_BATCH:,}; use sgd, the same rule on small batches, or a smaller task"
         )
-        fit(trainer, run, checkpoint=begun)
-    return _result(run, lr, seed)
+    return replace(task, batch_size=count)
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that reports, of those that train together."""
-    return getattr(rank_zero_only, "rank", 0) in (0, None)
-
-
-def _readable(checkpoint: Path) -> Path:
-    try:
-        torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{checkpoint} cannot be read as a checkpoint; remove it to begin anew") from error
-    return checkpoint
-
-
-def _check_devices(run: TrainingRun) -> None:
-    count, present = run.options.devices, torch.accelerator.device_count()
-    if 0 < present < count:
-        raise UserError(f"--devices {count}: this machine has {present}")
-    if (size := run.batches.indices.shape[1]) % count:
-        raise UserError(f"{count} devices cannot share batches of {size} examples equally; use a divisor of {size}")
-
-
-def _strategy(options: RunOptions) -> Any:
-    if options.strategy == "fsdp":
-        return ModelParallelStrategy(options.devices, 1, save_distributed_checkpoint=False)
-    return options.strategy
-
-
-def _factory(
-    optimizer: Program | Learned | Factory, steps: int, learn: Sequence[str] | None, options: RunOptions
-) -> Factory:
-    if isinstance(optimizer, Learned):
-        return _meta_trained(optimizer, learn, options)
-    if not isinstance(optimizer, Program):
+def _rule(
+    rule: Program | Learned | Rule, learn: Sequence[str] | None, hypers: Mapping[str, float], strategy: str
+) -> Program | Rule:
+    if isinstance(rule, Program):
+        merged_hypers(rule, dict(hypers))  # refuses what neither the program nor its fallback has
+        program = configured(rule, hypers)
         if learn:
-            raise UserError(f"only programs can learn {', '.join(learn)}; give a Program in place of a function")
-        return optimizer
-    program = optimizer
-    merged_hypers(program, dict(options.hypers))  # refuses names that are options of the optimizer
-    if learn:
-        return lambda params, lr, **hypers: learn_rates(params, program, lr, what=learn, total_steps=steps, **hypers)
-    return lambda params, lr, **hypers: ProgramOptimizer(params, program, lr, total_steps=steps, **hypers)
-
-
-def _meta_trained(rule: Learned, learn: Sequence[str] | None, options: RunOptions) -> Factory:
-    if options.hypers:
-        raise UserError(f"a meta-trained rule has no hyperparameters, and so no {', '.join(options.hypers)}")
+            return LearnedRate(program, tuple(learn))
+        return Averaging(program) if program.body == schedule_free().body else program
+    if hypers:
+        raise UserError(f"only programs have hyperparameters to set, such as {', '.join(hypers)}")
+    if not isinstance(rule, Learned):
+        if learn:
+            raise UserError(f"only programs can learn {', '.join(learn)}; give a Program")
+        return rule
     if learn and tuple(learn) != ("lr",):
         raise UserError(f"a meta-trained rule can learn lr, not {', '.join(learn)}")
-    if options.strategy == "fsdp":
+    if strategy == "fsdp":
         raise UserError("a meta-trained rule sees whole parameters, which fsdp divides; choose --strategy ddp")
-    return lambda params, lr: MetaOptimizer(params, rule, lr, learn_lr=HYPER_RATE if learn else 0.0)
-
-
-def _result(run: TrainingRun, lr: float, seed: int) -> RunResult:
-    measured = run.measured or run.measure()  # nothing was left to train after a checkpoint of the last step
-    losses = [loss if math.isfinite(loss) else math.nan for loss, _ in measured]
-    reason = run.diverged
-    if not reason and not all(map(math.isfinite, losses)):
-        reason = f"the weights after step {len(run.curve)} give a loss that is not finite; try a smaller lr"
-    return RunResult(
-        task=run.task.name,
-        lr=lr,
-        seed=seed,
-        status="diverged" if reason else "ok",
-        reason=reason,
-        steps=len(run.curve),
-        train_loss=losses[0],
-        valid_loss=losses[1],
-        test_loss=losses[2],
-        valid_accuracy=measured[1][1],
-        test_accuracy=measured[2][1],
-        learned=learned_values(run.optimizer),
-        moves=tuple(run.moves),
-        seconds=run.seconds,
-        curve=tuple(run.curve),
-        valid_curve=tuple(run.valid_curve),
-        skipped=0 if run.guard is None else run.guard.tally.skipped,
-        clipped=0 if run.guard is None else int(run.guard.tally.clipped),
-    )
+    return MetaTrained(rule, learns=bool(learn))

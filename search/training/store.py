@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -26,6 +27,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from optforge.search.training.trial import Outcome, Status, Trial
+
+STORE_FILE = "store.sqlite"
+"""Name of the store in a run directory."""
 
 VERSION = 1
 LEASE = 60.0
@@ -53,6 +57,15 @@ CLAIMS = Table(
 )
 
 
+Identity = Callable[[Trial], str]
+"""Text that tells a trial's task from others of the same name."""
+
+
+def by_name(trial: Trial) -> str:
+    """The identity of tasks that their names tell apart."""
+    return ""
+
+
 class StoreError(RuntimeError):
     """A store cannot be used; the message says why and what to do."""
 
@@ -69,12 +82,12 @@ class Store:
         StoreError: if the database cannot be used, is damaged, or is of another version.
     """
 
-    def __init__(
-        self, where: Path | str, identity: Callable[[Trial], str] = lambda trial: "", *, read_only: bool = False
-    ) -> None:
+    def __init__(self, where: Path | str, identity: Identity = by_name, *, read_only: bool = False) -> None:
         self.name = str(where).split("@")[-1]
         self.owner = uuid.uuid4().hex
         self._identity = identity
+        self.key = lru_cache(maxsize=4096)(self._key)
+        """The trial's name in the store: equal for equal trials of equal tasks."""
         self._engine = _engine(where, read_only)
         with self._answering("cannot be used"):
             if not read_only:
@@ -110,8 +123,7 @@ class Store:
         with self._answering("cannot be written"), self._engine.begin() as db:
             yield db
 
-    def key(self, trial: Trial) -> str:
-        """The trial's name in the store: equal for equal trials of equal tasks."""
+    def _key(self, trial: Trial) -> str:
         said = json.dumps([trial.as_json(), self._identity(trial)], sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()
 
@@ -186,11 +198,6 @@ class Store:
             thread.join()
             with self.writing() as db:
                 db.execute(delete(CLAIMS).where(CLAIMS.c.owner == self.owner))
-
-    def seconds(self) -> float:
-        """Time that all outcomes took together."""
-        with self.reading() as db:
-            return sum(json.loads(text)["seconds"] for text in db.execute(select(OUTCOMES.c.outcome)).scalars())
 
     @contextmanager
     def _answering(self, what: str) -> Iterator[None]:
@@ -280,4 +287,4 @@ def _pieces(keys: list[str]) -> Iterator[list[str]]:
         yield keys[first : first + _MANY]
 
 
-__all__ = ["META", "TABLES", "Store", "StoreError", "lock"]
+__all__ = ["META", "STORE_FILE", "TABLES", "Store", "StoreError", "lock"]

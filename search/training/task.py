@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+TRAIN_MEASURED = 1280
+
 
 class Split(Protocol):
     """One part of a data set, addressed by example."""
@@ -115,11 +117,26 @@ def parameter_count(task: Task) -> int:
     return sum(math.prod(shape) for shape in parameter_shapes(task))
 
 
+def measured_part(task: Task, name: str) -> Split:
+    """The examples of a split on which losses are measured: all, but of the training split at most `TRAIN_MEASURED`.
+
+    These are evenly spaced. A training split may be as large as a corpus.
+    """
+    split: Split = getattr(task.data(), name)
+    if name != "train" or len(split) <= TRAIN_MEASURED:
+        return split
+    spaced = torch.linspace(0, len(split) - 1, TRAIN_MEASURED, dtype=torch.float64).round().long()
+    return TensorSplit(*split.batch(spaced))
+
+
 def batch_indices(examples: int, batch_size: int, steps: int, seed: int) -> Tensor:
     """Which examples each step sees, ``[steps, batch_size]``: shuffled epochs laid end to end.
 
-    Depends on nothing but its arguments, so that every optimizer sees the same batches in the same order.
+    Depends on nothing but its arguments, so that every optimizer sees the same batches in the same order. A batch that
+    holds all examples has them in theirs.
     """
+    if batch_size == examples:  # no order among them
+        return torch.arange(examples).expand(steps, -1)
     generator = torch.Generator().manual_seed(seed)
     epochs = -(-steps * batch_size // examples)
     order = torch.cat([torch.randperm(examples, generator=generator) for _ in range(epochs)])

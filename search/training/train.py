@@ -2,7 +2,7 @@
 
 Trials are cut into batches that depend on the trials alone, so that a batch is computed in the same way wherever and
 whenever that is. The engine of a batch follows from what is trained: programs on a model that can be stacked train as a
-population, everything else in the plain loop. A run that breaks is a status, not an exception.
+population, float16 with Lightning, everything else in the plain loop. A run that breaks is a status, not an exception.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from itertools import chain
 from torch import Tensor
 
 from optforge.primitives import Program
+from optforge.search.training.lightning.engine import train_lightning
 from optforge.search.training.loop import train_alone
 from optforge.search.training.population.gradients import cannot_be_stacked
 from optforge.search.training.population.members import memory, train_population, trial_bytes
@@ -43,7 +44,7 @@ def train(
 
     Args:
         trials: what to train.
-        engine: what trains each batch; by default the population where it can, else the plain loop.
+        engine: what trains each batch; by default what `engine_for` says.
         race: when runs that are hopelessly behind are dropped (population only). It compares the rates of a program.
         standards: training losses of a reference before each look of the race, ``[steps, seeds]``.
         most: most runs in one batch, as far as the seeds and rates of a program may be divided.
@@ -77,8 +78,8 @@ def batches(
     found: list[list[Trial]] = []
     for rules in groups.values():
         batch, used = list[Trial](), 0
-        for rule, rates in rules.items():
-            size = trial_bytes(rates[0][0]) if isinstance(rule, Program) else 0
+        for rates in rules.values():
+            size = trial_bytes(rates[0][0]) if rates[0][0].is_rewritten else 0
             for runs in [list(chain.from_iterable(rates))] if whole else rates:
                 if batch and (len(batch) + len(runs) > most or used + size * len(runs) > room):
                     found.append(batch)
@@ -91,7 +92,9 @@ def batches(
 
 def engine_for(batch: Sequence[Trial], race: Race = NO_RACE, standards: Sequence[Tensor] = ()) -> Engine:
     """The engine of a batch, by what is trained and on which model."""
-    if not isinstance(batch[0].rule, Program):
+    if batch[0].precision == "fp16":
+        return train_lightning
+    if not batch[0].is_rewritten:
         return train_alone
     if reason := cannot_be_stacked(batch[0].task):
         _tell_the_cost(batch[0].task.name, reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -14,8 +15,10 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from optforge.primitives import Program, parse_program, print_program
-from optforge.search.training.schedule import SCHEDULES, scheduled
+from optforge.search.training.schedule import SCHEDULES as IN_PROGRAMS
+from optforge.search.training.schedule import scheduled
 from optforge.search.training.task import Task
+from optforge.search.training.torch_schedules import SCHEDULES
 
 
 class Status(enum.StrEnum):
@@ -39,6 +42,10 @@ class Rule(Protocol):
         """An optimizer for a run of so many steps."""
         ...
 
+    def evaluated(self, optimizer: Optimizer) -> AbstractContextManager[None]:
+        """Within the block the parameters of `optimizer` are what is to be evaluated; by default those it trains."""
+        return nullcontext()
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -50,11 +57,12 @@ class Trial:
         task: what is trained.
         seed: of initial weights and the order of batches.
         steps: length of the run; the task's own by default.
-        schedule: of the learning rate, a name in `search.training.schedule.SCHEDULES`.
+        schedule: of the learning rate, a name in `search.training.torch_schedules.SCHEDULES`. Programs with one that
+            `search.training.schedule.SCHEDULES` does not have are trained one by one.
         warmup: steps over which the rate rises before the schedule begins.
         clip: largest Euclidean norm of all gradients together; 0 for no limit.
-        precision: of forward and backward pass: ``"float32"``, or on GPUs ``"tf32"`` or ``"bf16"``; ``"float64"`` for
-            everything, for tests.
+        precision: of forward and backward pass: ``"float32"``, or on GPUs ``"tf32"`` or ``"bf16"``; ``"fp16"`` with
+            Lightning, which scales the loss; ``"float64"`` for everything, for tests.
         splits: names of the splits whose loss is measured at the end.
         watch: whether the validation loss is measured on the way, for `Outcome.valid_curve`.
 
@@ -76,14 +84,19 @@ class Trial:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lr) and self.lr >= 0):
-            raise ValueError(f"the learning rate must be finite and at least 0, got {self.lr}")
+            raise ValueError(f"the learning rate lr must be a finite number of at least 0, got {self.lr}")
         if self.steps < 0:
             raise ValueError(f"the number of steps must be positive, got {self.steps}")
         object.__setattr__(self, "steps", self.steps or self.task.steps)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.schedule!r}; there are: {', '.join(SCHEDULES)}")
         if not 0 <= self.warmup < self.steps:
-            raise ValueError(f"the warm-up must be shorter than the run of {self.steps} steps, got {self.warmup}")
+            raise ValueError(f"a warm-up of {self.warmup} steps does not fit into a run of {self.steps}")
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether what is trained is a program that can have the trial's schedule and clipping in it."""
+        return isinstance(self.rule, Program) and self.schedule in IN_PROGRAMS
 
     @property
     def program(self) -> Program:

@@ -14,12 +14,13 @@ from torch import nn
 
 from optforge.baselines import BASELINES
 from optforge.experiments.compare import compare
-from optforge.experiments.compare.comparison import SEEDS, TUNE_SEEDS, Comparison, Protocol, finite_or_null
+from optforge.experiments.compare.comparison import SEEDS, TUNE_SEEDS, Comparison, Protocol
 from optforge.experiments.compare.plan import FACTORS, Plan, Row
 from optforge.experiments.compare.reduction import tuning
 from optforge.experiments.compare.run import conduct, rows
 from optforge.experiments.compare.statistics import Verdict, compare_pairs
 from optforge.experiments.errors import FailedError
+from optforge.experiments.files import finite_or_null
 from optforge.experiments.programs import unique_names
 from optforge.primitives import Builder, Kind, Program, ProgramOptimizer, print_program
 from optforge.search.training.asking import answer

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from optforge.baselines import BASELINES
-from optforge.experiments.compare.spaces import Dimension, Space, configured, declared, spaces
+from optforge.experiments.compare.spaces import Dimension, Space, declared, spaces
+from optforge.experiments.programs.rules import configured
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.training import train
 from typer.testing import CliRunner
 
 from optforge.baselines import BASELINES
@@ -27,8 +28,8 @@ from optforge.experiments.tasks.arrays import arrays
 from optforge.experiments.tasks.file_tasks import FILE_TASKS, file_task
 from optforge.experiments.tasks.images import cifar10, idx_images
 from optforge.experiments.tasks.text_files import text_bytes, text_tokens
-from optforge.experiments.training.train import train
 from optforge.search.training.task import Splits, initial_model
+from optforge.search.training.trial import Status
 
 
 @pytest.fixture(autouse=True)
@@ -324,7 +325,7 @@ def test_every_row_trains_on_what_it_reads(name, tmp_path):
     task = get_task(f"{name}@{example_data(name, tmp_path)}")
     small = replace(task, batch_size=4, data=lambda: Splits(*(Few(split) for split in task.data())))
     result = train(small, BASELINES["adamw"].program, 1e-3, steps=2)
-    assert result.status == "ok" and result.steps == 2
+    assert result.outcome.status is Status.OK and result.steps == 2
 
 
 class Few:
@@ -339,6 +340,7 @@ class Few:
 
 MINE = """
 import torch
+from optforge.search.training.trial import Status
 from optforge.search.training import Splits, Task, TensorSplit
 
 x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))

@@ -59,7 +59,9 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     runs = []
     measured = learned.train
     monkeypatch.setattr(learned, "train", lambda *args: runs.append(args) or measured(*args))
-    monkeypatch.setattr(learned_suite, "train", lambda *args, **how: SimpleNamespace(valid_loss=1.0 + how["seed"]))
+    monkeypatch.setattr(
+        learned_suite, "train", lambda trials: [SimpleNamespace(valid=1.0 + trial.seed) for trial in trials]
+    )
     page, file = tmp_path / "learned.md", tmp_path / "bench.json"
     page.write_text(f"{BEGIN}\n{END}\n")
     common = ["", "--json", str(file), "--seeds", "1", "--docs", str(page), "--parts", "sweep", "suite"]

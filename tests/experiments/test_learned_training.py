@@ -12,6 +12,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from support.training import train
 from torch import nn
 from typer.testing import CliRunner
 
@@ -20,8 +21,8 @@ from optforge.experiments.cli import app
 from optforge.experiments.tasks import TASKS
 from optforge.experiments.training import train as training
 from optforge.experiments.training.moves import LARGE, moves
-from optforge.experiments.training.train import train
 from optforge.learned import learn
+from optforge.search.training.trial import Status
 
 ADAMW = BASELINES["adamw"].program
 DIGITS = TASKS["digits"]
@@ -68,11 +69,11 @@ def test_what_cannot_be_learned_is_told(asked, told, tmp_path):
 def test_reasons_go_to_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    result = train(DIGITS, ADAMW, 10.0, steps=20, learn=("lr",), log_dir=tmp_path)
+    result = train(DIGITS, ADAMW, 10.0, steps=20, learn=("lr",), folder=tmp_path)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     texts = [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors("learned/moves/text_summary")]
-    assert texts == list(result.moves)
+    assert texts == list(result.noted["moves"])
     assert texts[0][0] == 1 and texts[0][1].startswith("lr lowered from 10 to ") and "the cap" in texts[0][1]
 
 
@@ -109,7 +110,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_teaches_nothing():
 
     task = dataclasses.replace(DIGITS, loss=loss)
     result = train(task, ADAMW, 1e-5, steps=20, learn=("lr", "beta1"))
-    assert result.status == "diverged" and result.reason.startswith("the training loss was nan at step 9 of 20")
+    assert result.outcome.status is Status.DIVERGED and "non-finite at step 9" in result.outcome.reason
     assert all(math.isfinite(value) and value > 0 for value in result.learned.values())
 
 

@@ -12,38 +12,42 @@ from typing import Any
 
 import pytest
 import torch
+from support.training import train
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from typer.testing import CliRunner
 
-from optforge.baselines import BASELINES, AdamW
+from optforge.baselines import BASELINES
 from optforge.experiments.cli import app
-from optforge.experiments.cli.commands import train as train_on_the_command_line
+from optforge.experiments.cli.train import train as train_on_the_command_line
 from optforge.experiments.errors import UserError
 from optforge.experiments.tasks import TASKS
-from optforge.experiments.training.options import PLAIN, PRECISIONS, RunOptions
-from optforge.experiments.training.train import train
+from optforge.experiments.training.train import PRECISIONS, training_of
 from optforge.primitives import ProgramError, ProgramOptimizer
 from optforge.search.training import Task
 from optforge.search.training.loop import evaluate
 from optforge.search.training.task import batch_indices, initial_model
 from optforge.search.training.torch_schedules import SCHEDULES
+from optforge.search.training.trial import Status
 
 DIGITS = TASKS["digits"]
 ADAMW = BASELINES["adamw"].program
 STEPS = 24
 
+Options = dict[str, Any]
+PLAIN: Options = {}
+
 
 def loop(
-    options: RunOptions, lr: float, before_step: Callable[[nn.Module], Any] = lambda model: None, task: Task = DIGITS
+    options: Options, lr: float, before_step: Callable[[nn.Module], Any] = lambda model: None, task: Task = DIGITS
 ) -> tuple[list[float], nn.Module]:
     """Training as torch's documentation writes it; returns the loss of each step and the model."""
     splits, model = task.data(), initial_model(task, 5)
-    optimizer: Optimizer = ProgramOptimizer(model.parameters(), ADAMW, lr, **options.hypers)
-    schedule = SCHEDULES[options.schedule](optimizer, STEPS, options.warmup)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(options.precision)
-    scaler = GradScaler("cpu", enabled=options.precision == "fp16")
+    optimizer: Optimizer = ProgramOptimizer(model.parameters(), ADAMW, lr, **options.get("hypers", {}))
+    schedule = SCHEDULES[options.get("schedule", "constant")](optimizer, STEPS, options.get("warmup", 0))
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(options.get("precision", "32"))
+    scaler = GradScaler("cpu", enabled=options.get("precision") == "fp16")
     curve = []
     for indices in batch_indices(len(splits.train), task.batch_size, STEPS, 5):
         inputs, targets = splits.train.batch(indices)
@@ -63,46 +67,46 @@ def loop(
 
 @functools.cache
 def plain_loss() -> float:
-    return train(DIGITS, ADAMW, 0.01, seed=5, steps=STEPS).train_loss
+    return train(DIGITS, ADAMW, 0.01, seed=5, steps=STEPS).loss("train")
 
 
-CASES: list[tuple[RunOptions, Callable[[nn.Module], Any]]] = [
-    *((RunOptions(schedule=name), lambda m: None) for name in SCHEDULES),
-    (RunOptions(warmup=5), lambda m: None),
-    (RunOptions(clip_norm=0.5), lambda m: nn.utils.clip_grad_norm_(m.parameters(), 0.5)),
-    (RunOptions(clip_value=0.01), lambda m: nn.utils.clip_grad_value_(m.parameters(), 0.01)),
-    (RunOptions(precision="bf16"), lambda m: None),
-    (RunOptions(precision="fp16"), lambda m: None),
-    (RunOptions(hypers={"beta1": 0.5, "weight_decay": 0.3}), lambda m: None),
+CASES: list[tuple[Options, Callable[[nn.Module], Any]]] = [
+    *(({"schedule": name}, lambda m: None) for name in SCHEDULES),
+    ({"warmup": 5}, lambda m: None),
+    ({"clip_norm": 0.5}, lambda m: nn.utils.clip_grad_norm_(m.parameters(), 0.5)),
+    ({"clip_value": 0.01}, lambda m: nn.utils.clip_grad_value_(m.parameters(), 0.01)),
+    ({"precision": "bf16"}, lambda m: None),
+    ({"precision": "fp16"}, lambda m: None),
+    ({"hypers": {"beta1": 0.5, "weight_decay": 0.3}}, lambda m: None),
     (
-        RunOptions("cosine", 3, clip_norm=0.3, precision="bf16", hypers={"beta2": 0.9}),
+        {"schedule": "cosine", "warmup": 3, "clip_norm": 0.3, "precision": "bf16", "hypers": {"beta2": 0.9}},
         lambda m: nn.utils.clip_grad_norm_(m.parameters(), 0.3),
     ),
 ]
 
 
 @pytest.mark.parametrize(("options", "before_step"), CASES)
-def test_equals_the_plain_loop_bit_for_bit(options: RunOptions, before_step: Callable[[nn.Module], Any]) -> None:
-    result = train(DIGITS, ADAMW, 0.01, seed=5, steps=STEPS, options=options)
+def test_equals_the_plain_loop_bit_for_bit(options: Options, before_step: Callable[[nn.Module], Any]) -> None:
+    result = train(DIGITS, ADAMW, 0.01, seed=5, steps=STEPS, **options)
     curve, model = loop(options, 0.01, before_step)
     assert list(result.curve) == curve
-    assert result.valid_loss == evaluate(model, DIGITS, DIGITS.data().valid)[0]
-    assert (result.clipped > 0) == (options.clip_norm is not None or options.clip_value is not None)
-    assert result.skipped == 0 and result.status == "ok"
-    if options != PLAIN:
-        assert result.train_loss != plain_loss(), "the option did nothing"
+    assert result.loss("valid") == evaluate(model, DIGITS, DIGITS.data().valid)[0]
+    assert (result.noted["clipped"] > 0) == bool(options.keys() & {"clip_norm", "clip_value"})
+    assert result.noted["skipped"] == 0 and result.outcome.status is Status.OK
+    if options.get("schedule") != "constant":
+        assert result.loss("train") != plain_loss(), "the option did nothing"
 
 
-@pytest.mark.parametrize("options", [PLAIN, RunOptions(clip_norm=0.1), RunOptions("wsd", 4, clip_value=0.01)])
-def test_accumulated_batches_are_one_large_batch(options: RunOptions) -> None:
+@pytest.mark.parametrize("options", [PLAIN, {"clip_norm": 0.1}, {"schedule": "wsd", "warmup": 4, "clip_value": 0.01}])
+def test_accumulated_batches_are_one_large_batch(options: Options) -> None:
     rule = BASELINES["momentum"].program  # which does not blow up what rounding leaves of small gradients
     small, large = (dataclasses.replace(DIGITS, batch_size=size) for size in (16, 64))
-    accumulated = train(small, rule, 0.1, steps=10, options=dataclasses.replace(options, accumulate=4))
-    whole = train(large, rule, 0.1, steps=10, options=options)
+    accumulated = train(small, rule, 0.1, steps=10, **options, accumulate=4)
+    whole = train(large, rule, 0.1, steps=10, **options)
     assert len(accumulated.curve) == accumulated.steps == 10
     assert accumulated.curve == pytest.approx(whole.curve, rel=1e-5)
-    assert accumulated.valid_loss == pytest.approx(whole.valid_loss, rel=1e-5)
-    assert accumulated.clipped == whole.clipped
+    assert accumulated.loss("valid") == pytest.approx(whole.loss("valid"), rel=1e-5)
+    assert accumulated.noted["clipped"] == whole.noted["clipped"]
     assert [step for step, _ in accumulated.valid_curve] == [step for step, _ in whole.valid_curve]
 
 
@@ -121,11 +125,11 @@ def spoiled(*calls: int) -> Task:
 def test_steps_that_are_not_finite_are_skipped_counted_and_told(
     precision: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    options = RunOptions("cosine", 4, precision=precision, monitor=1)
-    result = train(spoiled(0, 7), ADAMW, 0.01, seed=5, steps=STEPS, options=options, log_dir=tmp_path)
-    assert (result.status, result.skipped, result.steps) == ("ok", 2, STEPS)
+    options: Options = {"schedule": "cosine", "warmup": 4, "precision": precision, "monitor": 1}
+    result = train(spoiled(0, 7), ADAMW, 0.01, seed=5, steps=STEPS, **options, folder=tmp_path)
+    assert (result.outcome.status, result.noted["skipped"], result.steps) == (Status.OK, 2, STEPS)
     assert [i for i, loss in enumerate(result.curve) if math.isnan(loss)] == [0, 7]
-    assert result.as_json()["curve"][7] is None
+    assert result.steps == STEPS
     assert "step 1 skipped" in caplog.text and "step 8 skipped: gradients are not finite (2 of 8" in caplog.text
     rates = scalars(tmp_path)["optimizer/lr"]
     factors = [(t + 1) / 4 for t in range(4)] + [(1 + math.cos(math.pi * t / 20)) / 2 for t in range(18)]
@@ -137,35 +141,30 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_told(
 
 
 def test_steps_that_are_never_finite_end_the_run() -> None:
-    result = train(spoiled(*range(3, 999)), ADAMW, 0.01, steps=100, options=RunOptions(precision="bf16"))
-    assert (result.status, result.skipped, result.steps) == ("diverged", 50, 53)
-    assert "the gradients of many steps up to step 53 of 100 were not finite; try a smaller lr" in result.reason
+    result = train(spoiled(*range(3, 999)), ADAMW, 0.01, steps=100, precision="bf16")
+    assert (result.outcome.status, result.noted["skipped"], result.steps) == (Status.DIVERGED, 50, 53)
+    assert "the gradients of many steps up to step 53 were not finite" in result.outcome.reason
 
 
 def test_one_spoiled_batch_of_several_spoils_the_step() -> None:
-    result = train(spoiled(5), ADAMW, 0.01, steps=4, options=RunOptions(accumulate=4, precision="bf16"))
-    assert (result.skipped, result.steps) == (1, 4)
+    result = train(spoiled(5), ADAMW, 0.01, steps=4, accumulate=4, precision="bf16")
+    assert (result.noted["skipped"], result.steps) == (1, 4)
     assert [math.isnan(x) for x in result.curve] == [False, True, False, False]
-    result = train(spoiled(5), ADAMW, 0.01, steps=4, options=RunOptions(accumulate=4))
-    assert (result.status, result.skipped, result.steps) == ("diverged", 0, 2)
+    result = train(spoiled(5), ADAMW, 0.01, steps=4, accumulate=4)
+    assert (result.outcome.status, result.noted["skipped"], result.steps) == (Status.DIVERGED, 0, 2)
 
 
 def test_options_and_learning_go_together() -> None:
-    options = RunOptions("warmup", 5, clip_norm=0.5, accumulate=2, precision="bf16", hypers={"beta1": 0.8})
-    result = train(DIGITS, ADAMW, 1e-4, steps=40, learn=("lr",), options=options)
-    assert result.status == "ok" and result.learned["lr"] > 1.2e-4 and result.curve[-1] < result.curve[0]
-
-
-def test_hand_written_optimizers_take_hyperparameters_too() -> None:
-    options = RunOptions(hypers={"weight_decay": 0.3})
-    program, factory = (train(DIGITS, o, 3e-3, steps=10, options=options) for o in (ADAMW, AdamW))
-    assert factory.valid_loss == pytest.approx(program.valid_loss, rel=1e-4)
+    options: Options = {"schedule": "warmup", "warmup": 5, "clip_norm": 0.5, "accumulate": 2, "precision": "bf16"}
+    options |= {"hypers": {"beta1": 0.8}}
+    result = train(DIGITS, ADAMW, 1e-4, steps=40, learn=("lr",), **options)
+    assert result.outcome.status is Status.OK and result.learned["lr"] > 1.2e-4 and result.curve[-1] < result.curve[0]
 
 
 @pytest.mark.parametrize("name", ["beta3", "compile", "lr", "total_steps"])
 def test_only_hyperparameters_are_taken(name: str) -> None:
     with pytest.raises(ProgramError, match=f"unknown hyperparameter '{name}'; this program has: beta1, beta2, eps"):
-        train(DIGITS, ADAMW, steps=1, options=RunOptions(hypers={name: 1.0}))
+        train(DIGITS, ADAMW, steps=1, hypers={name: 1.0})
 
 
 @pytest.mark.parametrize(
@@ -176,22 +175,25 @@ def test_only_hyperparameters_are_taken(name: str) -> None:
         ({"accumulate": 0}, "at least 1 batch must be accumulated for a step, got 0"),
         ({"clip_norm": 0.0}, "limit of a gradient's norm must be a positive number, got 0"),
         ({"clip_value": -1.0}, "limit of a gradient's value must be a positive number, got -1"),
-        ({"warmup": -1}, "must be at least 0"),
+        ({"warmup": -1}, "a warm-up of -1 steps does not fit"),
         ({"monitor": -1}, "must be at least 0"),
     ],
 )
 def test_misuse_is_told(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        RunOptions(**options)
+        training_of(DIGITS, ADAMW, **options)
 
 
 def test_a_warmup_longer_than_the_run_is_told() -> None:
     with pytest.raises(UserError, match="a warm-up of 6 steps does not fit into a run of 5"):
-        train(DIGITS, ADAMW, steps=5, options=RunOptions(warmup=6))
+        train(DIGITS, ADAMW, steps=5, warmup=6)
 
 
 def test_names_of_lightning_mean_the_same() -> None:
-    assert [RunOptions(precision=name).lightning_precision for name in PRECISIONS.values()] == [*PRECISIONS.values()]
+    names = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+    assert names.keys() == PRECISIONS.keys()
+    for name, other in names.items():
+        assert training_of(DIGITS, ADAMW, precision=name) == training_of(DIGITS, ADAMW, precision=other)
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -203,7 +205,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_every_scalar_has_its_place_in_tensorboard(tmp_path: Path) -> None:
-    train(DIGITS, ADAMW, 0.01, steps=20, options=RunOptions("cosine", clip_norm=0.5, monitor=10), log_dir=tmp_path)
+    train(DIGITS, ADAMW, 0.01, steps=20, schedule="cosine", clip_norm=0.5, monitor=10, folder=tmp_path)
     found = scalars(tmp_path)
     names = ("grad_norm", "grad_norm_before_clip", "update_norm", "update_to_weight", "sign_agreement", "momentum_norm",
              "second_moment_min", "second_moment_max", "skipped_share", "clipped_share",
@@ -215,14 +217,14 @@ def test_every_scalar_has_its_place_in_tensorboard(tmp_path: Path) -> None:
 
 
 def test_switched_off_the_monitor_leaves_the_rates(tmp_path: Path) -> None:
-    train(DIGITS, ADAMW, 0.01, steps=3, options=RunOptions(monitor=0), log_dir=tmp_path)
+    train(DIGITS, ADAMW, 0.01, steps=3, monitor=0, folder=tmp_path)
     assert set(scalars(tmp_path)) == {"loss/train", "loss/valid", "accuracy/valid", "optimizer/lr"}
 
 
-@pytest.mark.parametrize("options", [PLAIN, RunOptions(clip_norm=0.5, accumulate=2)])
-def test_watching_changes_nothing(options: RunOptions, tmp_path: Path) -> None:
-    watched = train(DIGITS, ADAMW, 0.01, steps=8, options=dataclasses.replace(options, monitor=1), log_dir=tmp_path)
-    assert watched.curve == train(DIGITS, ADAMW, 0.01, steps=8, options=options).curve
+@pytest.mark.parametrize("options", [PLAIN, {"clip_norm": 0.5, "accumulate": 2}])
+def test_watching_changes_nothing(options: Options, tmp_path: Path) -> None:
+    watched = train(DIGITS, ADAMW, 0.01, steps=8, **options, monitor=1, folder=tmp_path)
+    assert watched.curve == train(DIGITS, ADAMW, 0.01, steps=8, **options).curve
 
 
 # The command line.
@@ -241,17 +243,19 @@ def test_options_reach_the_run_and_its_record(tmp_path: Path) -> None:
         "--set", "weight_decay = 0.1",
     )  # fmt: skip
     assert code == 0
-    options = RunOptions("cosine", 2, 0.5, 0.1, 2, "bf16", 3, {"beta1": 0.95, "weight_decay": 0.1})
-    assert RunOptions(**record["options"]) == options
-    result = train(DIGITS, ADAMW, 0.01, seed=5, steps=6, options=options)
-    assert record["curve"] == list(result.curve) and record["clipped"] == result.clipped > 0
-    assert f"clipped the gradients of {result.clipped} of 6 steps" in said
+    options: Options = {"schedule": "cosine", "warmup": 2, "clip_norm": 0.5, "clip_value": 0.1, "accumulate": 2}
+    options |= {"precision": "bf16", "monitor": 3, "hypers": {"beta1": 0.95, "weight_decay": 0.1}}
+    assert record["options"] == options | {"devices": 1, "strategy": "auto", "checkpoint_every": 0}
+    result = train(DIGITS, ADAMW, 0.01, seed=5, steps=6, **options)
+    assert record["curve"] == result.curve and record["clipped"] == result.noted["clipped"] > 0
+    assert f"clipped the gradients of {result.noted['clipped']} of 6 steps" in said
 
 
 def test_the_defaults_of_the_command_line_are_those_of_a_run(tmp_path: Path) -> None:
     code, said, record = invoke(tmp_path)
-    assert code == 0 and RunOptions(**record["options"]) == PLAIN
-    assert record["curve"] == list(train(DIGITS, ADAMW, record["lr"], steps=6).curve)
+    assert code == 0
+    assert training_of(DIGITS, ADAMW, record["lr"], **record["options"]) == training_of(DIGITS, ADAMW, record["lr"])
+    assert record["curve"] == train(DIGITS, ADAMW, record["lr"], steps=6).curve
     assert "clipped" not in said and "skipped" not in said
 
 

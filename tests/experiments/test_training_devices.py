@@ -6,25 +6,26 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.training import Trained, train
 
 from optforge.baselines import BASELINES
 from optforge.experiments.errors import UserError
 from optforge.experiments.tasks import TASKS
 from optforge.experiments.tasks.losses import cross_entropy
 from optforge.experiments.tasks.transformers import GPT
-from optforge.experiments.training.batches import RunBatches
-from optforge.experiments.training.module import TrainingRun
-from optforge.experiments.training.options import RunOptions
-from optforge.experiments.training.train import is_first_process, train
 from optforge.primitives import ProgramError
+from optforge.search.training.lightning.engine import is_first_process
+from optforge.search.training.lightning.module import TrainingRun
+from optforge.search.training.lightning.settings import PLAIN
 from optforge.search.training.task import Splits, Task, TensorSplit
+from optforge.search.training.trial import Trial
 
+TESTS = Path(__file__).parents[1]
 TEXT = torch.randint(11, (64, 9), generator=torch.Generator().manual_seed(0))
 PART = TensorSplit(TEXT[:, :-1], TEXT[:, 1:])
 TINY = Task(
@@ -33,8 +34,8 @@ TINY = Task(
 )  # fmt: skip
 FULL: dict[str, Any] = {"schedule": "cosine", "clip_norm": 0.5, "accumulate": 2, "monitor": 3}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "ddp": ("adamw", "ddp", {"options": FULL}),
-    "fsdp": ("adamw", "fsdp", {"options": FULL}),
+    "ddp": ("adamw", "ddp", FULL),
+    "fsdp": ("adamw", "fsdp", FULL),
     "averages": ("schedule-free-adamw", "fsdp", {}),
     "learned": ("adamw", "ddp", {"learn": ["lr"]}),
 }
@@ -42,36 +43,39 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 def outcome(name: str, devices: int, folder: Path | None) -> dict[str, Any]:
     optimizer, strategy, how = CASES[name]
-    options = RunOptions(**how.get("options", {}), devices=devices, strategy=strategy if devices > 1 else "auto")
+    options = how | {"devices": devices, "strategy": strategy if devices > 1 else "auto"}
     program, place = BASELINES[optimizer].program, folder and folder / name
-    result = train(TINY, program, 1e-2, learn=how.get("learn"), options=options, log_dir=place)
-    return replace(result, seconds=0.0).as_json()
+    return as_json(train(TINY, program, 1e-2, **options, folder=place))
+
+
+def as_json(run: Trained) -> dict[str, Any]:
+    return {**run.noted, **{f"{name}_loss": loss for name, loss in run.outcome.loss.items()}, **run.outcome.accuracy}
 
 
 def resumed(folder: Path) -> list[Any]:
     """Of a run in shards, and of the same run after it broke off between two checkpoints."""
-    options = RunOptions(devices=2, strategy="fsdp", schedule="cosine", clip_norm=0.5, checkpoint_every=3)
-    how: dict[str, Any] = {"lr": 1e-2, "options": options}
+    how: dict[str, Any] = {"lr": 1e-2, "devices": 2, "strategy": "fsdp", "schedule": "cosine", "clip_norm": 0.5}
+    how |= {"checkpoint_every": 3}
     program, step = BASELINES["adamw"].program, TrainingRun.training_step
-    whole = train(TINY, program, **how, log_dir=folder / "whole")
+    whole = train(TINY, program, **how, folder=folder / "whole")
 
     def breaks(run: TrainingRun, batch: Any, number: int) -> Any:
-        if len(run.curve) == 8:
+        if len(run.losses) == 8:
             raise InterruptedError
         return step(run, batch, number)
 
     TrainingRun.training_step = breaks  # type: ignore[method-assign]
     try:
-        train(TINY, program, **how, log_dir=folder / "resumed")
+        train(TINY, program, **how, folder=folder / "resumed")
     except InterruptedError:
         TrainingRun.training_step = step  # type: ignore[method-assign]
-    again = train(TINY, program, **how, log_dir=folder / "resumed", resume=True)
-    return [replace(result, seconds=0.0).as_json() for result in (whole, again)]
+    again = train(TINY, program, **how, folder=folder / "resumed", resume=True)
+    return [as_json(result) for result in (whole, again)]
 
 
 def refused() -> str:
     try:
-        train(TINY, BASELINES["muon"].program, options=RunOptions(devices=2, strategy="fsdp"))
+        train(TINY, BASELINES["muon"].program, devices=2, strategy="fsdp")
     except ProgramError as error:
         return str(error)
     return "nothing"
@@ -88,7 +92,7 @@ if __name__ == "__main__":
 
 def python(folder: Path, *words: str) -> str:
     """What a Python process prints, which must end well and without a warning."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever the machine's name resolves to
     words = (sys.executable, *words)
@@ -110,9 +114,9 @@ def test_two_devices_train_as_one_does(found: dict[str, Any], name: str) -> None
     mine, alone = found[name], outcome(name, 1, None)
     assert mine["curve"] == pytest.approx(alone["curve"], rel=1e-5)
     assert mine["learned"] == pytest.approx(alone["learned"], rel=1e-5)
-    for key in ("train_loss", "valid_loss", "test_loss", "valid_accuracy"):
+    for key in ("train_loss", "valid_loss", "test_loss", "valid"):
         assert mine[key] == pytest.approx(alone[key], rel=1e-5), key
-    assert (mine["steps"], mine["clipped"]) == (alone["steps"], alone["clipped"])
+    assert (len(mine["curve"]), mine["clipped"]) == (len(alone["curve"]), alone["clipped"])
 
 
 @pytest.mark.slow
@@ -130,7 +134,7 @@ def test_one_process_writes_the_logs(found: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_a_sharded_run_goes_on_bit_for_bit(found: dict[str, Any]) -> None:
     whole, again = found["resumed"]
-    assert whole == again and whole["steps"] == TINY.steps
+    assert whole == again and len(whole["curve"]) == TINY.steps
 
 
 @pytest.mark.slow
@@ -151,9 +155,8 @@ def test_the_command_reports_once(tmp_path: Path) -> None:
 
 def test_each_device_has_its_share_of_every_batch() -> None:
     """The whole batch on all of them would come to the same, for nothing."""
-    whole, *shares = (RunBatches(TINY, PART, 5, 0) for _ in range(3))
-    for number, share in enumerate(shares):
-        share.share = number, 2
+    run = TrainingRun(Trial(BASELINES["adamw"].program, 0.1, TINY, 0, 5), PLAIN)
+    whole, shares = run.batches(), [run.batches(number, 2) for number in range(2)]
     for (inputs, targets), *parts in zip(whole, *shares, strict=True):
         assert [len(x) for x, _ in parts] == [4, 4]
         assert torch.equal(torch.cat([x for x, _ in parts]).sort(0)[0], inputs.sort(0)[0])
@@ -162,7 +165,7 @@ def test_each_device_has_its_share_of_every_batch() -> None:
 
 def test_what_cannot_be_shared_is_refused_before_a_process_starts() -> None:
     with pytest.raises(UserError, match="5 devices cannot share batches of 64 examples equally; use a divisor of 64"):
-        train(TASKS["digits"], BASELINES["adamw"].program, options=RunOptions(devices=5))
+        train(TASKS["digits"], BASELINES["adamw"].program, devices=5)
     for options, words in (
         ({"devices": 0}, "at least 1 device"),
         ({"strategy": "dpp"}, "unknown strategy 'dpp'; did you mean ddp"),
@@ -170,10 +173,10 @@ def test_what_cannot_be_shared_is_refused_before_a_process_starts() -> None:
         ({"checkpoint_every": -1}, "between checkpoints must be at least 0"),
     ):
         with pytest.raises(UserError, match=words):
-            RunOptions(**options)  # type: ignore[arg-type]
+            train(TASKS["digits"], BASELINES["adamw"].program, **options)
 
 
 def test_more_devices_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     with pytest.raises(UserError, match="--devices 2: this machine has 1"):
-        train(TASKS["digits"], BASELINES["adamw"].program, options=RunOptions(devices=2))
+        train(TASKS["digits"], BASELINES["adamw"].program, devices=2)

@@ -13,8 +13,8 @@ import torch
 from typer.testing import CliRunner
 
 from optforge.experiments.cli import app
-from optforge.experiments.cli.commands import train as train_on_the_command_line
-from optforge.experiments.training.options import PRECISIONS
+from optforge.experiments.cli.train import train as train_on_the_command_line
+from optforge.experiments.training.train import PRECISIONS
 from optforge.search.training.monitor import Monitor
 from optforge.search.training.torch_schedules import SCHEDULES
 

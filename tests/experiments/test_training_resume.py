@@ -8,22 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.training import train
 from typer.testing import CliRunner
 
 from optforge.baselines import BASELINES, AdamW
 from optforge.experiments.cli import app
 from optforge.experiments.errors import UserError
 from optforge.experiments.tasks import TASKS
-from optforge.experiments.training.module import TrainingRun
-from optforge.experiments.training.options import RunOptions
-from optforge.experiments.training.train import CHECKPOINT, train
+from optforge.experiments.training.train import CHECKPOINT
 from optforge.primitives import ProgramError
+from optforge.search.training.lightning.module import TrainingRun
 
 DIGITS = TASKS["digits"]
 ADAMW = BASELINES["adamw"].program
@@ -50,7 +49,7 @@ def power_cut(monkeypatch):
         step = TrainingRun.training_step
 
         def breaks(run, batch, count):
-            if len(run.curve) == number:
+            if len(run.losses) == number:
                 raise PowerCut
             return step(run, batch, count)
 
@@ -63,8 +62,8 @@ def power_cut(monkeypatch):
 def test_goes_on_to_the_same_result(name, power_cut, monkeypatch, tmp_path):
     optimizer, learn, options = CASES[name]
     how = {"lr": 3e-3, "steps": 25, "learn": learn, "seed": 3}
-    whole = train(DIGITS, optimizer, **how, options=RunOptions(**options))
-    how |= {"options": RunOptions(**options, checkpoint_every=6), "log_dir": tmp_path}
+    whole = train(DIGITS, optimizer, **how, **options)
+    how |= {**options, "checkpoint_every": 6, "folder": tmp_path}
     for number in (14, 20):  # twice: after checkpoints of a run and of a run that went on
         with monkeypatch.context(), pytest.raises(PowerCut):
             power_cut(number)
@@ -72,26 +71,25 @@ def test_goes_on_to_the_same_result(name, power_cut, monkeypatch, tmp_path):
         monkeypatch.undo()
         assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["global_step"] == number // 6 * 6
     again = train(DIGITS, optimizer, **how, resume=True)
-    assert replace(again, seconds=0.0) == replace(whole, seconds=0.0)
-    assert again.steps == 25 and again.seconds > 0
+    assert again == whole
+    assert again.steps == 25 and again.outcome.seconds > 0
     ended = train(DIGITS, optimizer, **how, resume=True)  # nothing is left to do, and everything is measured
-    assert replace(ended, seconds=0.0) == replace(whole, seconds=0.0)
+    assert ended == whole
 
 
 def test_checkpoints_of_other_runs_are_refused(tmp_path):
-    options = RunOptions(checkpoint_every=2)
-    train(DIGITS, ADAMW, steps=4, log_dir=tmp_path, options=options)
+    train(DIGITS, ADAMW, steps=4, folder=tmp_path, checkpoint_every=2)
     with pytest.raises(UserError, match="of a run of 4 steps"):
-        train(DIGITS, ADAMW, steps=6, log_dir=tmp_path, options=options, resume=True)
+        train(DIGITS, ADAMW, steps=6, folder=tmp_path, checkpoint_every=2, resume=True)
     with pytest.raises(ProgramError, match="another program"):
-        train(DIGITS, BASELINES["adam"].program, steps=4, log_dir=tmp_path, options=options, resume=True)
+        train(DIGITS, BASELINES["adam"].program, steps=4, folder=tmp_path, checkpoint_every=2, resume=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK not a checkpoint", b"\x80\x02."])
 def test_damaged_checkpoints_are_told(tmp_path, content):
     (tmp_path / CHECKPOINT).write_bytes(content)
     with pytest.raises(UserError, match="cannot be read as a checkpoint; remove it"):
-        train(DIGITS, ADAMW, steps=4, log_dir=tmp_path, options=RunOptions(checkpoint_every=2), resume=True)
+        train(DIGITS, ADAMW, steps=4, folder=tmp_path, checkpoint_every=2, resume=True)
 
 
 def test_a_checkpoint_never_runs_code(tmp_path):
@@ -101,7 +99,7 @@ def test_a_checkpoint_never_runs_code(tmp_path):
 
     torch.save({"state_dict": Evil()}, tmp_path / CHECKPOINT)
     with pytest.raises(UserError, match="cannot be read"):
-        train(DIGITS, ADAMW, steps=4, log_dir=tmp_path, options=RunOptions(checkpoint_every=2), resume=True)
+        train(DIGITS, ADAMW, steps=4, folder=tmp_path, checkpoint_every=2, resume=True)
     assert not (tmp_path / "owned").exists()
 
 

@@ -15,8 +15,8 @@ from torch.amp import GradScaler
 from torch.utils.data import DataLoader
 
 from optforge.baselines import AdamW
-from optforge.experiments.training.monitor import OptimizerMonitor
-from optforge.search.training.lightning_fit import quiet
+from optforge.search.training.lightning.fit import quiet
+from optforge.search.training.lightning.monitor import OptimizerMonitor
 
 
 class Recorder(DummyLogger):

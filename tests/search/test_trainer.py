@@ -20,13 +20,14 @@ from torch.optim.optimizer import Optimizer
 from optforge.primitives import Builder, Program
 from optforge.search.training.asking import Asking, answer, together
 from optforge.search.training.executors.processes import Workers
+from optforge.search.training.lightning.engine import train_lightning
 from optforge.search.training.loop import train_alone
 from optforge.search.training.population.members import train_population
 from optforge.search.training.store import CLAIMS, OUTCOMES, Store, StoreError
 from optforge.search.training.task import Task
-from optforge.search.training.train import Engine, batches, train
+from optforge.search.training.train import Engine, batches, engine_for, train
 from optforge.search.training.trainer import Trainer, training
-from optforge.search.training.trial import Outcome, Status, Trial
+from optforge.search.training.trial import Outcome, Rule, Status, Trial
 
 TRIALS = [
     Trial(program, lr, SMALL, seed, schedule="linear", warmup=2, clip=1.0, splits=("valid", "test"), watch=True)
@@ -74,11 +75,35 @@ class TestPopulation(EngineContract):
     engine = staticmethod(train_population)
 
 
+class TestLightning(EngineContract):
+    engine = staticmethod(train_lightning)
+
+
 class TestChosen(EngineContract):
     engine = staticmethod(train)
 
 
-class Descent:
+def test_the_engine_follows_from_the_trial() -> None:
+    stepped, half = (dataclasses.replace(TRIALS[0], **how) for how in ({"schedule": "step"}, {"precision": "fp16"}))
+    assert engine_for([stepped]) is train_alone and engine_for([half]) is train_lightning
+    for trial in (stepped, half):
+        (mine,), (expected,) = train([trial]), train_lightning([trial])
+        assert mine.status is Status.OK and mine.loss == pytest.approx(expected.loss, rel=1e-4)
+    with pytest.raises(ValueError, match="scaled loss"):
+        train_alone([half])
+
+
+def test_every_engine_measures_the_same_part_of_a_large_training_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = dataclasses.replace(TRIALS[0], splits=("train",))
+    (whole,) = train_alone([trial])
+    monkeypatch.setattr("optforge.search.training.task.TRAIN_MEASURED", 50)
+    (part,) = train_alone([trial])
+    assert part.loss != whole.loss
+    for engine in (train_population, train_lightning):
+        assert engine([trial])[0].loss == pytest.approx(part.loss, rel=1e-4)
+
+
+class Descent(Rule):
     """A rule that is no program."""
 
     text = "descent"
@@ -192,7 +217,7 @@ def test_a_store_answers_what_it_knows(tmp_path: Path, counting: Counting) -> No
     store.close()
     again = Store(tmp_path / "s.sqlite")
     assert Trainer(again)([TRIALS[2]]) == [first[2]] and len(counting.trained) == len(TRIALS)
-    assert again.seconds() == 2.0 * len(TRIALS)
+    assert Trainer(again)([TRIALS[2]])[0].seconds == 2.0
     again.close()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.training import train
 from torch import Tensor, nn
 
 from optforge.baselines import BASELINES
@@ -18,7 +19,6 @@ from optforge.experiments.compare.costs import measure_costs
 from optforge.experiments.compare.fingerprints import task_fingerprint
 from optforge.experiments.errors import UserError
 from optforge.experiments.tasks import get_task
-from optforge.experiments.training.train import train
 from optforge.search.fitness.evaluator import Status
 from optforge.search.fitness.sweep import Sweep
 from optforge.search.training import Splits, Task, TensorSplit
@@ -140,8 +140,8 @@ def test_trials_train_every_model_as_train_does(name: str) -> None:
     trials = [Trial(p, lr, task, seed, splits=("valid", "test")) for p, lr in rules for seed in (3, 4)]
     for trial, outcome in zip(trials, train_trials(trials), strict=True):
         alone = train(task, trial.program, trial.lr, seed=trial.seed)
-        assert outcome.loss["valid"] == pytest.approx(alone.valid_loss, rel=2e-4)
-        assert outcome.loss["test"] == pytest.approx(alone.test_loss, rel=2e-4)
+        assert outcome.loss["valid"] == pytest.approx(alone.loss("valid"), rel=2e-4)
+        assert outcome.loss["test"] == pytest.approx(alone.loss("test"), rel=2e-4)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -249,7 +249,7 @@ def written(folder: Path, begin: str, body: str, head: str) -> str:
 def test_files_with_models_that_are_pure_functions_are_taken(tmp_path: Path, name: str) -> None:
     task = get_task(written(tmp_path, *GOOD[name]))
     (found,) = train_trials([Trial(ADAMW, 0.01, task, 0, steps=4)])
-    assert found.valid == pytest.approx(train(task, ADAMW, 0.01, steps=4).valid_loss, rel=1e-4)
+    assert found.valid == pytest.approx(train(task, ADAMW, 0.01, steps=4).loss(), rel=1e-4)
     assert sum(p.numel() for p in task.model().parameters()) > 0
 
 

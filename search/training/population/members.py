@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader
 
 from optforge.primitives import Program
 from optforge.primitives.routing import can_train
-from optforge.search.training.lightning_fit import fit, quiet
+from optforge.search.training.lightning.fit import fit, quiet
 from optforge.search.training.loop import ending
 from optforge.search.training.population.evaluate import Batches, measure
 from optforge.search.training.population.native_code import library
 from optforge.search.training.population.training import PopulationTraining
 from optforge.search.training.race import NO_RACE, Behind, Race
-from optforge.search.training.task import Task, parameter_shapes
+from optforge.search.training.task import Task, measured_part, parameter_shapes
 from optforge.search.training.trial import Outcome, Status, Trial
 
 MEMORY = 1 << 30  # bytes of weights, gradients and state at once on a CPU; a constant, so that batches are the same
@@ -151,7 +151,7 @@ def train_members(
         fit(trainer, training, batches)
     arena = training.arena.to(device)  # Lightning has taken it from there
     with quiet():
-        measured = {name: measure(task, arena, getattr(data, name)) for name in splits}
+        measured = {name: measure(task, arena, measured_part(task, name)) for name in splits}
     return Measured(
         losses={name: training.everyone(loss, dim=0, missing=math.inf) for name, (loss, _) in measured.items()},
         accuracy={name: training.everyone(hits, dim=0) for name, (_, hits) in measured.items() if task.accuracy},
