@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.stacked import ADAMW, LION, MUON, relatives
 from support.strategies import ARENA_OPS, programs
 from torch import Tensor
 
 from optforge.baselines import BASELINES
-from optforge.primitives import OPS, Builder, Instr, Kind, Program, Slot, execute
+from optforge.primitives import OPS, Builder, Const, Instr, Kind, Program, Slot, execute
 from optforge.primitives.backends.interpret import initial_slot
 from optforge.primitives.blocks import every
 from optforge.primitives.routing import route
@@ -72,6 +72,21 @@ def alone(program: Program, lr: float, gradients: list[Tensor], start: Tensor) -
     return torch.cat([p.reshape(-1) for p in pieces])
 
 
+def disturbed(program: Program) -> Program:
+    """The same program, but for the last digits of every statement's result."""
+    place = {i: 2 * i + 1 for i in range(len(program.body))}
+    moved = lambda x: place.get(x, x) if isinstance(x, int) else x  # noqa: E731
+    body: list[Instr] = []
+    for i, line in enumerate(program.body):
+        body += [
+            Instr(line.op, tuple(map(moved, line.args))),
+            Instr("mul", (2 * i, Const(1.0 + (i % 7 - 3.5) * 1e-13))),
+        ]
+    fallback = program.fallback and disturbed(program.fallback)
+    following = tuple(map(moved, program.next_state))
+    return Program(program.state, program.hypers, tuple(body), moved(program.update), following, fallback)
+
+
 def check(chosen: list[Program], rates: list[float], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     groups = [(program, rates[: 1 + i % len(rates)]) for i, program in enumerate(chosen)]
@@ -84,10 +99,13 @@ def check(chosen: list[Program], rates: list[float], seed: int) -> None:
     assert all(len(found) == len(members) for found in ways[::3])
     for s in range(SEEDS):
         for m, (program, lr) in enumerate(members):
-            expected = alone(program, lr, [g[s, m] for g in gradients], start[s, m])
+            given = (lr, [g[s, m] for g in gradients], start[s, m])
+            expected, close = alone(program, *given), {"rtol": 1e-7, "atol": 1e-9}
             good = expected.isfinite() & (expected.abs() < 1e6)
             for found in (way[m][s] for way in ways if m in way):
-                torch.testing.assert_close(found[good], expected[good], rtol=1e-7, atol=1e-9)
+                if not torch.allclose(found[good], expected[good], **close):  # but for what no two roundings agree on
+                    good &= torch.isclose(alone(disturbed(program), *given), expected, **close)
+                    torch.testing.assert_close(found[good], expected[good], **close)
                 assert (found.isfinite() | ~good).all()
 
 
@@ -98,11 +116,18 @@ def test_a_slot_that_becomes_what_another_was(slots: str) -> None:
     check([Program(state, (), (Instr("add", ("g", "b")),), 0, following), LION], [0.01, 0.3], 0)
 
 
-@given(st.lists(programs(ops=ARENA_OPS, kinds=(Kind.SCALAR, Kind.TENSOR)), min_size=1, max_size=4), st.integers(0, 999))
+# Whether an arbitrary number is due is a matter of its last digit: there is a test of what is due below.
+SMOOTH_OPS = [name for name in ARENA_OPS if name != "due"]
+
+
+@given(
+    st.lists(programs(ops=SMOOTH_OPS, kinds=(Kind.SCALAR, Kind.TENSOR)), min_size=1, max_size=4), st.integers(0, 999)
+)
 def test_any_programs_together(chosen: list[Program], seed: int) -> None:
     check(chosen, [0.01, 0.3], seed)
 
 
+@settings(max_examples=25)
 @given(st.sampled_from([ADAMW, LION]), st.integers(0, 10**6), st.integers(2, 10))
 def test_relatives_together(program: Program, seed: int, count: int) -> None:
     check(relatives(program, seed, count), [0.02, 0.1, 0.5], seed)
