@@ -353,7 +353,11 @@ TASK = Task(name="mine", summary="sums", model=lambda: torch.nn.Linear(3, 1), da
 @pytest.mark.parametrize("command", ["train", "compare", "search"])
 def test_tasks_of_yours(run, tmp_path, command):
     (tmp_path / "mine.py").write_text(MINE)
-    few = {"train": [], "compare": ["--seeds", 2, "--tune-seeds", 1], "search": ["--programs", 4, "--workers", 0]}
+    few = {
+        "train": [],
+        "compare": ["--seeds", 2, "--tune-seeds", 1],
+        "search": ["--programs", 4, "--workers", 0, "--steps", 3],
+    }
     code, out, err = run(command, "--task", "mine.py", *few[command])
     assert code == 0, err
     assert "mine" in out and (tmp_path / "runs" / f"{command}-mine-1").is_dir()
