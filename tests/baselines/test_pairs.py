@@ -29,13 +29,15 @@ from optforge.primitives.parameters import REST
 STEPS = 8
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: STEPS * 2**-8}
 
-# Cases that share a kernel follow each other.
+# Every row in every form and dtype on parameters of all shapes at once, and alone on one shape: each form and dtype of
+# a row has another one, and the rows of a form and dtype have all. Cases that share a kernel follow each other.
+ALONE = [shape for shape in SHAPES if shape != "mixed"]
 CASES = [
     (name, dtype, form, shape)
-    for name in BASELINES
-    for dtype in TOLERANCES
-    for form in FORMS
-    for shape in SHAPES
+    for i, name in enumerate(BASELINES)
+    for j, dtype in enumerate(TOLERANCES)
+    for k, form in enumerate(FORMS)
+    for shape in ("mixed", ALONE[(i + j + k) % len(ALONE)])
     if (form, dtype) != ("hand", torch.float64)  # which is what all are compared with
 ]
 
