@@ -16,10 +16,12 @@ from optforge.learned.rate import CAP
 from optforge.learned.watch import watched
 from optforge.primitives import Kind, ProgramOptimizer
 
-EVERY = sorted(set(PROGRAMS) - {"prodigy"})
+# Of those for matrices, which torch compiles for seconds, one for each way to make a step from one, and one that is
+# refreshed now and then; the compiled steps of all programs as they are have tests of their own.
+COMPILED = sorted(name for name in PROGRAMS if name not in ("prodigy", "muon-original", "adamuon", "muon-h", "shampoo"))
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiled_is_eager(name):
     ended = []
     for compiled in (False, True):

@@ -66,7 +66,7 @@ def test_dead_slots_may_do_what_they_like() -> None:
 
 
 @given(programs(fallback=False))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_what_is_cleared_by_looking_does_not_explode(program: Program) -> None:
     """The certificate's long simulation, which knows nothing of the rules, is the oracle."""
     if not suspects(program):
