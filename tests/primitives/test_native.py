@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -156,3 +158,50 @@ def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_compiler_that_fails_is_reported() -> None:
     with pytest.warns(UserWarning, match="fails to compile"):
         assert toolchain.build("this is not C++") is None
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "optforge"
+
+
+def answer(number: int) -> str:
+    return f'extern "C" int answer() {{ return {number}; }}'
+
+
+def built(source: str) -> int:
+    library = toolchain.build(source)
+    assert library is not None
+    found: int = library.answer()
+    return found
+
+
+def test_a_library_is_built_once_and_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [built(answer(n)) for n in (41, 42)] == [41, 42]
+    assert len(list(cache.iterdir())) == 2 and cache.stat().st_mode & 0o077 == 0
+    monkeypatch.setattr(toolchain, "TemporaryDirectory", lambda **_: pytest.fail("built again"))
+    assert [built(answer(n)) for n in (42, 41)] == [42, 41]
+
+
+def test_a_damaged_library_is_built_anew(cache: Path) -> None:
+    assert built(answer(43)) == 43
+    (kept,) = cache.iterdir()
+    kept.unlink()  # the loaded one stays mapped
+    kept.write_bytes(b"not a library")
+    assert built(answer(43)) == 43
+    assert kept.read_bytes()[:4] != b"not "
+
+
+def test_a_folder_that_others_can_write_to_is_not_trusted(cache: Path) -> None:
+    cache.mkdir()
+    cache.chmod(0o777)
+    assert built(answer(44)) == 44
+    assert not list(cache.iterdir())
+
+
+def test_the_oldest_libraries_make_room(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "MOST_KEPT", 2)
+    for n in range(5):
+        assert built(answer(50 + n)) == 50 + n
+    assert len(list(cache.iterdir())) == 2
