@@ -44,6 +44,12 @@ def search(
         str | None,
         typer.Option(metavar="NAME,…", help="Blocks that mutations splice in: names, all or none.", show_default="all"),
     ] = None,
+    mutations: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[=W],…", help="Mutations of installed packages, with frequencies (built-in: 0.25 to 5)."
+        ),
+    ] = None,
     max_statements: Annotated[
         Number, typer.Option(min=1, metavar="N", help="Most statements of a program.", show_default="40")
     ] = None,

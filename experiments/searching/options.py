@@ -32,6 +32,7 @@ class SearchOptions:
         ops: subsets of ops, or single ones, that mutations draw from, with commas.
         signals: inputs that mutations may introduce, with commas.
         blocks: names in `primitives.blocks.BLOCKS` that mutations may splice in, with commas, or ``all`` or ``none``.
+        mutations: further mutations, of other packages, as in ``name`` or ``name=frequency``, with commas.
         max_statements: most statements of a program.
         max_slots: most state slots of a program.
         strategy: a row of `search.evolution.strategies.STRATEGIES`.
@@ -67,6 +68,7 @@ class SearchOptions:
     ops: str | None = None
     signals: str | None = None
     blocks: str | None = None
+    mutations: str | None = None
     max_statements: int | None = None
     max_slots: int | None = None
     strategy: str | None = None
@@ -133,7 +135,7 @@ def configuration(options: SearchOptions) -> dict[str, Any]:
     config = {name: DEFAULTS[name] if value is None else value for name, value in chosen.items()}
     config |= {"task": config["tasks"], "tasks": task_names(config["tasks"])}
     config |= {"ladder": RELATIVE_RATES, "margins": MARGINS}
-    config |= {name: _names(config[name]) for name in ("ops", "signals", "blocks")}
+    config |= {name: _names(config[name]) for name in ("ops", "signals", "blocks", "mutations")}
     if config["blocks"] == ["all"]:
         config["blocks"] = list(BLOCKS)
     if config["precision"] not in PRECISIONS:
@@ -172,6 +174,10 @@ def agreed(options: SearchOptions, stored: dict[str, Any]) -> dict[str, Any]:
                 f"{name} is another task than {options.run_dir} was begun with: its {' and '.join(changed)} changed; "
                 "undo that, or begin a new run"
             )
+    try:
+        evolution(stored)  # what it needs may no longer be installed
+    except ValueError as error:
+        raise UserError(f"{options.run_dir} cannot go on: {error}") from None
     for name in DEFAULTS:
         asked = getattr(options, name)
         was = stored["task"] if name == "tasks" else stored[name]
@@ -189,6 +195,7 @@ def evolution(config: dict[str, Any]) -> Evolution:
     from optforge.experiments.programs import known_ops
     from optforge.search.evolution.evolution import Evolution
     from optforge.search.space.draft import Space
+    from optforge.search.space.plugins import with_mutations
 
     names = (
         "seed", "population", "tournament", "batch", "lag", "islands", "migrate_every", "restart_every", "repeats",
@@ -201,6 +208,7 @@ def evolution(config: dict[str, Any]) -> Evolution:
             config["max_slots"],
             tuple(config["signals"]),
             tuple(config["blocks"]),
+            with_mutations(config["mutations"]),
             prior=tuple((name, 1 + count) for name, count in known_ops().items() if name in ops),
         ),
         strategy=config["strategy"],

@@ -19,6 +19,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "ops": ",".join(OPS),
         "signals": "g,p,lr,step",
         "blocks": "all",
+        "mutations": "",
         "max_statements": 40,
         "max_slots": 4,
         "strategy": "evolution",

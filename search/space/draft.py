@@ -42,7 +42,7 @@ class Space:
         max_slots: most state slots.
         signals: inputs that mutations may introduce.
         blocks: names of `primitives.blocks.BLOCKS` that may be spliced in, as far as their ops and signals are allowed.
-        weights: relative frequency of each mutation.
+        weights: relative frequency of each mutation, of `MIX` or of others (see `search.space.plugins`).
         prior: relative frequency of ops where one is drawn; 1 for those that are not named.
     """
 
@@ -60,8 +60,8 @@ class Space:
     cumulative: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        known: dict[str, Collection[str]] = {"mutation": dict(MIX), "signal": SIGNALS, "block": BLOCKS}
-        chosen = {"mutation": [name for name, _ in self.weights], "signal": self.signals, "block": self.blocks}
+        known: dict[str, Collection[str]] = {"signal": SIGNALS, "block": BLOCKS}
+        chosen = {"signal": self.signals, "block": self.blocks}
         for what, names in chosen.items():
             for name in names:
                 if name not in known[what]:

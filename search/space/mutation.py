@@ -9,9 +9,8 @@ from collections.abc import Callable
 from optforge.primitives import OPS, SCALES, Const, Hyper, Kind, Program, Slot
 from optforge.primitives.program import Arg
 from optforge.search.space.draft import Draft, Space, arguments, draw, fresh_value, literal, nudged, rounded
+from optforge.search.space.plugins import Mutation, mutate_as_others
 from optforge.search.space.recombination import crossover, put_block, splice, swap_slots
-
-Mutation = Callable[[Program, Space, random.Random], Program | None]
 
 
 def mutate(
@@ -31,7 +30,8 @@ def mutate(
         if name == "crossover":
             child = crossover(program, program if mate is None else mate(), space, rng)
         else:
-            child = MUTATIONS[name](program, space, rng)
+            own = MUTATIONS.get(name)
+            child = mutate_as_others(name, program, space, rng) if own is None else own(program, space, rng)
         if child is not None and child != program:
             return child, name
     raise RuntimeError(f"no mutation of {', '.join(space.mutations)} changed the program in {tries} tries")

@@ -231,4 +231,4 @@ def _next_of(program: Program, slot: str) -> object:
 
 def test_unknown_mutations_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown mutation 'graft'"):
-        Space(SPACE.ops, weights=(("graft", 1.0),))
+        mutate(ADAMW, Space(SPACE.ops, weights=(("graft", 1.0),)), random.Random(0))
