@@ -86,9 +86,6 @@ def search(
     descent: Annotated[
         bool, typer.Option("--descent", help="Train only what goes downhill on simulated quadratics.")
     ] = False,
-    race: Annotated[
-        bool, typer.Option("--race", help="Stop training at rates that are hopelessly behind another rate.")
-    ] = False,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -157,7 +154,7 @@ def search(
         names = task_names(named)  # refuses unknown ones before anything is written
         folder = new_run_dir(run_dir, "search", get_task(names[0]).name if len(names) == 1 else named.split(",")[0])
     asked = {name: value for name, value in context.params.items() if name not in ("run_dir", "json_file")}
-    asked |= {name: asked[name] or None for name in ("descent", "race", "stop_overfitting")}
+    asked |= {name: asked[name] or None for name in ("descent", "stop_overfitting")}
     options = SearchOptions(run_dir=folder, json=json_file, **asked)
     try:
         finished = run_search(options)

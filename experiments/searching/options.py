@@ -46,7 +46,6 @@ class SearchOptions:
         restart_every: candidates between restarts; 0 for never.
         repeats: programs evaluated again with each batch.
         descent: whether programs that do not go downhill on simulated quadratics are left untrained.
-        race: whether a rate that is hopelessly behind another one of its program is not trained to the end.
         precision: of forward and backward passes, one of `search.training.population.gradients.PRECISIONS`.
         batch: programs trained together.
         lag: batches in flight at once.
@@ -82,7 +81,6 @@ class SearchOptions:
     restart_every: int | None = None
     repeats: int | None = None
     descent: bool | None = None
-    race: bool | None = None
     precision: str | None = None
     batch: int | None = None
     lag: int | None = None

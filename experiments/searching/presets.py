@@ -30,7 +30,6 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "migrate_every": 0,
         "restart_every": 0,
         "descent": False,
-        "race": False,
         "precision": "float32",
         "batch": 16,
         "repeats": 2,

@@ -58,7 +58,7 @@ def run_search(options: SearchOptions) -> bool:
     if options.ray is not None:
         _connect(options.ray)
     ledger, config = _open(options)
-    settings = {name: config[name] for name in ("seed", "steps", "race", "precision")}
+    settings = {name: config[name] for name in ("seed", "steps", "precision")}
 
     def executor_for(tasks: Sequence[str]) -> Executor:
         make = functools.partial(evaluator, tuple(tasks), margins=config["margins"], **settings)
@@ -162,7 +162,6 @@ def evaluator(
     tasks: tuple[str, ...],
     seed: int = 0,
     steps: int = 0,
-    race: bool = False,
     precision: str = "float32",
     margins: Sequence[Sequence[float]] | None = None,
     engine: Engine | None = None,
@@ -172,13 +171,12 @@ def evaluator(
     from optforge.experiments.compare.fingerprints import task_named
     from optforge.search.fitness.suite import MARGINS, RELATIVE_RATES, Suite
     from optforge.search.fitness.sweep import Sweep
-    from optforge.search.training.race import NO_RACE, Race
 
-    found, dropping = [], Race() if race else NO_RACE
+    found = []
     for task in map(task_named, tasks):
         length = steps or task.steps
         warmup = round(WARMUP * length)
-        found.append(Sweep(task, RELATIVE_RATES, (0,), length, SCHEDULE, warmup, precision, dropping, engine=engine))
+        found.append(Sweep(task, RELATIVE_RATES, (0,), length, SCHEDULE, warmup, precision, engine=engine))
     given = MARGINS if margins is None else tuple((int(tasks), margin) for tasks, margin in margins)
     return Suite(tuple(found), BASELINES["adamw"].program, seed, given)
 

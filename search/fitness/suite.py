@@ -112,7 +112,7 @@ class Suite:
             [sweep.trials(program, 1 / size)[k] for k in rates]
             for (program, rates), size in zip(entrants, sizes, strict=True)
         ]
-        outcomes = train([t for own in asked for t in own], engine=sweep.engine, race=sweep.race, most=MOST)
+        outcomes = train([t for own in asked for t in own], engine=sweep.engine, most=MOST)
         own = iter(outcomes)
         *found, reference = (
             sweep.fitness([next(own) if k in rates else UNTRIED for k in range(len(sweep.rates))])

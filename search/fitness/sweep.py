@@ -5,14 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-
-import torch
-from torch import Tensor
 
 from optforge.primitives import Program
 from optforge.search.fitness.evaluator import Fitness
-from optforge.search.training.race import NO_RACE, Race
 from optforge.search.training.task import Task
 from optforge.search.training.train import Engine, train
 from optforge.search.training.trial import Outcome, Status, Trial
@@ -34,9 +29,6 @@ class Sweep:
         schedule: of the learning rate, a name in `search.training.schedule.SCHEDULES`.
         warmup: steps over which the rate rises before the schedule begins.
         precision: of forward and backward pass, see `search.training.trial.Trial`.
-        race: when runs that are behind are dropped; by default never. A program whose best rate is dropped comes out
-            worse than it is, or as DROPPED.
-        reference: program whose best rate runs are compared with in a race, beside those of their own program.
         engine: what trains, see `search.training.train`.
 
     Raises:
@@ -50,8 +42,6 @@ class Sweep:
     schedule: str = "constant"
     warmup: int = 0
     precision: str = "float32"
-    race: Race = NO_RACE
-    reference: Program | None = None
     engine: Engine | None = None
 
     def __post_init__(self) -> None:
@@ -65,10 +55,8 @@ class Sweep:
 
     def __call__(self, programs: Sequence[Program], generation: int = 0) -> list[Fitness]:
         """Fitness of each program, in order; the same in every generation."""
-        standards = self._standards if self.race.looks else ()
         trials = [self.trials(program) for program in programs]
-        outcomes = train([t for own in trials for t in own], engine=self.engine, race=self.race, standards=standards,
-                         most=MOST)  # fmt: skip
+        outcomes = train([t for own in trials for t in own], engine=self.engine, most=MOST)
         size = len(self.rates) * len(self.seeds)
         return [self.fitness(outcomes[i * size : (i + 1) * size]) for i in range(len(programs))]
 
@@ -94,26 +82,10 @@ class Sweep:
     def _unusable(self, outcomes: Sequence[Outcome], losses: tuple[float, ...]) -> Fitness:
         if broken := [o for o in outcomes if o.status is Status.FAILED]:
             return Fitness(math.inf, Status.FAILED, broken[0].reason)
-        if dropped := [o for o in outcomes if o.status is Status.DROPPED]:
-            last = max(dropped, key=lambda o: o.step or 0)
-            return Fitness(math.inf, Status.DROPPED, last.reason, rungs=losses)
         steps = [o.step for o in outcomes if o.step is not None]
         when = f", first at step {min(steps)}" if steps else ""
         reason = f"the loss became non-finite at every one of {len(losses)} learning rates{when}"
         return Fitness(math.inf, Status.DIVERGED, reason, rungs=losses)
-
-    @cached_property
-    def _standards(self) -> tuple[Tensor, ...]:
-        """The reference's losses before each look, ``[steps, seeds]``, at its best rate; empty without a reference."""
-        if self.reference is None:
-            return ()
-        outcomes = train(self.trials(self.reference), race=self.race.patient(), most=MOST)
-        fitness = self.fitness(outcomes)
-        if fitness.status is not Status.OK:
-            raise ValueError(f"the reference of the race is of no use: {fitness.reason}")
-        first = self.rates.index(fitness.lr) * len(self.seeds)
-        best = outcomes[first : first + len(self.seeds)]
-        return tuple(torch.tensor(look).T for look in zip(*(o.looks for o in best), strict=True))
 
 
 __all__ = ["Sweep"]

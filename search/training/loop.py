@@ -69,7 +69,7 @@ def outcome_of(
     trial: Trial, losses: Sequence[float], valid_curve: Sequence[float], measured: Measured | None, start: float,
     seconds: float,
 ) -> Outcome:  # fmt: skip
-    """The outcome of a run that was not dropped.
+    """The outcome of a run.
 
     Args:
         trial: what was trained.
@@ -116,7 +116,7 @@ def measure(trial: Trial, model: nn.Module, optimizer: Optimizer) -> Measured:
 
 
 def ending(losses: dict[str, float], step: int | None) -> tuple[Status, str]:
-    """Status and reason of a run that was not dropped, from its final losses and the step at which it diverged."""
+    """Status and reason of a run, from its final losses and the step at which it diverged."""
     if step is not None:
         return Status.DIVERGED, f"the loss became non-finite at step {step}"
     if not all(map(math.isfinite, losses.values())):

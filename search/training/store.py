@@ -147,7 +147,7 @@ class Store:
         rows = [
             {"key": keys[t], "trial": json.dumps(t.as_json()), "outcome": json.dumps(o.as_json()), "finished_at": now}
             for t, o in outcomes.items()
-            if o.status not in (Status.FAILED, Status.DROPPED)
+            if o.status is not Status.FAILED
         ]
         with self.writing() as db:
             known: set[str] = set()

@@ -10,16 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import chain
-
-from torch import Tensor
 
 from optforge.primitives import Program
 from optforge.search.training.lightning.engine import train_lightning
 from optforge.search.training.loop import train_alone
 from optforge.search.training.population.gradients import cannot_be_stacked
 from optforge.search.training.population.members import memory, train_population, trial_bytes
-from optforge.search.training.race import NO_RACE, Race
 from optforge.search.training.trial import Outcome, Trial, failed
 
 MOST = 128
@@ -35,8 +31,6 @@ def train(
     trials: Sequence[Trial],
     *,
     engine: Engine | None = None,
-    race: Race = NO_RACE,
-    standards: Sequence[Tensor] = (),
     most: int = MOST,
     room: int | None = None,
 ) -> list[Outcome]:
@@ -45,28 +39,23 @@ def train(
     Args:
         trials: what to train.
         engine: what trains each batch; by default what `engine_for` says.
-        race: when runs that are hopelessly behind are dropped (population only). It compares the rates of a program.
-        standards: training losses of a reference before each look of the race, ``[steps, seeds]``.
         most: most runs in one batch, as far as the seeds and rates of a program may be divided.
         room: bytes of weights, gradients and state in one batch; by default `population.members.memory`.
     """
     found: dict[Trial, Outcome] = {}
-    for batch in batches(trials, most=most, room=room, whole=bool(race.looks)):
-        chosen = engine or engine_for(batch, race, standards)
+    for batch in batches(trials, most=most, room=room):
+        chosen = engine or engine_for(batch)
         found.update(zip(batch, _trained(batch, chosen), strict=True))
     return [found[trial] for trial in trials]
 
 
-def batches(
-    trials: Sequence[Trial], *, most: int = MOST, room: int | None = None, whole: bool = False
-) -> list[list[Trial]]:
+def batches(trials: Sequence[Trial], *, most: int = MOST, room: int | None = None) -> list[list[Trial]]:
     """The trials, without repeats, in batches of one recipe each: equal but for program, rate and seed.
 
     Args:
         trials: what to train.
         most: most runs of a batch.
         room: bytes of a batch.
-        whole: keep all rates of a program together, whatever `most` says, as a race needs.
     """
     room = memory() if room is None else room
     seeds: dict[tuple[object, ...], list[Trial]] = {}
@@ -80,7 +69,7 @@ def batches(
         batch, used = list[Trial](), 0
         for rates in rules.values():
             size = trial_bytes(rates[0][0]) if rates[0][0].is_rewritten else 0
-            for runs in [list(chain.from_iterable(rates))] if whole else rates:
+            for runs in rates:
                 if batch and (len(batch) + len(runs) > most or used + size * len(runs) > room):
                     found.append(batch)
                     batch, used = [], 0
@@ -90,7 +79,7 @@ def batches(
     return found
 
 
-def engine_for(batch: Sequence[Trial], race: Race = NO_RACE, standards: Sequence[Tensor] = ()) -> Engine:
+def engine_for(batch: Sequence[Trial]) -> Engine:
     """The engine of a batch, by what is trained and on which model."""
     if batch[0].precision == "fp16":
         return train_lightning
@@ -99,7 +88,7 @@ def engine_for(batch: Sequence[Trial], race: Race = NO_RACE, standards: Sequence
     if reason := cannot_be_stacked(batch[0].task):
         _tell_the_cost(batch[0].task.name, reason)
         return train_alone
-    return lambda trials: train_population(trials, race, standards)
+    return train_population
 
 
 def _trained(batch: list[Trial], engine: Engine) -> list[Outcome]:

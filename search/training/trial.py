@@ -26,7 +26,6 @@ class Status(enum.StrEnum):
 
     OK = "trained to the end"
     DIVERGED = "the loss became non-finite"
-    DROPPED = "dropped in mid-training, hopelessly behind"
     FAILED = "the run itself broke, which says nothing of the optimizer"
 
 
@@ -137,11 +136,10 @@ class Outcome:
         loss: final loss by split; NaN or infinite unless `status` is OK.
         accuracy: share of right answers by split; empty for tasks without classes.
         start: validation loss before training.
-        step: the step, counted from 1, at which it diverged or was dropped; None otherwise.
+        step: the step, counted from 1, at which it diverged; None otherwise.
         curve: training loss at up to 20 evenly spaced steps, the last one included; NaN after the end.
         valid_curve: validation loss after the same steps; empty unless the trial is watched.
         seconds: wall-clock time, shared equally by trials that were trained together.
-        looks: training losses before each look of a race (see `search.training.race`); empty without one.
     """
 
     status: Status
@@ -153,7 +151,6 @@ class Outcome:
     curve: tuple[float, ...] = field(default=(), repr=False)
     valid_curve: tuple[float, ...] = field(default=(), repr=False)
     seconds: float = field(default=0.0, compare=False)
-    looks: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
 
     @property
     def valid(self) -> float:
@@ -175,7 +172,7 @@ class Outcome:
     def as_json(self) -> dict[str, Any]:
         """The outcome in JSON's own types; numbers that are not finite are text."""
         found = asdict(self) | {"status": self.status.name}
-        return {name: _plain(value) for name, value in found.items() if name != "looks"}
+        return {name: _plain(value) for name, value in found.items()}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Outcome:

@@ -221,19 +221,6 @@ def test_several_start_programs_all_options_and_a_resume(tmp_path: Path) -> None
         run_search(SearchOptions(run_dir=folder, resume=True, islands=3))
 
 
-def test_a_race_breaks_training_off_wherever_it_runs(tmp_path: Path) -> None:
-    search(options(tmp_path / "one", race=True, programs=48, steps=40, workers=0))
-    search(options(tmp_path / "two", race=True, programs=32, steps=40, workers=2))
-    search(SearchOptions(run_dir=tmp_path / "two", programs=48, resume=True, workers=1))
-    assert digest(tmp_path / "one") == digest(tmp_path / "two")
-    search(options(tmp_path / "whole", programs=32, steps=40, workers=0))
-    stopped, whole = (
-        sum(math.isinf(x) for r in _records(tmp_path / name)[:32] for part in r.fitness.parts for x in part.rungs)
-        for name in ("one", "whole")
-    )
-    assert stopped > whole + 16
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -96,7 +96,7 @@ def test_replayed_gradients_follow_inputs_weights_and_arena() -> None:
             inputs, targets = inputs + change, (targets + 1) % 10
             arena.mul_(1.1)
         assert len({float(x.sum()) for x in kept}) == 3  # none was overwritten
-        arena = arena[:, :3].clone()  # others have left, as in a race
+        arena = arena[:, :3].clone()  # another arena, with fewer members
 
 
 def test_a_model_that_cannot_be_recorded_is_run_as_it_is() -> None:

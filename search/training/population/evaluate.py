@@ -14,7 +14,8 @@ from optforge.search.training.loop import as_dtype
 from optforge.search.training.population.gradients import views
 from optforge.search.training.task import Split, batch_indices, initial_model, trainable
 
-EVALUATION_ELEMENTS = {"cpu": 2**18, "cuda": 2**22}  # inputs × members in one pass, whose activations fit the cache
+EVALUATION_ELEMENTS = 2**22  # inputs × members in one pass at most, to bound memory
+PASS_ELEMENTS, PASS_EXAMPLES = 2**11, 64  # inputs in one pass, whoever is measured with them, and the fewest examples
 CHUNK = 10  # steps per Lightning batch: its loop costs 0.3 ms a turn, as much as a quarter of a population's step
 
 
@@ -45,7 +46,8 @@ def measure(task: Task, arena: Tensor, split: Split) -> tuple[Tensor, Tensor]:
     members = arena.flatten(0, 1)  # one dimension: some of torch's losses are wrong under two vmaps
     parameters = dict(zip(names, views(members, shapes), strict=True))
     first, _ = split.batch(torch.zeros(1, dtype=torch.int64))
-    size = max(1, EVALUATION_ELEMENTS.get(arena.device.type, 2**18) // (first.numel() * len(members)))
+    most = EVALUATION_ELEMENTS // (first.numel() * len(members))
+    size = max(1, min(most, max(PASS_EXAMPLES, PASS_ELEMENTS // first.numel())))
     loss, right = (torch.zeros(len(members), dtype=torch.float64, device=arena.device) for _ in range(2))
 
     def one(p: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,8 @@ from optforge.search.training.loop import ending
 from optforge.search.training.population.evaluate import Batches, measure
 from optforge.search.training.population.native_code import library
 from optforge.search.training.population.training import PopulationTraining
-from optforge.search.training.race import NO_RACE, Behind, Race
 from optforge.search.training.task import Task, measured_part, parameter_shapes
-from optforge.search.training.trial import Outcome, Status, Trial
+from optforge.search.training.trial import Outcome, Trial
 
 MEMORY = 1 << 30  # bytes of weights, gradients and state at once on a CPU; a constant, so that batches are the same
 DEVICE_SHARE = 0.5  # of a GPU's free memory, for the same
@@ -41,8 +40,6 @@ class Measured:
         curve: training loss at evenly spaced steps, ``[points, members, seeds]``; NaN after training was broken off.
         valid_curve: validation loss after the same steps, likewise; empty unless it was asked for.
         seconds: wall-clock time of the whole.
-        dropped: of each member, why it was not trained to the end; None if it was, or diverged.
-        windows: training losses that were compared at each look of a race, ``[steps, seeds, members]``.
     """
 
     losses: dict[str, Tensor]
@@ -52,46 +49,39 @@ class Measured:
     curve: Tensor
     valid_curve: Tensor
     seconds: float
-    dropped: tuple[Behind | None, ...]
-    windows: tuple[Tensor, ...]
 
-    def outcome(self, member: int, seed: int, seeds: int) -> Outcome:
-        """The outcome of one member from one seed (its index), of so many seeds."""
+    def outcome(self, member: int, seed: int) -> Outcome:
+        """The outcome of one member from one seed (its index)."""
         loss = {name: float(found[member, seed]) for name, found in self.losses.items()}
         at = int(self.diverged_at[member, seed])
-        why = self.dropped[member]
-        status, reason = ending(loss, at + 1 if at >= 0 else None)
-        if why is not None:
-            status, reason = Status.DROPPED, str(why)
+        step = at + 1 if at >= 0 else None
         return Outcome(
-            status,
-            reason,
+            *ending(loss, step),
             loss=loss,
             accuracy={name: float(found[member, seed]) for name, found in self.accuracy.items()},
             start=float(self.start[seed]),
-            step=at + 1 if at >= 0 else None if why is None else why.step,
+            step=step,
             curve=tuple(self.curve[:, member, seed].tolist()),
             valid_curve=tuple(self.valid_curve[:, member, seed].tolist()) if self.valid_curve.numel() else (),
-            seconds=self.seconds / (len(self.dropped) * seeds),
-            looks=tuple(tuple(window[:, seed, member].tolist()) for window in self.windows),
+            seconds=self.seconds / self.diverged_at.numel(),
         )
 
 
-def train_population(trials: Sequence[Trial], race: Race = NO_RACE, standards: Sequence[Tensor] = ()) -> list[Outcome]:
+def train_population(trials: Sequence[Trial]) -> list[Outcome]:
     """Outcomes of trials that differ in program, rate and seed only, trained as one; see `train_members`.
 
-    Each program and rate must come with the same seeds; those of one program must follow each other.
+    Each program and rate must come with the same seeds.
     """
     first = trials[0]
     members = list(dict.fromkeys((trial.program, trial.lr) for trial in trials))
     seeds = list(dict.fromkeys(trial.seed for trial in trials))
     found = train_members(
-        first.task, members, seeds, steps=first.steps, dtype=first.dtype, splits=first.splits, race=race,
-        standards=standards, precision=first.precision.replace("float64", "float32"), watch=first.watch,
+        first.task, members, seeds, steps=first.steps, dtype=first.dtype, splits=first.splits,
+        precision=first.precision.replace("float64", "float32"), watch=first.watch,
     )  # fmt: skip
     rows = {member: index for index, member in enumerate(members)}
     columns = {seed: index for index, seed in enumerate(seeds)}
-    return [found.outcome(rows[t.program, t.lr], columns[t.seed], len(seeds)) for t in trials]
+    return [found.outcome(rows[t.program, t.lr], columns[t.seed]) for t in trials]
 
 
 def memory() -> int:
@@ -116,8 +106,6 @@ def train_members(
     steps: int | None = None,
     dtype: torch.dtype = torch.float32,
     splits: Sequence[str] = ("valid",),
-    race: Race = NO_RACE,
-    standards: Sequence[Tensor] = (),
     precision: str = "float32",
     watch: bool = False,
 ) -> Measured:
@@ -126,13 +114,11 @@ def train_members(
     Args:
         task: what is trained; its model must be one that can be stacked (see `gradients.cannot_be_stacked`).
         members: programs with their learning rates. Members with the same program next to each other are stepped
-            together, and compared in a race, so keep them adjacent.
+            together, so keep them adjacent.
         seeds: each gives one set of initial weights and batches, the same for all members (common random numbers).
         steps: length of the run; the task's own by default.
         dtype: precision of weights, gradients and optimizer state.
         splits: names of the splits to measure at the end.
-        race: when members are dropped. If it has looks, that is also done to members that diverged from any seed.
-        standards: losses of a reference before each look of the race, ``[steps, seeds]``; empty if there is none.
         precision: of forward and backward pass, see `search.training.population.gradients.Gradients`.
         watch: whether to measure the validation loss on the way, for `Measured.valid_curve`.
     """
@@ -142,7 +128,7 @@ def train_members(
     trainer = quiet_trainer()
     device = trainer.strategy.root_device
     native = device.type == "cpu" and library(dtype) is not None
-    training = PopulationTraining(task, members, seeds, steps, dtype, race, standards, precision, native,
+    training = PopulationTraining(task, members, seeds, steps, dtype, precision, native,
                                   data.valid if watch else None)  # fmt: skip
     batches = DataLoader(Batches(data.train, task.batch_size, steps, seeds, dtype), batch_size=None)
     with quiet():
@@ -153,17 +139,13 @@ def train_members(
     with quiet():
         measured = {name: measure(task, arena, measured_part(task, name)) for name in splits}
     return Measured(
-        losses={name: training.everyone(loss, dim=0, missing=math.inf) for name, (loss, _) in measured.items()},
-        accuracy={name: training.everyone(hits, dim=0) for name, (_, hits) in measured.items() if task.accuracy},
+        losses={name: training.by_member(loss, dim=0) for name, (loss, _) in measured.items()},
+        accuracy={name: training.by_member(hits, dim=0) for name, (_, hits) in measured.items() if task.accuracy},
         start=start,
-        diverged_at=training.settled().T,
-        curve=torch.stack([training.everyone(*point) for point in training.curve]).mT,
-        valid_curve=torch.stack([training.everyone(*point) for point in training.valid]).mT
-        if watch
-        else torch.empty(0),
+        diverged_at=training.by_member(training.diverged_at, dim=1).T,
+        curve=training.by_member(torch.stack(training.curve), dim=2).mT,
+        valid_curve=training.by_member(torch.stack(training.valid), dim=2).mT if watch else torch.empty(0),
         seconds=time.perf_counter() - begin,
-        dropped=tuple(training.dropped),
-        windows=tuple(training.windows),
     )
 
 

@@ -96,14 +96,6 @@ class MergedRules:
         for state, value in zip(self.state, following, strict=True):
             state.copy_(value)
 
-    def take(self, other: MergedRules, kept: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Go on from the state of other rules: for each program its number there, and which of its members it keeps."""
-        for item, first, last in self.slots if other.state else ():
-            at = next(i for i, (n, a, b) in enumerate(other.slots) if n == item and a <= kept[first][0] < b)
-            begin = other.rows[other.slots[at][1]]
-            rows = [other.rows[n] - begin + m for n, members in kept[first:last] for m in members]
-            self.state.append(other.state[at][:, rows])
-
     # what follows writes the function that a step calls
 
     def _emit(self, first: int, last: int, depth: int) -> None:

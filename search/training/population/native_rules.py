@@ -74,12 +74,6 @@ class NativeRules:
         self._table[:, _K] = self._begin + index * self._stride
         self._step(len(self.rules), self._table.data_ptr(), self._scratch.data_ptr())
 
-    def take(self, other: NativeRules, kept: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Go on from the state of other rules: for each program its number there, and which of its members it keeps."""
-        for n, members in kept if other.state else ():
-            states = [state for rule, state in zip(other.rules, other.state, strict=True) if rule.owner == n]
-            self.state += [[s[:, list(members)].contiguous() for s in state] for state in states]
-
     def _rows(self, rule: _Rule) -> slice:
         return slice(self.first[rule.owner], self.first[rule.owner + 1])
 

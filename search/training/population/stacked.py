@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from itertools import accumulate
 from math import prod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,13 +19,6 @@ from optforge.search.training.population.native_code import encode
 from optforge.search.training.population.native_rules import NativeRules
 
 Group = tuple[Program, Sequence[float]]
-
-
-class Kept(NamedTuple):
-    """Which group of an older plan a group was, and which members of it are left."""
-
-    group: int
-    members: list[int]
 
 
 class Plan:
@@ -61,24 +52,6 @@ class Plan:
         self.groups = [groups[i] for i in chosen]
         self.order = [member for i in chosen for member in places[i]]
 
-    @property
-    def sizes(self) -> list[int]:
-        """Number of members of each program."""
-        return [len(rates) for _, rates in self.groups]
-
-    def only(self, places: Sequence[int]) -> tuple[Plan, list[Kept]]:
-        """The plan of the members that are now in `places`, ascending, and where its programs' members were."""
-        ends = [0, *accumulate(self.sizes)]
-        kept = [Kept(i, [p - ends[i] for p in places if ends[i] <= p < ends[i + 1]]) for i in range(len(self.groups))]
-        kept = [k for k in kept if k.members]
-        new = copy(self)
-        new.groups = [(self.groups[k.group][0], [self.groups[k.group][1][m] for m in k.members]) for k in kept]
-        new.order = [self.order[p] for p in places]
-        merged = [k.group - self.native for k in kept if 0 <= k.group - self.native < self.merged]
-        new.native, new.merged = sum(k.group < self.native for k in kept), len(merged)
-        new.listings, new.words = [self.listings[i] for i in merged], [self.words[i] for i in merged]
-        return new, kept
-
 
 class StackedRules:
     """The rules of all members over one arena ``[seeds, members, elements]``, updated in place.
@@ -91,7 +64,7 @@ class StackedRules:
     """
 
     def __init__(self, plan: Plan, shapes: Sequence[torch.Size], arena: Tensor, gradient: Tensor) -> None:
-        self.plan, self.shapes, self.gradient = plan, shapes, gradient
+        self.plan, self.gradient = plan, gradient
         sizes = [prod(s) for s in shapes]
         exact = [torch.tensor(r, dtype=torch.float64) for _, r in plan.groups]
         rates = [r.to(arena.device, arena.dtype) for r in exact]
@@ -112,22 +85,6 @@ class StackedRules:
             self.matrix.append((_MatrixGroup(programs[i], rates[i], arena[:, rows], shapes, plan.steps), rows))
         reads = [p for program in programs for p in (program, program.fallback) if p is not None]
         self.needs_norm = any("global_norm" in p.live.names for p in reads)
-
-    def only(self, places: Sequence[int], arena: Tensor, gradient: Tensor) -> StackedRules:
-        """Rules that go on for the members in `places`, ascending, which have moved to `arena` and `gradient`."""
-        plan, kept = self.plan.only(places)
-        new = StackedRules(plan, self.shapes, arena, gradient)
-        native, merged = kept[: plan.native], kept[plan.native : plan.native + plan.merged]
-        if new.native is not None and self.native is not None:
-            new.native.take(self.native, native)
-        if new.merged is not None and self.merged is not None:
-            new.merged.take(self.merged, [(k.group - self.plan.native, k.members) for k in merged])
-        flat = self.plan.native + self.plan.merged
-        for (group, _), k in zip(new.matrix, kept[plan.native + plan.merged :], strict=True):
-            for state in self.matrix[k.group - flat][0].state:
-                hypers = _hypers(group.programs[len(group.state)])
-                group.state.append({n: x if n in hypers else x[:, k.members] for n, x in state.items()})
-        return new
 
     @torch.no_grad()
     def step(self, index: int) -> None:
