@@ -18,7 +18,7 @@ from typing import NamedTuple
 from optforge.search.evolution.standing import Individual
 from optforge.search.fitness.evaluator import BOUND, FLOOR
 
-LADDER = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(-8, 1))
+GRID = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(-8, 1))
 """Learning rates in half-decades from 1e-4 to 1: other tasks than the proxy need other rates."""
 
 
@@ -47,7 +47,7 @@ class Stage:
     steps: int
     seeds: tuple[int, ...]
     keep: int
-    ladder: tuple[float, ...] = LADDER
+    ladder: tuple[float, ...] = GRID
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.keep < 0:

@@ -38,7 +38,7 @@ PROGRAMS = Table(
     Column("reason", Text, nullable=False),
     *(Column(name, Float) for name in ("score", "lr")),
     Column("edge", Integer, nullable=False),
-    *(Column(name, Text, nullable=False) for name in ("rungs", "parts")),
+    *(Column(name, Text, nullable=False) for name in ("by_rate", "parts")),
     *(Column(name, Integer, nullable=False) for name in ("statements", "live", "slots")),
 )
 REPEATS = Table(
@@ -65,8 +65,8 @@ def program_row(batch: int, candidate: Candidate, fitness: Fitness) -> dict[str,
         "score": finite(fitness.score),
         "lr": finite(fitness.lr),
         "edge": int(fitness.edge),
-        "rungs": json.dumps([finite(r) for r in fitness.rungs]),
-        "parts": json.dumps([(p.task, p.score, finite(p.lr), [finite(r) for r in p.rungs]) for p in fitness.parts]),
+        "by_rate": json.dumps([finite(r) for r in fitness.by_rate]),
+        "parts": json.dumps([(p.task, p.score, finite(p.lr), [finite(r) for r in p.by_rate]) for p in fitness.parts]),
         "statements": len(program.body),
         "live": len(program.live.instructions),
         "slots": len(program.live_state),
@@ -75,9 +75,9 @@ def program_row(batch: int, candidate: Candidate, fitness: Fitness) -> dict[str,
 
 def fitness_of(row: Any) -> Fitness:
     """The fitness in a row of `PROGRAMS`."""
-    parts = tuple(Part(task, x, rate_of(lr), _losses(rungs)) for task, x, lr, rungs in json.loads(row.parts))
-    status, rungs = Status[row.status.upper()], _losses(json.loads(row.rungs))
-    return Fitness(score_of(row), status, row.reason, rate_of(row.lr), rungs, bool(row.edge), parts=parts)
+    parts = tuple(Part(task, x, rate_of(lr), _losses(by_rate)) for task, x, lr, by_rate in json.loads(row.parts))
+    status, by_rate = Status[row.status.upper()], _losses(json.loads(row.by_rate))
+    return Fitness(score_of(row), status, row.reason, rate_of(row.lr), by_rate, bool(row.edge), parts=parts)
 
 
 def score_of(row: Any) -> float:

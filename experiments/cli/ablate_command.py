@@ -14,7 +14,7 @@ from optforge.experiments.report.ablation_table import effects_table
 from optforge.experiments.report.terminal import print_table
 from optforge.primitives import print_program
 
-LADDER = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(-7, 0))
+GRID = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(-7, 0))
 
 
 def ablate_command(name: str, *, task: str, seeds: int, steps: int | None, json_file: Path | None) -> None:
@@ -34,7 +34,7 @@ def ablate_command(name: str, *, task: str, seeds: int, steps: int | None, json_
     check_can_write("--json", json_file)
     if seeds < 2:
         raise UserError(f"--seeds must be at least 2, got {seeds}")
-    protocol = Sweep(get_task(task), LADDER, tuple(range(seeds)), steps or 0)
+    protocol = Sweep(get_task(task), GRID, tuple(range(seeds)), steps or 0)
     try:
         found = ablate(program, protocol, progress=lambda words: print(words, file=sys.stderr))
     except ValueError as error:

@@ -194,7 +194,7 @@ def distinct(best: list[Record]) -> list[Record]:
 
 def _alike(a: Record, b: Record) -> bool:
     """Whether both had the same losses at every rate on every task."""
-    x, y = ([loss for part in record.fitness.parts for loss in part.rungs] for record in (a, b))
+    x, y = ([loss for part in record.fitness.parts for loss in part.by_rate] for record in (a, b))
     return len(x) == len(y) and all(math.isclose(*both, rel_tol=1e-4) for both in zip(x, y, strict=True))
 
 

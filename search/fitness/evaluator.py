@@ -26,18 +26,18 @@ class Part(NamedTuple):
         task: its name.
         score: log of the loss over the reference's, see `search.fitness.suite`.
         lr: the best learning rate, or NaN.
-        rungs: validation loss at each rate of the grid, infinite where training diverged.
+        by_rate: validation loss at each rate of the grid, infinite where training diverged.
     """
 
     task: str
     score: float
     lr: float
-    rungs: tuple[float, ...]
+    by_rate: tuple[float, ...]
 
     @property
     def edge(self) -> bool:
         """Whether the best rate is the first or last of the grid."""
-        return len(self.rungs) > 1 and min(self.rungs) in (self.rungs[0], self.rungs[-1])
+        return len(self.by_rate) > 1 and min(self.by_rate) in (self.by_rate[0], self.by_rate[-1])
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Fitness:
         status: how the evaluation ended.
         reason: a sentence on why, for anything but OK.
         lr: the best learning rate, or NaN.
-        rungs: mean validation loss for each learning rate of the ladder, infinite where it diverged or was broken
+        by_rate: mean validation loss for each learning rate of the ladder, infinite where it diverged or was broken
             off.
         edge: whether the best rate is the first or last of the ladder, so that a wider one might do better.
         by_seed: validation loss at the best rate for each seed, for paired comparisons; not kept in ledgers.
@@ -61,7 +61,7 @@ class Fitness:
     status: Status
     reason: str = ""
     lr: float = math.nan
-    rungs: tuple[float, ...] = ()
+    by_rate: tuple[float, ...] = ()
     edge: bool = False
     by_seed: tuple[float, ...] = ()
     parts: tuple[Part, ...] = ()

@@ -148,15 +148,15 @@ class _Entrant:
     def add(self, part: Part | Fitness, usual: int) -> None:
         """What came of it."""
         self.parts.append(part)
-        if isinstance(part, Part) and min(part.rungs) < math.inf:
-            self.moved.append(part.rungs.index(min(part.rungs)) - usual)
+        if isinstance(part, Part) and min(part.by_rate) < math.inf:
+            self.moved.append(part.by_rate.index(min(part.by_rate)) - usual)
 
 
 @lru_cache(maxsize=64)
 def usual_rate(sweep: Sweep, reference: Program) -> int:
     """Position of the reference's best rate on the grid of a task, on one seed."""
     (size,) = step_sizes(sweep.task, [reference], sweep.seeds[0])
-    losses = sweep.fitness(train(sweep.trials(reference, 1 / size), engine=sweep.engine, most=MOST)).rungs
+    losses = sweep.fitness(train(sweep.trials(reference, 1 / size), engine=sweep.engine, most=MOST)).by_rate
     return losses.index(min(losses)) if losses else len(sweep.rates) // 2
 
 
@@ -174,10 +174,10 @@ def part_of(sweep: Sweep, own: Fitness, reference: Fitness, start: float, size: 
         start: validation loss before training, which counts for a rate that diverged.
         size: of the program's steps, by which its rates were divided.
     """
-    (value, at), (standard, _) = (best_of_neighbours([_log(x, start) for x in f.rungs]) for f in (own, reference))
+    (value, at), (standard, _) = (best_of_neighbours([_log(x, start) for x in f.by_rate]) for f in (own, reference))
     score = min(BOUND, max(-BOUND, value - standard))
     diverged = own.status is not Status.OK
-    return Part(sweep.task.name, score, math.nan if diverged else sweep.rates[at] / size, own.rungs)
+    return Part(sweep.task.name, score, math.nan if diverged else sweep.rates[at] / size, own.by_rate)
 
 
 def best_of_neighbours(values: Sequence[float]) -> tuple[float, int]:

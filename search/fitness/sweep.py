@@ -85,7 +85,7 @@ class Sweep:
         steps = [o.step for o in outcomes if o.step is not None]
         when = f", first at step {min(steps)}" if steps else ""
         reason = f"the loss became non-finite at every one of {len(losses)} learning rates{when}"
-        return Fitness(math.inf, Status.DIVERGED, reason, rungs=losses)
+        return Fitness(math.inf, Status.DIVERGED, reason, by_rate=losses)
 
 
 __all__ = ["Sweep"]

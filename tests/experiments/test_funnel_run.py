@@ -39,10 +39,10 @@ from optforge.search.training.train import train
 from optforge.search.training.trainer import Trainer
 from optforge.search.training.trial import Outcome, Trial, failed
 
-LADDER = (1e-3, 1e-2, 1e-1, 1.0)
+GRID = (1e-3, 1e-2, 1e-1, 1.0)
 STAGES = (
-    Stage("small", ("line", "steep"), 0, (1, 2), keep=2, ladder=LADDER),
-    Stage("meta", ("unseen",), 6, (3, 4, 5), keep=0, ladder=LADDER),
+    Stage("small", ("line", "steep"), 0, (1, 2), keep=2, ladder=GRID),
+    Stage("meta", ("unseen",), 6, (3, 4, 5), keep=0, ladder=GRID),
 )
 ADAMW, LION, SGD, MOMENTUM = (BASELINES[n].program for n in ("adamw", "lion", "sgd", "momentum"))
 BACKWARDS = parse_program("optforge 1\nx0 = neg(g)\nupdate x0\n")

@@ -185,7 +185,7 @@ def test_programs_that_train_alike_are_one_find(finished: Path) -> None:
     (part,) = record.fitness.parts
 
     def like(number: int, factor: float) -> Record:
-        parts = (part._replace(rungs=tuple(x * factor for x in part.rungs)),)
+        parts = (part._replace(by_rate=tuple(x * factor for x in part.by_rate)),)
         return record._replace(number=number, fitness=Fitness(0.5, Status.OK, parts=parts))
 
     twin, other = like(900, 1 + 1e-6), like(901, 1.01)

@@ -236,5 +236,5 @@ def test_populations_train_every_task_as_the_plain_loop_does(task):
     found, expected = protocol(programs), dataclasses.replace(protocol, engine=train_alone)(programs)
     for mine, reference in zip(found, expected, strict=True):
         assert mine.status is Status.OK, mine.reason
-        assert mine.rungs == pytest.approx(reference.rungs, rel=1e-9)
-        assert len(set(mine.rungs)) == 2
+        assert mine.by_rate == pytest.approx(reference.by_rate, rel=1e-9)
+        assert len(set(mine.by_rate)) == 2

@@ -45,4 +45,4 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_nothing(monkeypatch: py
     assert sizes == [5, 2, 1, 1, 3, 1, 2, 1, 1]
     for mine, reference in zip(found, wanted, strict=True):
         assert mine.status is reference.status and mine.lr == pytest.approx(reference.lr, nan_ok=True)
-        assert mine.rungs == pytest.approx(reference.rungs, rel=1e-9)
+        assert mine.by_rate == pytest.approx(reference.by_rate, rel=1e-9)

@@ -37,7 +37,7 @@ class EvaluatorContract:
             assert mine.status is reference.status is Status.OK
             assert mine.lr == reference.lr
             assert mine.edge == reference.edge
-            assert mine.rungs == pytest.approx(reference.rungs, rel=1e-9)
+            assert mine.by_rate == pytest.approx(reference.by_rate, rel=1e-9)
             assert mine.score == pytest.approx(reference.score, rel=1e-9)
 
     def test_is_deterministic(self) -> None:

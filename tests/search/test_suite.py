@@ -38,13 +38,13 @@ def sweeps(*names: str, steps: int = 30, engine: Engine | None = None) -> tuple[
     return tuple(Sweep(TASKS[n], RELATIVE_RATES[1:4], (0,), steps, "cosine", 2, engine=engine) for n in names)
 
 
-def made_up(rungs: dict[str, tuple[float, ...]], start: float) -> Engine:
+def made_up(by_rate: dict[str, tuple[float, ...]], start: float) -> Engine:
     """An engine whose losses are given by the ops of a program: lists for `sign` and for the reference."""
 
     def engine(trials: Sequence[Trial]) -> list[Outcome]:
         found, seen = [], Counter[Program | Rule]()
         for trial in trials:
-            losses = rungs["sign" if "sign" in {op for op, _ in trial.program.body} else "reference"]
+            losses = by_rate["sign" if "sign" in {op for op, _ in trial.program.body} else "reference"]
             loss = losses[seen[trial.rule]]
             seen[trial.rule] += 1
             status = Status.OK if math.isfinite(loss) else Status.DIVERGED
@@ -54,9 +54,9 @@ def made_up(rungs: dict[str, tuple[float, ...]], start: float) -> Engine:
     return engine
 
 
-def scores(rungs: dict[str, tuple[float, ...]]) -> Fitness:
+def scores(by_rate: dict[str, tuple[float, ...]]) -> Fitness:
     """Of Lion beside AdamW with these losses."""
-    (found,) = Suite(sweeps("proxy-teacher", engine=made_up(rungs, initial_loss("proxy-teacher"))), ADAMW)([LION])
+    (found,) = Suite(sweeps("proxy-teacher", engine=made_up(by_rate, initial_loss("proxy-teacher"))), ADAMW)([LION])
     return found
 
 
@@ -105,7 +105,7 @@ def test_score_is_the_log_ratio_at_each_ones_best_pair_of_rates() -> None:
     own = (math.log(0.2 + floor) + math.log(0.02 + floor)) / 2
     reference = (math.log(0.3 + floor) + math.log(0.1 + floor)) / 2
     assert found.score == pytest.approx(max(-BOUND, own - reference))
-    assert found.parts[0].rungs == (0.1, 0.2, 0.02) and found.edge
+    assert found.parts[0].by_rate == (0.1, 0.2, 0.02) and found.edge
 
 
 def test_diverged_rate_counts_as_the_start_and_hopeless_programs_as_the_bound() -> None:
@@ -179,7 +179,7 @@ def initial_loss(name: str) -> float:
 def test_steps_and_schedule_are_the_sweeps() -> None:
     (sweep,) = sweeps("proxy-teacher", steps=20)
     decayed, constant = (Suite((replace(sweep, schedule=name),), ADAMW)([LION])[0] for name in ("cosine", "constant"))
-    assert decayed.parts[0].rungs != constant.parts[0].rungs
+    assert decayed.parts[0].by_rate != constant.parts[0].by_rate
 
 
 def test_cut_programs_keep_the_score_of_the_tasks_they_were_trained_on() -> None:
@@ -209,11 +209,11 @@ def test_bounded_programs_are_trained_at_three_rates_of_later_tasks() -> None:
         tuple(Sweep(TASKS[n], RELATIVE_RATES, (0,), 30, "cosine", 2) for n in names), ADAMW, margins=((1, 1.0),)
     )
     (whole, _), (narrow, elite) = suite([LION, MUON]), suite([LION, MUON], bounds=[0.1, math.inf])
-    trained = [[k for k, loss in enumerate(part.rungs) if loss < math.inf] for part in narrow.parts]
+    trained = [[k for k, loss in enumerate(part.by_rate) if loss < math.inf] for part in narrow.parts]
     assert trained[:3] == [[0, 1, 2, 3, 4]] * 3
     assert trained[3] in ([0, 1, 2], [1, 2, 3], [2, 3, 4])
     for part, other in zip(narrow.parts, whole.parts, strict=True):
-        known = [(a, b) for a, b in zip(part.rungs, other.rungs, strict=True) if a < math.inf]
+        known = [(a, b) for a, b in zip(part.by_rate, other.by_rate, strict=True) if a < math.inf]
         assert [a for a, _ in known] == pytest.approx([b for _, b in known], rel=1e-3)
     assert narrow.parts[3].score == pytest.approx(whole.parts[3].score, abs=0.01)
-    assert all(loss < math.inf for part in elite.parts for loss in part.rungs)
+    assert all(loss < math.inf for part in elite.parts for loss in part.by_rate)

@@ -29,7 +29,7 @@ def toy_fitness(program: Program) -> Fitness:
     """A stand-in for training that is instant: some function of behaviour, with divergence now and then."""
     value = int(program.key[:8], 16) / 2**32
     if value < 0.1:
-        return Fitness(math.inf, Status.DIVERGED, "toy divergence", rungs=(math.inf,))
+        return Fitness(math.inf, Status.DIVERGED, "toy divergence", by_rate=(math.inf,))
     return Fitness(value, Status.OK, "", 1e-3, (value,), value < 0.5)
 
 
