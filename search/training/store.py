@@ -97,7 +97,10 @@ class Store:
                     (found,) = db.exec_driver_sql("pragma quick_check(1)").one()
                     if found != "ok":
                         raise ValueError(f"it is damaged ({str(found).splitlines()[-1]}); restore it from a backup")
-                version = db.execute(select(META.c.value).where(META.c.name == "version")).scalar_one()
+                version = db.execute(select(META.c.value).where(META.c.name == "version")).scalar_one_or_none()
+        if version is None:  # somebody else creates it at this moment
+            self.close()
+            raise StoreError(f"{self.name} holds nothing yet")
         if version != str(VERSION):
             self.close()
             raise StoreError(f"{self.name} has version {version}, and this program reads version {VERSION} only")

@@ -9,13 +9,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.searches import always_dies, run, toy, toy_factory
 
 from optforge.baselines import BASELINES
-from optforge.primitives import Program, parse_program
+from optforge.primitives import Program
 from optforge.search.fitness.evaluator import Evaluator, Fitness, Status, evaluating
 from optforge.search.training.executors.pool import Executor, Pool
 
@@ -129,11 +130,14 @@ class ProcessContract(ExecutorContract):
         assert fitness.status is Status.FAILED and fitness.reason == "the worker died in 3 attempts"
 
 
+WORK = evaluating(toy_factory)
+
+
 class Scripted(Pool["Slow"]):
     """Workers without processes, whose answers come after a number of looks that a script says."""
 
     def __init__(self, count: int, looks: Sequence[int], **options: float) -> None:
-        super().__init__(evaluating(toy_factory), count, **options)
+        super().__init__(WORK, count, **options)
         self.looks, self.started = list(looks), list[int]()
 
     def _make(self) -> Slow:
@@ -150,8 +154,8 @@ class Slow:
     def __init__(self, pool: Scripted) -> None:
         self.pool, self.left, self.programs = pool, 0, list[Program]()
 
-    def start(self, items: Sequence[str], number: int) -> None:
-        self.programs = [parse_program(text) for text in items]
+    def start(self, items: Sequence[Any], number: int) -> None:
+        self.programs = [WORK.decode(item).program for item in items]
         self.left = self.pool.looks.pop(0) if self.pool.looks else 1
         self.pool.started.append(len(items))
 
