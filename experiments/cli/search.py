@@ -121,6 +121,14 @@ def search(
             show_default="by preset",
         ),
     ] = None,
+    ablate: Annotated[
+        bool | None,
+        typer.Option(
+            "--ablate/--no-ablate",
+            help="Leave out each statement of the best program once, and all that can go (minutes).",
+            show_default="by preset",
+        ),
+    ] = None,
     stop_overfitting: Annotated[
         bool, typer.Option("--stop-overfitting", help="Stop where only the search's own score still improves.")
     ] = False,

@@ -7,7 +7,7 @@ effect, as was done by hand with Lion's raw find.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -95,13 +95,14 @@ def ablate(
     """
     say = progress or (lambda words: None)
     current = program.pruned()
-    reference = evaluator([current])[0]
+    say(f"{len(current.body)} statements, one at a time")
+    variants = [(i, choice) for i in range(len(current.body)) for choice in _choices(current, i)]
+    reference, *fitnesses = evaluator([current, *(_without(current, {i: choice}) for i, choice in variants)])
     if reference.status is not Status.OK:
         raise ValueError(f"the program does not train: {reference.reason}")
     if len(reference.by_seed) < 2:
         raise ValueError("ablation compares over seeds; evaluate with at least two")
-    say(f"{len(current.body)} statements, one at a time")
-    effects = _effects(current, reference, evaluator, level, tolerance)
+    effects = _effects(current, variants, [_difference(f, reference, level, tolerance) for f in fitnesses], fitnesses)
     removed: dict[int, Arg] = {}
     interval = None
     left = sorted((e for e in effects if e.harmless), key=lambda e: e.difference)
@@ -134,13 +135,11 @@ def _difference(fitness: Fitness, reference: Fitness, level: float, tolerance: f
 
 
 def _effects(
-    program: Program, reference: Fitness, evaluator: Evaluator, level: float, tolerance: float
+    program: Program, variants: Sequence[tuple[int, Arg]], tests: Sequence[_Tested], fitnesses: Sequence[Fitness]
 ) -> list[Effect]:
-    variants = [(i, choice) for i in range(len(program.body)) for choice in _choices(program, i)]
-    fitnesses = evaluator([_without(program, {i: choice}) for i, choice in variants])
+    """What the best deletion of each statement does."""
     best: dict[int, Effect] = {}
-    for (index, choice), fitness in zip(variants, fitnesses, strict=True):
-        tested = _difference(fitness, reference, level, tolerance)
+    for (index, choice), tested, fitness in zip(variants, tests, fitnesses, strict=True):
         failed = fitness.reason if fitness.status is Status.FAILED else ""
         text = f"x{index} = {program.body[index]}"
         effect = Effect(text, show_arg(choice), *tested, failed, index, choice)

@@ -65,7 +65,7 @@ def standard_error(values: Sequence[float]) -> float:
 def fresh_scores(
     executor: Executor, programs: Sequence[Program], batch: int, seeds: int = SEEDS, first: int = 1
 ) -> list[FreshScore]:
-    """Scores of `programs`, in order, on so many fresh seeds, from number `first`; `batch` are trained together."""
+    """Scores of `programs`, in order, on so many fresh seeds, from number `first`; at most `batch` train together."""
     pieces = [programs[i : i + batch] for i in range(0, len(programs), batch)]
     jobs = [[executor.submit(piece, -seed) for piece in pieces] for seed in range(first, first + seeds)]
     found = [[fitness for job in row for fitness in executor.result(job)] for row in jobs]

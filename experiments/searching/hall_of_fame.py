@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from optforge.search.training.asking import Train
     from optforge.search.training.executors.pool import Executor
 
-RESCORED = 8
+RESCORED = 5
 """Best programs of a search that are scored again on fresh seeds."""
 
 FINALISTS = 3
@@ -72,12 +73,14 @@ class Ending(NamedTuple):
         funnel: whether the best programs are trained on other tasks first.
         every: programs between checkpoints of the funnel; 0 for its own choice.
         trials: for the numbers in each finalist and reference, before they are compared.
+        ablate: whether the champion goes without the statements that it does not need.
     """
 
     fast: bool
     funnel: bool = False
     every: int = 0
     trials: int = 0
+    ablate: bool = False
 
 
 class Standings(NamedTuple):
@@ -93,6 +96,7 @@ def conclude(
     config: dict[str, Any],
     search: Search,
     ending: Ending,
+    scorer: Executor,
     executor_for: Callable[[Sequence[str]], Executor],
     train: Train,
 ) -> None:
@@ -104,7 +108,8 @@ def conclude(
         config: what determined the search.
         search: which has ended.
         ending: how to conclude it.
-        executor_for: makes what scores programs on some tasks, as in the search.
+        scorer: what scored programs in the search.
+        executor_for: makes what scores them on other tasks.
         train: what trains, see `search.training.trainer.Trainer`.
     """
     from optforge.experiments.report.command import write_run_report
@@ -118,16 +123,20 @@ def conclude(
         return
     references = [Finalist(None, BASELINES[name].program, usual_rate(name), name) for name in REFERENCES]
     best = candidates[: ENTRANTS if ending.funnel else RESCORED]
-    own = _scores(executor_for(config["tasks"]), [*best, *references], config["batch"])
+    own = _scores(scorer, [*best, *references], config["batch"])
     best.sort(key=lambda e: own[e.label].mean)
     passed = _funnel(run_dir, config, search, best, ending, train) if ending.funnel else None
     if passed is not None and passed.survivors:  # otherwise there was no stage for these tasks
         by_number = {e.record.number: e for e in best if e.record is not None}
         best = [by_number[number] for number in passed.survivors]
-    best[0] = _ablated(executor_for(config["tasks"]), best[0], config["batch"])
+    if ending.ablate:
+        best[0] = _ablated(scorer, best[0], config["batch"])
     entrants = [*best[:FINALISTS], *references]
     unseen_tasks = [name for name in UNSEEN if name not in (*config["tasks"], compared_on(config["tasks"]))]
-    unseen = _scores(executor_for(unseen_tasks), entrants, config["batch"]) if unseen_tasks else {}
+    unseen: dict[str, FreshScore] = {}
+    if unseen_tasks:
+        with contextlib.closing(executor_for(unseen_tasks)) as other:
+            unseen = _scores(other, entrants, config["batch"])
     standings = Standings(own, unseen)
     if ending.trials:
         entrants = _tuned(config, entrants, ending.trials, train)
@@ -161,12 +170,9 @@ def _finalist(record: Record) -> Finalist:
     return Finalist(record, simplify(record.program), record.fitness.lr)
 
 
-def _ablated(executor: Executor, champion: Finalist, batch: int) -> Finalist:
-    """The champion without the statements that it does not need; closes the executor."""
-    try:
-        found = ablate(champion.program, loss_ratios(executor, batch))
-    finally:
-        executor.close()
+def _ablated(scorer: Executor, champion: Finalist, batch: int) -> Finalist:
+    """The champion without the statements that it does not need."""
+    found = ablate(champion.program, loss_ratios(scorer, batch))
     return champion._replace(program=found.program, ablation=found)
 
 
@@ -175,11 +181,8 @@ def _score(entrant: Finalist) -> float | None:
 
 
 def _scores(executor: Executor, entrants: Sequence[Finalist], batch: int) -> dict[str, FreshScore]:
-    """Scores of all on fresh seeds; closes the executor."""
-    try:
-        found = fresh_scores(executor, [e.program for e in entrants], batch)
-    finally:
-        executor.close()
+    """Scores of all on fresh seeds."""
+    found = fresh_scores(executor, [e.program for e in entrants], batch)
     return {e.label: score for e, score in zip(entrants, found, strict=True)}
 
 

@@ -58,6 +58,7 @@ class SearchOptions:
         preset: named settings, see `experiments.searching.presets`.
         funnel: whether the best programs are then trained on other tasks, see `experiments.searching.funnel_run`.
         tune: trials for the numbers in each finalist and reference, see `experiments.searching.constants`; 0 for none.
+        ablate: whether each statement of the best program is left out once, and all that can go is.
         stop_overfitting: end the search where only its own task still improves, not meta-validation.
     """
 
@@ -92,6 +93,7 @@ class SearchOptions:
     preset: str | None = None
     funnel: bool | None = None
     tune: int | None = None
+    ablate: bool | None = None
     stop_overfitting: bool | None = None
 
 
@@ -119,7 +121,7 @@ def with_preset(options: SearchOptions) -> SearchOptions:
 
 def keep_budget(options: SearchOptions) -> None:
     """What `--resume` goes on to where it is not told otherwise."""
-    budget = {n: getattr(options, n) for n in ("programs", "minutes", "funnel", "tune", "stop_overfitting")}
+    budget = {n: getattr(options, n) for n in ("programs", "minutes", "funnel", "tune", "ablate", "stop_overfitting")}
     write_atomic(options.run_dir / BUDGET, json.dumps(budget) + "\n")
 
 

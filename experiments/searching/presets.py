@@ -50,6 +50,7 @@ LONG: Mapping[str, Any] = MappingProxyType(
         "migrate_every": 40,
         "funnel": True,
         "tune": 64,
+        "ablate": True,
     }
 )
 """What long presets have in common."""
@@ -58,7 +59,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "seconds": {"programs": 96, "minutes": 1.0},
         # time bounds a slow machine; elsewhere the number of programs ends it, which makes it reproducible
-        "minutes": {"programs": 352, "minutes": 2.5},
+        "minutes": {"programs": 352, "minutes": 2.0},
         "hour": {
             "programs": 4_800,
             "minutes": 55.0,

@@ -85,15 +85,14 @@ def run_search(options: SearchOptions) -> bool:
                 finished = False
                 # what is left to do takes a moment; a second Ctrl-C must not leave it half done
                 previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        workers.close()
         view.summary(search, interrupted=not finished)
         if search.best:
             every = 0 if watch is None else watch.every
-            ending = Ending(not finished, options.funnel or False, every, options.tune or 0)
+            ending = Ending(not finished, options.funnel or False, every, options.tune or 0, options.ablate or False)
             trainers = executor(_workers(options, config["lag"])) if finished else None
             with runs_progress() as progress:
                 train = Trainer(ledger.store, trainers, progress, most=SHARED)
-                conclude(options.run_dir, options.json, config, search, ending, executor_for, train)
+                conclude(options.run_dir, options.json, config, search, ending, workers, executor_for, train)
         elif finished and not search.statistics.trained:
             raise UserError("the time was over before the first batch; go on with --resume and more --minutes")
         elif finished:

@@ -200,7 +200,7 @@ def test_presets_are_bounded_in_number_and_time_and_make_sense(name: str) -> Non
     preset = PRESETS[name]
     settings = {**DEFAULTS, **preset}
     assert preset["programs"] % settings["batch"] == 0 and math.isfinite(preset["minutes"])
-    assert set(preset) - {"programs", "minutes", "funnel", "tune"} <= set(DEFAULTS)
+    assert set(preset) - {"programs", "minutes", "funnel", "tune", "ablate"} <= set(DEFAULTS)
     program = print_program(BASELINES["adamw"].program)
     assert evolution({**settings, "programs": [program], **NAMES}).population == settings["population"]
 
@@ -313,3 +313,12 @@ def test_precision_is_part_of_a_search(tmp_path: Path) -> None:
         run_search(options(tmp_path / "rounded", precision="float32", resume=True, programs=16))
     with pytest.raises(UserError, match="bf16, float32, tf32"):
         run_search(options(tmp_path / "none", precision="fp8", **short))
+
+
+def test_the_best_program_is_ablated_where_asked(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run_search(options(folder, ablate=True, programs=16, steps=10, tasks="proxy-teacher", workers=0))
+    best, *others = json.loads((folder / "hall_of_fame.json").read_text())
+    assert {"statement", "instead", "difference", "interval", "harmless", "failed"} == set(best["ablation"][0])
+    assert not any("ablation" in row for row in others)
+    assert "what each statement is worth" in (folder / "report.html").read_text()
