@@ -20,7 +20,14 @@ from optforge.experiments.tasks.proxies import PROXIES
 from optforge.search.fitness.evaluator import Status
 from optforge.search.fitness.sweep import Sweep
 from optforge.search.training.loop import as_dtype, evaluate, train_alone
-from optforge.search.training.task import TensorSplit, batch_indices, initial_model
+from optforge.search.training.task import (
+    TRAIN_MEASURED,
+    Splits,
+    TensorSplit,
+    batch_indices,
+    initial_model,
+    measured_part,
+)
 
 OFFLINE = [name for name in TASKS if name not in FILE_TASKS]
 ON_FILES = {"mnist": "mnist", "mnist-vit": "mnist", "shakespeare": "tinyshakespeare", "tinystories": "tinystories"}
@@ -199,9 +206,8 @@ def test_evaluation_is_the_mean_over_all_examples(task):
     assert accuracy == (None if right is None else pytest.approx(right, rel=1e-6))
 
 
-def test_evaluation_of_long_splits_is_bounded():
-    task = TASKS["digits"]
-    asked = []
+def test_a_long_training_split_is_measured_in_part():
+    small, asked = TASKS["digits"].data(), []
 
     class Counting:
         def __len__(self):
@@ -209,10 +215,13 @@ def test_evaluation_of_long_splits_is_bounded():
 
         def batch(self, indices):
             asked.extend(indices.tolist())
-            return task.data().valid.batch(indices % 300)
+            return small.valid.batch(indices % 300)
 
-    evaluate(initial_model(task, 0), task, Counting(), limit=100)
-    assert len(asked) == 100 and asked[0] == 0 and asked[-1] == 10**9 - 1
+    task = dataclasses.replace(TASKS["digits"], data=lambda: Splits(Counting(), small.valid, small.test))
+    part = measured_part(task, "train")
+    assert len(part) == len(asked) == TRAIN_MEASURED and asked[0] == 0 and asked[-1] == 10**9 - 1
+    assert asked == sorted(set(asked))
+    assert measured_part(task, "valid") is small.valid
 
 
 def test_initial_models_and_batches_depend_on_the_seed_alone(task):
