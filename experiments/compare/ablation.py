@@ -102,7 +102,7 @@ def ablate(
         raise ValueError(f"the program does not train: {reference.reason}")
     if len(reference.by_seed) < 2:
         raise ValueError("ablation compares over seeds; evaluate with at least two")
-    effects = _effects(current, variants, [_difference(f, reference, level, tolerance) for f in fitnesses], fitnesses)
+    effects = _effects(current, variants, [_difference(f, reference, level, tolerance) for f in fitnesses])
     removed: dict[int, Arg] = {}
     interval = None
     left = sorted((e for e in effects if e.harmless), key=lambda e: e.difference)
@@ -123,26 +123,24 @@ class _Tested(NamedTuple):
     difference: float
     interval: Interval | None
     harmless: bool
+    failed: str = ""
 
 
 def _difference(fitness: Fitness, reference: Fitness, level: float, tolerance: float) -> _Tested:
     """Of a variant to the original, paired over seeds."""
     if fitness.status is not Status.OK:
-        return _Tested(math.inf, None, False)
+        return _Tested(math.inf, None, False, fitness.reason if fitness.status is Status.FAILED else "")
     paired = np.subtract(fitness.by_seed, reference.by_seed)
     interval, difference = mean_interval(paired, level), float(paired.mean())
     return _Tested(difference, interval, interval.low <= 0 and difference <= tolerance * reference.score)
 
 
-def _effects(
-    program: Program, variants: Sequence[tuple[int, Arg]], tests: Sequence[_Tested], fitnesses: Sequence[Fitness]
-) -> list[Effect]:
+def _effects(program: Program, variants: Sequence[tuple[int, Arg]], tests: Sequence[_Tested]) -> list[Effect]:
     """What the best deletion of each statement does."""
     best: dict[int, Effect] = {}
-    for (index, choice), tested, fitness in zip(variants, tests, fitnesses, strict=True):
-        failed = fitness.reason if fitness.status is Status.FAILED else ""
+    for (index, choice), tested in zip(variants, tests, strict=True):
         text = f"x{index} = {program.body[index]}"
-        effect = Effect(text, show_arg(choice), *tested, failed, index, choice)
+        effect = Effect(text, show_arg(choice), *tested, index, choice)
         if index not in best or effect.difference < best[index].difference:
             best[index] = effect
     return [best[i] for i in sorted(best)]

@@ -42,7 +42,7 @@ def build(source: str) -> ctypes.CDLL | None:
         return None
     kept = _kept(f"{command}\0{_about(command)}\0{_FLAGS}\0{source}")
     if kept is not None and kept.is_file():
-        with suppress(OSError):  # damaged, or of another system: built anew
+        with suppress(OSError):  # damaged, or of another system: rebuild
             return ctypes.CDLL(str(kept))
     with TemporaryDirectory(prefix="optforge-") as folder:
         text, library = Path(folder, "step.cpp"), Path(folder, "step.so")

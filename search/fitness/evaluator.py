@@ -26,7 +26,7 @@ class Part(NamedTuple):
         task: its name.
         score: log of the loss over the reference's, see `search.fitness.suite`.
         lr: the best learning rate, or NaN.
-        by_rate: validation loss at each rate of the grid, infinite where training diverged.
+        by_rate: validation loss at each rate of the grid, infinite where training diverged or the rate was left out.
     """
 
     task: str
@@ -50,9 +50,8 @@ class Fitness:
         status: how the evaluation ended.
         reason: a sentence on why, for anything but OK.
         lr: the best learning rate, or NaN.
-        by_rate: mean validation loss for each learning rate of the ladder, infinite where it diverged or was broken
-            off.
-        edge: whether the best rate is the first or last of the ladder, so that a wider one might do better.
+        by_rate: mean validation loss for each learning rate of the grid, infinite where it diverged or was left out.
+        edge: whether the best rate is the first or last of the grid, so that a wider one might do better.
         by_seed: validation loss at the best rate for each seed, for paired comparisons; not kept in ledgers.
         parts: the same on each of several tasks.
     """
@@ -80,7 +79,7 @@ class Evaluator(Protocol):
 
 
 class Bounded(NamedTuple):
-    """A program to evaluate, which may be given up once its score is certain to end above `bound`."""
+    """A program to evaluate, which may be given up once its score is unlikely to end below `bound`."""
 
     program: Program
     bound: float

@@ -109,7 +109,7 @@ class Suite:
         entrants = [*programs, (self.reference, range(len(sweep.rates)))]
         sizes = step_sizes(sweep.task, [program for program, _ in entrants], sweep.seeds[0])
         asked = [
-            [sweep.trials(program, 1 / size)[k] for k in rates]
+            sweep.trials(program, 1 / size)[rates.start : rates.stop]
             for (program, rates), size in zip(entrants, sizes, strict=True)
         ]
         outcomes = train([t for own in asked for t in own], engine=sweep.engine, most=MOST)
@@ -139,7 +139,7 @@ class _Entrant:
     moved: list[int] = field(default_factory=list)  # best rates, counted from where the reference's usually is
 
     def rates(self, usual: int, count: int) -> range:
-        """At which of so many rates it is trained next."""
+        """The positions on a grid of `count` rates at which it is trained next."""
         if self.bound == math.inf or len(self.parts) < WHOLE or not self.moved:
             return range(count)
         first = min(max(usual + round(fmean(self.moved)) - 1, 0), max(count - 3, 0))

@@ -32,12 +32,11 @@ class Measured:
     """What became of the members of one population.
 
     Attributes:
-        losses: for each split the final loss, ``[members, seeds]``; not finite where training diverged or was broken
-            off.
+        losses: for each split the final loss, ``[members, seeds]``; not finite where training diverged.
         accuracy: likewise the share of right answers, empty for tasks without classes.
         start: validation loss before training, ``[seeds]``.
         diverged_at: first step whose training loss was not finite, ``[members, seeds]``; -1 where there was none.
-        curve: training loss at evenly spaced steps, ``[points, members, seeds]``; NaN after training was broken off.
+        curve: training loss at evenly spaced steps, ``[points, members, seeds]``; not finite after it diverged.
         valid_curve: validation loss after the same steps, likewise; empty unless it was asked for.
         seconds: wall-clock time of the whole.
     """
